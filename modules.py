@@ -1,0 +1,1041 @@
+"""The two models: a VQ-VAE and a PixelCNN prior over its grid of codes.
+
+Read from top to bottom:
+
+1. reconstruction losses (L1, L2, L1 + SSIM);
+2. the VQ-VAE: `VectorQuantizer`, encoder, decoder, `VQVAE`      (van den Oord et al. 2017);
+3. the prior: `MaskedConv2D`, `GatedBlock`, `PixelCNN`           (van den Oord et al. 2016);
+4. `PixelCNNSampler`, which draws a whole grid of codes and computes each position once.
+
+Everything is written in `keras.ops`, so the models run under every Keras backend. Images are float32 in [0, 1],
+shape (batch, height, width, 1); grids of codes are int32, shape (batch, height / factor, width / factor).
+
+References
+    van den Oord, Vinyals, Kavukcuoglu: Neural Discrete Representation Learning, NeurIPS 2017, arXiv:1711.00937.
+    van den Oord et al.: Conditional Image Generation with PixelCNN Decoders, NeurIPS 2016, arXiv:1606.05328.
+    Chen et al.: PixelSNAIL: An Improved Autoregressive Generative Model, ICML 2018, arXiv:1712.09763.
+    Wang et al.: Image Quality Assessment: From Error Visibility to Structural Similarity, IEEE TIP 13(4), 2004.
+"""
+
+import hashlib
+import math
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+PACKAGE = "brain_vqvae"
+
+# ----------------------------------------------------------------------------------------------------------------
+# 1. Reconstruction losses
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def _gaussian_band(size, sigma=1.5, radius=5):
+    """(size - 2 radius, size) matrix whose product with an image column is its Gaussian filter, valid part only."""
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    taps /= taps.sum()
+    band = np.zeros((size - 2 * radius, size), "float32")
+    for row in range(len(band)):
+        band[row, row : row + len(taps)] = taps
+    return band
+
+
+def ssim(a, b):
+    """Structural similarity of each pair of images, differentiable.
+
+    Gaussian window of sigma 1.5 and 11 x 11 taps, data range 1, K1 = 0.01, K2 = 0.03 (Wang et al. 2004, eq. 13),
+    population covariance, averaged over the windows that lie inside the image. The filter is separable, so it is
+    applied as two matrix products, which is faster on every device than a convolution of one channel.
+
+    Args:
+        a, b: float images in [0, 1], shape (batch, height, width, 1), each side at least 11 pixels.
+
+    Returns:
+        Tensor of shape (batch,), in [-1, 1].
+    """
+    a, b = (ops.cast(ops.squeeze(x, -1), "float32") for x in (a, b))
+    height, width = a.shape[1:]
+    left = ops.convert_to_tensor(_gaussian_band(height))
+    right = ops.convert_to_tensor(_gaussian_band(width).T)
+    moments = ops.stack([a, b, a * a, b * b, a * b])  # (5, B, H, W)
+    mean_a, mean_b, aa, bb, ab = ops.unstack(ops.matmul(ops.matmul(left, moments), right), 5)
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    structure = (2 * (ab - mean_a * mean_b) + c2) / (aa - mean_a**2 + bb - mean_b**2 + c2)
+    return ops.mean(luminance * structure, axis=(1, 2))
+
+
+def reconstruction_loss(images, reconstructions, kind, ssim_weight):
+    """Scalar loss between images in [0, 1]: "l1", "l2", or "l1_ssim" = L1 + ssim_weight * (1 - SSIM)."""
+    difference = ops.cast(images, "float32") - ops.cast(reconstructions, "float32")
+    if kind == "l2":
+        return ops.mean(ops.square(difference))
+    loss = ops.mean(ops.abs(difference))
+    if kind == "l1_ssim":
+        loss = loss + ssim_weight * (1.0 - ops.mean(ssim(images, reconstructions)))
+    return loss
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# 2. VQ-VAE
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class VectorQuantizer(layers.Layer):
+    """Replaces each vector by the nearest entry of a learned codebook.
+
+    The forward pass is `z_q(x) = e_k, k = argmin_j |z_e(x) - e_j|` (van den Oord et al. 2017, eq. 1 and 2); the
+    backward pass copies the gradient of `z_q` to `z_e` (straight-through). The codebook learns in one of two ways:
+
+    - `update="ema"`: each entry follows the mean of the vectors assigned to it (ibid., appendix A.1). Counts start
+      at one and sums at the codebook itself, so entries not chosen stay where they are.
+    - `update="gradient"`: by the codebook term of the objective (ibid., eq. 3), which the model adds.
+
+    An entry used less than `restart_threshold` times its even share (a moving average) is dead: it moves to a
+    vector of the present batch. Arithmetic is float32 under every precision policy, and no variable changes outside
+    training.
+
+    Args:
+        num_embeddings: Number of codebook entries, K.
+        embedding_dim: Length of each entry, D.
+        update: "ema" or "gradient".
+        decay: Decay of the moving averages, in [0, 1).
+        epsilon: Laplace smoothing of the counts, so that no sum is divided by zero.
+        restart_threshold: Share of the even use below which an entry is moved; 0 never moves one.
+        seed: Seed of the restarts.
+
+    Call arguments:
+        z_e: Encoder output, shape (batch, height, width, D).
+        training: Whether to update the moving averages and restart dead entries.
+
+    Returns:
+        Three tensors: the straight-through output, shape of `z_e`; `z_q`, the chosen codebook entries, shape of
+        `z_e`; `code_indices`, int32, shape (batch, height, width).
+
+    Raises:
+        ValueError: For an argument out of range, or a last axis that is not D.
+    """
+
+    def __init__(
+        self,
+        num_embeddings,
+        embedding_dim,
+        update="ema",
+        decay=0.99,
+        epsilon=1e-5,
+        restart_threshold=0.02,
+        seed=0,
+        **kwargs,
+    ):
+        kwargs.pop("dtype", None)
+        super().__init__(dtype="float32", autocast=False, **kwargs)
+        if num_embeddings < 2 or embedding_dim < 1:
+            raise ValueError(f"a codebook needs 2 entries of 1 number or more, not {num_embeddings} of {embedding_dim}")
+        if update not in ("ema", "gradient"):
+            raise ValueError(f'update must be "ema" or "gradient", not {update!r}')
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), not {decay}")
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.update = update
+        self.decay = decay
+        self.epsilon = epsilon
+        self.restart_threshold = restart_threshold
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def build(self, input_shape):
+        if input_shape[-1] != self.embedding_dim:
+            raise ValueError(f"z_e has {input_shape[-1]} channels, the codebook's entries have {self.embedding_dim}")
+        shape = (self.num_embeddings, self.embedding_dim)
+        limit = 1.0 / self.num_embeddings
+        self.codebook = self.add_weight(
+            shape=shape,
+            initializer=keras.initializers.RandomUniform(-limit, limit, seed=self.seed),
+            trainable=self.update == "gradient",
+            name="codebook",
+        )
+        self.ema_counts = self.add_weight(
+            shape=shape[:1], initializer="ones", trainable=False, name="ema_counts", dtype="float32"
+        )
+        if self.update == "ema":
+            self.ema_sums = self.add_weight(shape=shape, trainable=False, name="ema_sums")
+            self.ema_sums.assign(self.codebook)
+
+    def initialise(self, z_e):
+        """Sets the codebook to randomly chosen encoder outputs, so that it starts at their scale.
+
+        Args:
+            z_e: NumPy array of encoder outputs whose last axis is D, holding K vectors or more.
+        """
+        vectors = np.reshape(z_e, (-1, self.embedding_dim))
+        if len(vectors) < self.num_embeddings:
+            raise ValueError(f"{len(vectors)} vectors cannot initialise a codebook of {self.num_embeddings} entries")
+        rows = np.random.default_rng(self.seed).choice(len(vectors), self.num_embeddings, replace=False)
+        self.codebook.assign(vectors[rows])
+        self.ema_counts.assign(np.ones(self.num_embeddings, "float32"))
+        if self.update == "ema":
+            self.ema_sums.assign(self.codebook)
+
+    def nearest(self, z_e):
+        """Indices of the nearest entries, int32, shape of `z_e` without its last axis."""
+        # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 is the same for every entry.
+        distances = ops.sum(ops.square(self.codebook), axis=1) - 2.0 * ops.matmul(z_e, ops.transpose(self.codebook))
+        return ops.cast(ops.argmin(distances, axis=-1), "int32")
+
+    def call(self, z_e, training=False):
+        z_e = ops.cast(z_e, "float32")
+        code_indices = self.nearest(z_e)
+        z_q = ops.take(self.codebook, code_indices, axis=0)
+        if training:
+            self._learn(ops.stop_gradient(ops.reshape(z_e, (-1, self.embedding_dim))), ops.reshape(code_indices, (-1,)))
+        return z_e + ops.stop_gradient(z_q - z_e), z_q, code_indices
+
+    def _learn(self, vectors, chosen):
+        """One step of the moving averages (appendix A.1, eq. 6 to 8) and of the restarts; vectors (N, D)."""
+        assignment = ops.one_hot(chosen, self.num_embeddings, dtype="float32")  # (N, K)
+        counts = self.decay * self.ema_counts + (1 - self.decay) * ops.sum(assignment, axis=0)
+        total = ops.sum(counts)
+        even_share = total / self.num_embeddings
+        dead = counts < self.restart_threshold * even_share
+        picks = keras.random.uniform((self.num_embeddings,), seed=self.seed_generator)
+        number = ops.cast(ops.shape(vectors)[0], "float32")
+        replacements = ops.take(vectors, ops.cast(ops.floor(picks * number), "int32"), axis=0)
+        if self.update == "ema":
+            sums = self.decay * self.ema_sums + (1 - self.decay) * ops.matmul(ops.transpose(assignment), vectors)
+            smoothed = (counts + self.epsilon) / (total + self.num_embeddings * self.epsilon) * total
+            codebook = ops.where(dead[:, None], replacements, sums / smoothed[:, None])
+            self.ema_sums.assign(ops.where(dead[:, None], replacements * even_share, sums))
+            self.codebook.assign(codebook)
+        else:
+            self.codebook.assign(ops.where(dead[:, None], replacements, self.codebook))
+        self.ema_counts.assign(ops.where(dead, even_share, counts))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_embeddings": self.num_embeddings,
+            "embedding_dim": self.embedding_dim,
+            "update": self.update,
+            "decay": self.decay,
+            "epsilon": self.epsilon,
+            "restart_threshold": self.restart_threshold,
+            "seed": self.seed,
+        }
+
+
+def _residual_block(x, name):
+    """x + conv1x1(relu(conv3x3(relu(x)))), with half the channels inside (van den Oord et al. 2017, section 4.1)."""
+    filters = x.shape[-1]
+    y = layers.ReLU(name=f"{name}_relu1")(x)
+    y = layers.Conv2D(filters // 2, 3, padding="same", name=f"{name}_conv3x3")(y)
+    y = layers.ReLU(name=f"{name}_relu2")(y)
+    y = layers.Conv2D(filters, 1, name=f"{name}_conv1x1")(y)
+    return layers.Add(name=f"{name}_add")([x, y])
+
+
+def build_encoder(image_size, downsampling, base_filters, num_residual_blocks, embedding_dim):
+    """Functional model: images (B, S, S, 1) -> z_e (B, S / downsampling, S / downsampling, D), float32."""
+    x = inputs = keras.Input((image_size, image_size, 1), name="image")
+    for stage in range(int(math.log2(downsampling))):
+        x = layers.Conv2D(base_filters * 2**stage, 4, 2, padding="same", name=f"down{stage}")(x)
+        x = layers.ReLU(name=f"down{stage}_relu")(x)
+    for block in range(num_residual_blocks):
+        x = _residual_block(x, f"residual{block}")
+    z_e = layers.Conv2D(embedding_dim, 1, dtype="float32", name="z_e")(x)
+    return keras.Model(inputs, z_e, name="encoder")
+
+
+def build_decoder(image_size, downsampling, base_filters, num_residual_blocks, embedding_dim):
+    """Functional model: z_q (B, S / downsampling, S / downsampling, D) -> images in [0, 1], (B, S, S, 1), float32.
+
+    The last activation is a ReLU cut at 1: the background of a slice is exactly 0, and a network that ends in a
+    sigmoid or in nothing can only come near it, at a price in SSIM that the brain does not deserve.
+    """
+    grid = image_size // downsampling
+    stages = int(math.log2(downsampling))
+    x = inputs = keras.Input((grid, grid, embedding_dim), name="z_q")
+    x = layers.Conv2D(base_filters * 2 ** (stages - 1), 3, padding="same", name="project")(x)
+    for block in range(num_residual_blocks):
+        x = _residual_block(x, f"residual{block}")
+    for stage in reversed(range(1, stages)):
+        x = layers.ReLU(name=f"up{stage}_relu")(x)
+        x = layers.Conv2DTranspose(base_filters * 2 ** (stage - 1), 4, 2, padding="same", name=f"up{stage}")(x)
+    x = layers.ReLU(name="up0_relu")(x)
+    x = layers.Conv2DTranspose(1, 4, 2, padding="same", name="up0")(x)
+    images = layers.ReLU(max_value=1.0, dtype="float32", name="image")(x)
+    return keras.Model(inputs, images, name="decoder")
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class CodebookUsage(keras.metrics.Metric):
+    """Use of the codebook over an epoch, from one histogram of all its codes.
+
+    `perplexity` is exp(entropy) of the histogram, between 1 and K; `codes_in_use` is the share of entries that occur.
+    """
+
+    def __init__(self, num_embeddings, name="codebook_usage", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.num_embeddings = num_embeddings
+        self.counts = self.add_variable((num_embeddings,), initializer="zeros", name="counts")
+
+    def update_state(self, code_indices, sample_weight=None):
+        chosen = ops.one_hot(ops.reshape(code_indices, (-1,)), self.num_embeddings, dtype="float32")
+        self.counts.assign_add(ops.sum(chosen, axis=0))
+
+    def result(self):
+        shares = self.counts / ops.maximum(ops.sum(self.counts), 1.0)
+        entropy = -ops.sum(shares * ops.log(ops.maximum(shares, 1e-12)))
+        in_use = ops.mean(ops.cast(self.counts > 0, "float32"))
+        return {"perplexity": ops.exp(entropy), "codes_in_use": in_use}
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class VQVAE(keras.Model):
+    """Vector-quantised variational autoencoder (van den Oord et al. 2017).
+
+    The objective is eq. 3 of the paper, with means in place of sums:
+    `reconstruction + |sg[z_e] - e|^2 + commitment_cost * |z_e - sg[e]|^2`; the middle term is left out when the
+    codebook follows moving averages.
+
+    Args:
+        image_size: Side of the square images in pixels, a multiple of `downsampling`.
+        downsampling: Pixels per code along each axis: 2, 4, 8 or 16.
+        base_filters: Channels after the first strided convolution; each further one doubles them.
+        num_residual_blocks: Residual blocks on the code grid, in the encoder and again in the decoder. With none and
+            `downsampling=4`, encoder and decoder have three convolutions each.
+        num_embeddings, embedding_dim, codebook_update, decay, restart_threshold: See `VectorQuantizer`.
+        commitment_cost: Weight of the commitment term, beta.
+        loss: "l1", "l2" or "l1_ssim".
+        ssim_weight: Weight of (1 - SSIM) in "l1_ssim".
+        seed: Seed of the codebook's restarts.
+
+    Call arguments:
+        images: float32 in [0, 1], shape (batch, image_size, image_size, 1).
+
+    Returns:
+        A dictionary: `reconstruction` like the images; `z_e` and `z_q`, shape (batch, grid, grid, embedding_dim);
+        `code_indices`, int32, shape (batch, grid, grid).
+
+    Raises:
+        ValueError: If a size does not fit, or the loss is unknown.
+    """
+
+    def __init__(
+        self,
+        image_size,
+        downsampling=4,
+        base_filters=32,
+        num_residual_blocks=2,
+        num_embeddings=256,
+        embedding_dim=64,
+        codebook_update="ema",
+        decay=0.99,
+        restart_threshold=0.02,
+        commitment_cost=0.25,
+        loss="l1_ssim",
+        ssim_weight=0.1,
+        seed=0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if downsampling not in (2, 4, 8, 16):
+            raise ValueError(f"downsampling must be 2, 4, 8 or 16, not {downsampling}")
+        if image_size < 16 or image_size % downsampling:
+            raise ValueError(f"image_size must be 16 or more and a multiple of {downsampling}, not {image_size}")
+        if loss not in ("l1", "l2", "l1_ssim"):
+            raise ValueError(f'loss must be "l1", "l2" or "l1_ssim", not {loss!r}')
+        self._config = {
+            "image_size": image_size,
+            "downsampling": downsampling,
+            "base_filters": base_filters,
+            "num_residual_blocks": num_residual_blocks,
+            "num_embeddings": num_embeddings,
+            "embedding_dim": embedding_dim,
+            "codebook_update": codebook_update,
+            "decay": decay,
+            "restart_threshold": restart_threshold,
+            "commitment_cost": commitment_cost,
+            "loss": loss,
+            "ssim_weight": ssim_weight,
+            "seed": seed,
+        }
+        self.image_size = image_size
+        self.downsampling = downsampling
+        self.grid_size = image_size // downsampling
+        self.commitment_cost = commitment_cost
+        self.loss_kind = loss
+        self.ssim_weight = ssim_weight
+        sizes = (image_size, downsampling, base_filters, num_residual_blocks, embedding_dim)
+        self.encoder = build_encoder(*sizes)
+        self.quantizer = VectorQuantizer(
+            num_embeddings, embedding_dim, codebook_update, decay, restart_threshold=restart_threshold, seed=seed
+        )
+        self.decoder = build_decoder(*sizes)
+        self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction_loss")
+        self.commitment_tracker = keras.metrics.Mean(name="commitment_loss")
+        self.usage_tracker = CodebookUsage(num_embeddings)
+        self.build((None, image_size, image_size, 1))
+
+    def build(self, input_shape):
+        if not self.quantizer.built:
+            self.quantizer.build(self.encoder.output_shape)
+        self.built = True
+
+    def call(self, images, training=False):
+        z_e = self.encoder(images, training=training)
+        straight_through, z_q, code_indices = self.quantizer(z_e, training=training)
+        reconstruction = self.decoder(straight_through, training=training)
+        return {"reconstruction": reconstruction, "z_e": z_e, "z_q": z_q, "code_indices": code_indices}
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        reconstruction = reconstruction_loss(x, y_pred["reconstruction"], self.loss_kind, self.ssim_weight)
+        z_e, z_q = y_pred["z_e"], y_pred["z_q"]
+        commitment = ops.mean(ops.square(z_e - ops.stop_gradient(z_q)))
+        loss = reconstruction + self.commitment_cost * commitment
+        if self.quantizer.update == "gradient":
+            loss = loss + ops.mean(ops.square(ops.stop_gradient(z_e) - z_q))
+        self.reconstruction_tracker.update_state(reconstruction)
+        self.commitment_tracker.update_state(commitment)
+        return loss
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        self.usage_tracker.update_state(y_pred["code_indices"])
+        return self.get_metrics_result()
+
+    def fingerprint(self):
+        """16 hexadecimal digits that tell this trained model's codes from any other's."""
+        digest = hashlib.sha256()
+        for variable in (*self.encoder.weights, self.quantizer.codebook):
+            digest.update(np.ascontiguousarray(ops.convert_to_numpy(variable), "float32").tobytes())
+        return digest.hexdigest()[:16]
+
+    def encode(self, images):
+        """Codes of float32 images (batch, image_size, image_size, 1): NumPy int32, shape (batch, grid, grid)."""
+        return ops.convert_to_numpy(self.quantizer.nearest(self.encoder.predict_on_batch(images)))
+
+    def decode(self, code_indices, batch_size=32):
+        """Images of grids of codes.
+
+        Args:
+            code_indices: NumPy integers in [0, num_embeddings), shape (batch, grid, grid).
+
+        Returns:
+            NumPy float32 in [0, 1], shape (batch, image_size, image_size, 1).
+        """
+        codebook = ops.convert_to_numpy(self.quantizer.codebook)
+        batches = [code_indices[i : i + batch_size] for i in range(0, len(code_indices), batch_size)]
+        return np.concatenate([ops.convert_to_numpy(self.decoder.predict_on_batch(codebook[b])) for b in batches])
+
+    def get_config(self):
+        return dict(self._config)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# 3. PixelCNN prior
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class MaskedConv2D(layers.Layer):
+    """A masked convolution that stores only the part of its kernel that the mask lets through.
+
+    A PixelCNN predicts codes in raster order, so the code at (row, column) may be told only of codes above it and
+    codes left of it in its own row. Two stacks of convolutions share the work (van den Oord et al. 2016,
+    section 2.2, figure 1):
+
+        stack="vertical", kernel (3, 5):     stack="horizontal", kernel (1, 3):
+            1 1 1 1 1                            . . . . .
+            1 1 1 1 1                            . . . . .
+            1 1 X 1 1                            1 1 X . .
+
+    `mask_type="B"` includes the row (vertical) or code (horizontal) marked X, for inputs that are already shifted;
+    `mask_type="A"`, for the codes themselves, is the same kernel moved up by one row or left by one column.
+
+    Args:
+        filters: Number of output channels.
+        kernel_size: (rows, columns) of the part that is not masked; columns are odd in a vertical stack, rows are 1
+            in a horizontal one.
+        stack: "vertical" or "horizontal".
+        mask_type: "A" or "B".
+
+    Call arguments:
+        x: Features, shape (batch, height, width, channels).
+
+    Returns:
+        Features of shape (batch, height, width, filters).
+    """
+
+    def __init__(self, filters, kernel_size, stack, mask_type, **kwargs):
+        super().__init__(**kwargs)
+        rows, columns = kernel_size
+        if mask_type not in ("A", "B") or stack not in ("vertical", "horizontal"):
+            raise ValueError(f'stack is "vertical" or "horizontal", mask_type "A" or "B", not {stack!r}, {mask_type!r}')
+        if (stack == "vertical" and columns % 2 == 0) or (stack == "horizontal" and rows != 1):
+            raise ValueError(f"a {stack} kernel cannot be {rows} x {columns}: odd columns, or a single row")
+        self.filters = filters
+        self.kernel_size = (rows, columns)
+        self.stack = stack
+        self.mask_type = mask_type
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(
+            shape=(*self.kernel_size, input_shape[-1], self.filters), initializer="glorot_uniform", name="kernel"
+        )
+        self.bias = self.add_weight(shape=(self.filters,), initializer="zeros", name="bias")
+
+    def call(self, x):
+        rows, columns = self.kernel_size
+        shift = 1 if self.mask_type == "A" else 0
+        if self.stack == "vertical":
+            x = x[:, : x.shape[1] - shift]
+            pads = ((rows - 1 + shift, 0), (columns // 2, columns // 2))
+        else:
+            x = x[:, :, : x.shape[2] - shift]
+            pads = ((0, 0), (columns - 1 + shift, 0))
+        return self._convolve(ops.pad(x, ((0, 0), *pads, (0, 0))))
+
+    def row(self, window):
+        """One row of a vertical stack, from the `rows` input rows under its kernel: (B, rows, W, C) -> (B, 1, W, F)."""
+        side = self.kernel_size[1] // 2
+        return self._convolve(ops.pad(window, ((0, 0), (0, 0), (side, side), (0, 0))))
+
+    def position(self, window):
+        """One code of a horizontal stack, from the inputs under its kernel: (B, columns, C) -> (B, F)."""
+        kernel = ops.reshape(self.kernel, (-1, self.filters))
+        return ops.matmul(ops.reshape(window, (-1, kernel.shape[0])), kernel) + self.bias
+
+    def _convolve(self, x):
+        return ops.conv(x, self.kernel, padding="valid") + self.bias
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "stack": self.stack,
+            "mask_type": self.mask_type,
+        }
+
+
+def gate(x):
+    """tanh(first half of the channels) * sigmoid(second half): van den Oord et al. 2016, eq. 2."""
+    features, gates = ops.split(x, 2, axis=-1)
+    return ops.tanh(features) * ops.sigmoid(gates)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class GatedBlock(layers.Layer):
+    """One layer of the gated PixelCNN: both stacks, gates, conditioning (van den Oord et al. 2016, figure 2, eq. 4).
+
+    The vertical stack sees the rows above; its features before the gate are added, through a 1 x 1 convolution, to the
+    horizontal stack, which also sees the codes to the left. A block of mask type B adds its input to its output in
+    both stacks; type A cannot, since its input holds the very codes to be predicted.
+
+    The maths stands in three methods, `conditioning`, `vertical` and `horizontal`, which `call` applies to whole grids
+    and the sampler to single rows and codes.
+
+    Args:
+        filters: Channels of both stacks.
+        vertical_kernel: (rows, columns) of the vertical stack's masked kernel.
+        horizontal_kernel: Columns of the horizontal stack's masked kernel.
+        mask_type: "A" for the first block, "B" for all others.
+        dropout: Share of gated features dropped in training.
+
+    Call arguments:
+        v, h: Inputs of the vertical and the horizontal stack, shape (batch, height, width, channels).
+        condition: Shape (batch, features).
+
+    Returns:
+        The outputs of both stacks, each of shape (batch, height, width, filters).
+    """
+
+    def __init__(self, filters, vertical_kernel, horizontal_kernel, mask_type, dropout=0.0, seed=0, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.vertical_kernel = tuple(vertical_kernel)
+        self.horizontal_kernel = horizontal_kernel
+        self.mask_type = mask_type
+        self.dropout = dropout
+        self.seed = seed
+        self.vertical_conv = MaskedConv2D(
+            2 * filters, self.vertical_kernel, "vertical", mask_type, dtype=self.dtype_policy
+        )
+        self.horizontal_conv = MaskedConv2D(
+            2 * filters, (1, horizontal_kernel), "horizontal", mask_type, dtype=self.dtype_policy
+        )
+        self.vertical_to_horizontal = layers.Dense(2 * filters, dtype=self.dtype_policy)
+        self.vertical_out = layers.Dense(filters, dtype=self.dtype_policy)
+        self.horizontal_out = layers.Dense(filters, dtype=self.dtype_policy)
+        self.condition = layers.Dense(4 * filters, use_bias=False, dtype=self.dtype_policy)
+        self.vertical_dropout = layers.Dropout(dropout, seed=seed, dtype=self.dtype_policy)
+        self.horizontal_dropout = layers.Dropout(dropout, seed=seed + 1, dtype=self.dtype_policy)
+
+    def build(self, v_shape, h_shape, condition_shape):
+        self.vertical_conv.build(v_shape)
+        self.horizontal_conv.build(h_shape)
+        self.vertical_to_horizontal.build((*v_shape[:-1], 2 * self.filters))
+        self.vertical_out.build((*v_shape[:-1], self.filters))
+        self.horizontal_out.build((*h_shape[:-1], self.filters))
+        self.condition.build(condition_shape)
+
+    def conditioning(self, condition):
+        """What is added before the two gates: (B, features) -> two of (B, 2 filters)."""
+        return ops.split(self.condition(condition), 2, axis=-1)
+
+    def vertical(self, convolved, v, bias, training=False):
+        """The vertical stack after its convolution; returns its output and its message to the horizontal stack."""
+        out = self.vertical_out(self.vertical_dropout(gate(convolved + bias), training=training))
+        return out if self.mask_type == "A" else out + v, self.vertical_to_horizontal(convolved)
+
+    def horizontal(self, convolved, h, message, bias, training=False):
+        """The horizontal stack after its convolution."""
+        out = self.horizontal_out(self.horizontal_dropout(gate(convolved + message + bias), training=training))
+        return out if self.mask_type == "A" else out + h
+
+    def call(self, v, h, condition, training=False):
+        v_bias, h_bias = (bias[:, None, None] for bias in self.conditioning(condition))
+        v, message = self.vertical(self.vertical_conv(v), v, v_bias, training)
+        return v, self.horizontal(self.horizontal_conv(h), h, message, h_bias, training)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "vertical_kernel": self.vertical_kernel,
+            "horizontal_kernel": self.horizontal_kernel,
+            "mask_type": self.mask_type,
+            "dropout": self.dropout,
+            "seed": self.seed,
+        }
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class RowAttention(layers.Layer):
+    """Self-attention of the vertical stack over all rows above: what convolutions cannot carry across a whole head.
+
+    Causal attention as in PixelSNAIL (Chen et al. 2018, section 2.2), with a mask by rows instead of by codes: the
+    vertical features of row r know only codes of rows above r, so they may look at the vertical features of every row
+    up to r. A sampler then computes it once a row instead of once a code.
+
+    Args:
+        num_heads: Number of heads.
+        head_dim: Length of each head's queries, keys and values.
+
+    Call arguments:
+        v: Vertical features, shape (batch, height, width, channels).
+
+    Returns:
+        v plus what it attended to, same shape.
+    """
+
+    def __init__(self, num_heads=2, head_dim=32, **kwargs):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.norm = layers.LayerNormalization(dtype=self.dtype_policy)
+        self.project = layers.Dense(3 * num_heads * head_dim, use_bias=False, dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        self.norm.build(input_shape)
+        self.project.build(input_shape)
+        self.out = layers.Dense(input_shape[-1], dtype=self.dtype_policy)
+        self.out.build((*input_shape[:-1], self.num_heads * self.head_dim))
+
+    def heads(self, v):
+        """Queries, keys and values: (B, rows, W, C) -> three of (B, heads, rows * W, head_dim)."""
+        x = self.project(self.norm(v))
+        x = ops.reshape(x, (-1, v.shape[1] * v.shape[2], 3, self.num_heads, self.head_dim))
+        return ops.unstack(ops.transpose(x, (2, 0, 3, 1, 4)), 3)
+
+    def attend(self, v, query, key, value, visible):
+        """v (B, rows, W, C) plus the values that its queries find among the visible keys (queries, keys; bool)."""
+        scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) / math.sqrt(self.head_dim)
+        scores = ops.where(visible, scores, ops.cast(-1e4, scores.dtype))
+        found = ops.matmul(ops.softmax(scores), value)  # (B, heads, rows * W, head_dim)
+        found = ops.reshape(ops.transpose(found, (0, 2, 1, 3)), (-1, *v.shape[1:3], self.num_heads * self.head_dim))
+        return v + self.out(found)
+
+    def call(self, v):
+        row = np.repeat(np.arange(v.shape[1]), v.shape[2])
+        return self.attend(v, *self.heads(v), ops.convert_to_tensor(row[:, None] >= row[None, :]))
+
+    def get_config(self):
+        return {**super().get_config(), "num_heads": self.num_heads, "head_dim": self.head_dim}
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class PixelCNN(keras.Model):
+    """Gated PixelCNN: p(codes | label, slice position) as a product over codes in raster order.
+
+    `p(x) = prod_i p(x_i | x_1, ..., x_{i-1}, label, position)` (van den Oord et al. 2016, eq. 1 and 3).
+
+    Args:
+        num_embeddings: Number of codes, K.
+        grid_size: Codes along each side of the square grid.
+        num_labels: Number of known labels; a label is 1 ... num_labels, and 0 says that it is not known.
+        filters: Channels of both stacks.
+        num_blocks: Gated blocks, the first of mask type A.
+        vertical_kernel: (rows, columns) of the vertical stack's masked kernels.
+        horizontal_kernel: Columns of the horizontal stack's masked kernels; None takes the smallest that reaches
+            across a whole row.
+        attention_every: A row attention after each so many blocks; 0 for none.
+        dropout: Share of gated features dropped in training.
+        vqvae_fingerprint: `VQVAE.fingerprint` of the model whose codes these are; kept with the weights, so that a
+            prior is not used with codes of another codebook.
+        seed: Seed of the dropout.
+
+    Call arguments:
+        inputs: A dictionary: `codes`, int32, shape (batch, grid, grid); `label`, int32, shape (batch,);
+            `slice_position`, float32 in [0, 1] from the lowest slice to the highest, shape (batch,).
+
+    Returns:
+        Logits, float32, shape (batch, grid, grid, K); those at (r, c) depend only on codes before (r, c).
+
+    Raises:
+        ValueError: If the receptive field does not cover the grid.
+    """
+
+    def __init__(
+        self,
+        num_embeddings,
+        grid_size,
+        num_labels=0,
+        filters=96,
+        num_blocks=8,
+        vertical_kernel=(3, 5),
+        horizontal_kernel=None,
+        attention_every=4,
+        dropout=0.2,
+        vqvae_fingerprint="",
+        seed=0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if num_blocks < 2:
+            raise ValueError(f"num_blocks must be 2 or more, not {num_blocks}")
+        if horizontal_kernel is None:  # the first block reaches k codes to the left, each other one k - 1
+            horizontal_kernel = max(2, math.ceil((grid_size - 2 + num_blocks) / num_blocks))
+        self._config = {
+            "num_embeddings": num_embeddings,
+            "grid_size": grid_size,
+            "num_labels": num_labels,
+            "filters": filters,
+            "num_blocks": num_blocks,
+            "vertical_kernel": tuple(vertical_kernel),
+            "horizontal_kernel": horizontal_kernel,
+            "attention_every": attention_every,
+            "dropout": dropout,
+            "vqvae_fingerprint": vqvae_fingerprint,
+            "seed": seed,
+        }
+        self.vqvae_fingerprint = vqvae_fingerprint
+        self.num_embeddings = num_embeddings
+        self.grid_size = grid_size
+        self.num_labels = num_labels
+        self.vertical_kernel = tuple(vertical_kernel)
+        self.horizontal_kernel = horizontal_kernel
+        self.embedding = layers.Embedding(num_embeddings, filters, name="code_embedding")
+        self.label_embedding = layers.Embedding(num_labels + 1, filters, name="label_embedding")
+        self.position_features = layers.Dense(filters, name="position_features")
+        self.blocks = [
+            GatedBlock(
+                filters,
+                vertical_kernel,
+                horizontal_kernel,
+                "B" if block else "A",
+                dropout,
+                seed + 2 * block,
+                name=f"block{block}",
+            )
+            for block in range(num_blocks)
+        ]
+        self.attentions = {
+            str(block): RowAttention(name=f"attention{block}")
+            for block in range(1, num_blocks)
+            if attention_every and block % attention_every == 0
+        }
+        self.hidden = layers.Dense(filters, activation="relu", name="hidden")
+        self.logits = layers.Dense(num_embeddings, dtype="float32", name="logits")
+        self._assert_receptive_field()
+        self.bits_tracker = keras.metrics.Mean(name="bits_per_code")
+        self.build(None)
+
+    def build(self, input_shape):
+        if self.built:
+            return
+        filters, grid = self._config["filters"], (None, self.grid_size, self.grid_size)
+        self.row_embedding = self.add_weight(
+            shape=(self.grid_size, 1, filters), initializer=keras.initializers.RandomNormal(0, 0.02), name="rows"
+        )
+        self.column_embedding = self.add_weight(
+            shape=(1, self.grid_size, filters), initializer=keras.initializers.RandomNormal(0, 0.02), name="columns"
+        )
+        self.embedding.build(grid)
+        self.label_embedding.build((None,))
+        self.position_features.build((None, 16))
+        for block in self.blocks:
+            block.build((*grid, filters), (*grid, filters), (None, filters))
+        for attention in self.attentions.values():
+            attention.build((*grid, filters))
+        self.hidden.build((*grid, filters))
+        self.logits.build((*grid, filters))
+        self.built = True
+
+    def condition(self, label, slice_position):
+        """Label (B,) and slice position (B,) as one vector (B, filters); the position enters as 16 cosines."""
+        waves = ops.cos(math.pi * slice_position[:, None] * ops.arange(16, dtype="float32"))
+        return ops.silu(self.label_embedding(label) + self.position_features(waves))
+
+    def grid_positions(self):
+        """Learned embedding of the place in the grid, (grid, grid, filters)."""
+        return ops.cast(self.row_embedding + self.column_embedding, self.compute_dtype)
+
+    def head(self, v, h):
+        """Logits, float32, from the features of both stacks."""
+        return self.logits(self.hidden(ops.relu(v + h)))
+
+    def call(self, inputs, training=False):
+        condition = self.condition(inputs["label"], inputs["slice_position"])
+        place = self.grid_positions()
+        v = h = self.embedding(inputs["codes"])  # (B, H, W, filters)
+        for index, block in enumerate(self.blocks):
+            v, h = block(v, h, condition, training=training)
+            if index == 0:
+                v, h = v + place, h + place
+            if str(index) in self.attentions:
+                v = self.attentions[str(index)](v)
+        return self.head(v, h)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        nats = ops.mean(ops.sparse_categorical_crossentropy(x["codes"], y_pred, from_logits=True))
+        self.bits_tracker.update_state(nats / math.log(2.0))
+        return nats
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        return self.get_metrics_result()
+
+    def receptive_field(self):
+        """Which earlier codes a logit can depend on, from the kernels and the attention alone.
+
+        Returns:
+            bool array of shape (grid, 2 grid - 1): element [r, grid - 1 + c] stands for the code r rows above and c
+            columns to the right. Row 0 is true left of its middle only, which is causality.
+        """
+        size = self.grid_size
+        rows, columns = self.vertical_kernel
+
+        def spread(field, downs, sides):
+            """Union of the field moved by each (down, side)."""
+            padded = np.pad(field, ((size, 0), (size, size)))
+            moved = [
+                padded[size - d : 2 * size - d, size - s : size - s + field.shape[1]] for d in downs for s in sides
+            ]
+            return np.logical_or.reduce(moved)
+
+        here = np.zeros((size, 2 * size - 1), bool)
+        here[0, size - 1] = True
+        around, left = range(-(columns // 2), columns // 2 + 1), range(-self.horizontal_kernel + 1, 1)
+        vertical = spread(here, range(1, rows + 1), around)
+        horizontal = spread(here, [0], [step - 1 for step in left]) | vertical
+        for index in range(1, len(self.blocks)):
+            vertical = spread(vertical, range(rows), around)
+            horizontal = spread(horizontal, [0], left) | vertical
+            if str(index) in self.attentions:  # every place of every row up to this one, and what it sees
+                vertical = spread(vertical, range(size), range(-size + 1, size))
+        return horizontal
+
+    def _assert_receptive_field(self):
+        field, middle = self.receptive_field(), self.grid_size - 1
+        if not (field[1:].all() and field[0, :middle].all()):
+            raise ValueError(
+                f"the receptive field misses {int((~field[1:]).sum() + (~field[0, :middle]).sum())} of the places "
+                f"before a code of a {self.grid_size} x {self.grid_size} grid: take more blocks, a larger kernel or "
+                "attention"
+            )
+
+    def get_config(self):
+        return dict(self._config)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# 4. Sampling
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def draw_codes(logits, uniform, temperature, top_k=0, top_p=1.0):
+    """Draws one code from each row of logits by inverting its cumulative distribution.
+
+    Args:
+        logits: Shape (batch, K).
+        uniform: One number in [0, 1) for each row, shape (batch,): all the randomness there is.
+        temperature: Positive; divides the logits.
+        top_k: Keep the k most probable codes; 0 keeps all.
+        top_p: Keep the fewest codes whose probability reaches p.
+
+    Returns:
+        int32, shape (batch,).
+    """
+    logits = logits / temperature
+    num_codes = logits.shape[-1]
+    if 0 < top_k < num_codes:
+        logits = ops.where(logits >= ops.top_k(logits, top_k)[0][:, -1:], logits, -1e9)
+    probabilities = ops.softmax(logits)
+    if top_p < 1.0:
+        ranked = -ops.sort(-probabilities, axis=-1)
+        kept = ops.cumsum(ranked, axis=-1) - ranked < top_p  # the most probable one always
+        smallest = ops.min(ops.where(kept, ranked, 2.0), axis=-1, keepdims=True)
+        probabilities = ops.where(probabilities >= smallest, probabilities, 0.0)
+    cumulative = ops.cumsum(probabilities, axis=-1)
+    codes = ops.sum(ops.cast(cumulative <= uniform[:, None] * cumulative[:, -1:], "int32"), axis=-1)
+    return ops.minimum(codes, num_codes - 1)
+
+
+class PixelCNNSampler(keras.Model):
+    """Draws whole grids of codes from a `PixelCNN`, each position computed once, in one compiled function.
+
+    The textbook loop runs the network over the whole grid for every code. Here the vertical stack runs once a row and
+    the horizontal stack once a code; each layer keeps the last inputs under its kernel, the attention its keys and
+    values, and the conditioning is computed once. The layers, their weights and their maths are the prior's own.
+
+    Args:
+        prior: A `PixelCNN`, built under the float32 policy.
+        temperature, top_k, top_p: See `draw_codes`.
+
+    Call arguments:
+        inputs: A dictionary: `uniform`, float32 in [0, 1), shape (batch, grid, grid); `known`, int32, same shape, a
+            code where it is given and -1 where it is to be drawn; `label` and `slice_position` as for the prior.
+
+    Returns:
+        Codes, int32, shape (batch, grid, grid).
+    """
+
+    def __init__(self, prior, temperature=1.0, top_k=0, top_p=1.0, **kwargs):
+        super().__init__(**kwargs)
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, not {temperature}")
+        if top_k < 0 or not 0 < top_p <= 1:
+            raise ValueError(f"top_k must be 0 or more and top_p in (0, 1], not {top_k} and {top_p}")
+        if prior.compute_dtype != "float32":
+            raise ValueError(f"samples are drawn in float32, the prior computes in {prior.compute_dtype}")
+        self.prior = prior
+        self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
+        self.built = True
+
+    def call(self, inputs):
+        prior, size = self.prior, self.prior.grid_size
+        uniform, known = inputs["uniform"], inputs["known"]
+        batch = ops.shape(uniform)[0]
+        condition = prior.condition(inputs["label"], inputs["slice_position"])
+        biases = [block.conditioning(condition) for block in prior.blocks]
+        place = prior.grid_positions()
+
+        def zeros(*shape):
+            return ops.zeros((batch, *shape), "float32")
+
+        rows, columns, filters = prior.vertical_kernel[0], prior.horizontal_kernel, place.shape[-1]
+        # Cached inputs of each layer: the rows above the present one, starting with the blank above the image.
+        row_caches = [zeros(rows if i == 0 else rows - 1, size, filters) for i in range(len(prior.blocks))]
+        heads = [(a.num_heads, size * size, a.head_dim) for a in prior.attentions.values()]
+        attention_caches = [(zeros(*shape), zeros(*shape)) for shape in heads]
+        grid_row = ops.repeat(ops.arange(size), size)
+
+        def draw_row(row, state):
+            codes, row_caches, attention_caches = state
+            row_caches, attention_caches = list(row_caches), list(attention_caches)
+            row_place = ops.take(place, row, axis=0)  # (W, filters)
+            v, messages, attention_index = None, [], 0
+            for i, block in enumerate(prior.blocks):  # the vertical stack: the whole row at once
+                window = row_caches[i] if i == 0 else ops.concatenate([row_caches[i], v], axis=1)
+                if i > 0:
+                    row_caches[i] = window[:, 1:]
+                v_bias, h_bias = biases[i]
+                v, message = block.vertical(block.vertical_conv.row(window), v, v_bias[:, None, None])
+                messages.append(message[:, 0] + h_bias[:, None])  # (B, W, 2 filters)
+                if i == 0:
+                    v = v + row_place
+                if str(i) in prior.attentions:
+                    attention = prior.attentions[str(i)]
+                    query, key, value = attention.heads(v)
+                    here = ops.equal(grid_row, row)[:, None]
+                    # Each row's keys and values, repeated down the grid and kept where the row is this one.
+                    keys, values = (
+                        ops.where(here, ops.tile(new, (1, 1, size, 1)), old)
+                        for new, old in zip((key, value), attention_caches[attention_index], strict=True)
+                    )
+                    attention_caches[attention_index] = (keys, values)
+                    attention_index += 1
+                    v = attention.attend(v, query, keys, values, (grid_row <= row)[None, :])
+            messages = ops.transpose(ops.stack(messages), (2, 0, 1, 3))  # (W, blocks, B, 2 filters)
+            above = ops.transpose(v[:, 0], (1, 0, 2))  # (W, B, filters)
+            row_uniform = ops.transpose(ops.take(uniform, row, axis=1))  # (W, B)
+            row_known = ops.transpose(ops.take(known, row, axis=1))
+
+            def draw_code(column, state):
+                row_codes, caches = state
+                caches = list(caches)
+                message = ops.take(messages, column, axis=0)  # (blocks, B, 2 filters)
+                h = None
+                for i, block in enumerate(prior.blocks):  # the horizontal stack: one code
+                    window = caches[i] if i == 0 else ops.concatenate([caches[i], h[:, None]], axis=1)
+                    if i > 0:
+                        caches[i] = window[:, 1:]
+                    h = block.horizontal(block.horizontal_conv.position(window), h, message[i], 0.0)
+                    if i == 0:
+                        h = h + ops.take(row_place, column, axis=0)
+                logits = prior.head(ops.take(above, column, axis=0), h)
+                noise = ops.take(row_uniform, column, axis=0)
+                drawn = draw_codes(logits, noise, self.temperature, self.top_k, self.top_p)
+                given = ops.take(row_known, column, axis=0)
+                code = ops.where(given >= 0, given, drawn)
+                row_codes = ops.where(ops.equal(ops.arange(size), column), code[:, None], row_codes)
+                caches[0] = ops.concatenate([caches[0][:, 1:], prior.embedding(code)[:, None]], axis=1)
+                return row_codes, tuple(caches)
+
+            caches = tuple(zeros(columns if i == 0 else columns - 1, filters) for i in range(len(prior.blocks)))
+            row_codes, _ = ops.fori_loop(0, size, draw_code, (ops.zeros((batch, size), "int32"), caches))
+            codes = ops.where(ops.equal(ops.arange(size), row)[:, None], row_codes[:, None], codes)
+            row_caches[0] = ops.concatenate([row_caches[0][:, 1:], prior.embedding(row_codes)[:, None]], axis=1)
+            return codes, tuple(row_caches), tuple(attention_caches)
+
+        start = (ops.zeros((batch, size, size), "int32"), tuple(row_caches), tuple(attention_caches))
+        return ops.fori_loop(0, size, draw_row, start)[0]
+
+    def sample(self, label, slice_position, seed, known=None, batch_size=32, first=0):
+        """Draws one grid of codes for each label and slice position.
+
+        Sample i of a seed is always the same: its noise depends on the seed and on i alone, and batches are filled up
+        to one size.
+
+        Args:
+            label: Integers, shape (n,); 0 where the label is not known.
+            slice_position: Numbers in [0, 1], shape (n,).
+            seed: Non-negative integer.
+            known: Codes that are given, int, shape (n, grid, grid), -1 where a code is to be drawn; None draws all.
+            batch_size: Samples computed at a time.
+            first: Index of the first sample, to go on with a longer run.
+
+        Yields:
+            NumPy int32 codes of at most `batch_size` samples at a time, shape (m, grid, grid).
+        """
+        size = self.prior.grid_size
+        for start in range(0, len(label), batch_size):
+            number = min(batch_size, len(label) - start)
+            fill = (0, batch_size - number)
+            noise = [
+                np.random.default_rng([seed, first + start + i]).random((size, size), "float32") for i in range(number)
+            ]
+            given = np.full((number, size, size), -1) if known is None else known[start : start + number]
+            codes = self.predict_on_batch(
+                {
+                    "uniform": np.pad(np.stack(noise), (fill, (0, 0), (0, 0))),
+                    "known": np.pad(given, (fill, (0, 0), (0, 0))).astype("int32"),
+                    "label": np.pad(np.asarray(label[start : start + number], "int32"), fill),
+                    "slice_position": np.pad(np.asarray(slice_position[start : start + number], "float32"), fill),
+                }
+            )
+            yield ops.convert_to_numpy(codes)[:number]
