@@ -14,6 +14,7 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
@@ -40,6 +41,15 @@ CACHE_VERSION = 1  # raise when decoding changes
 
 class DataError(ValueError):
     """Data that cannot be used as they are; the message is one line that says what to do."""
+
+
+class BadFile(DataError):
+    """A file that cannot be used, which `skip_bad_files` leaves out."""
+
+    def __init__(self, path, reason):
+        super().__init__(f"{path}: {reason}; mend or remove it, or give --skip-bad-files")
+        self.path = path
+        self.reason = reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,15 +281,13 @@ def _reason(error):
 
 def _open_image(path):
     if path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty; remove it or use --skip-bad-files")
+        raise BadFile(path, "the file is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
             return PIL.Image.open(path)
     except (OSError, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
-        raise DataError(
-            f"{path}: not a readable image ({_reason(error)}); remove it or use --skip-bad-files"
-        ) from error
+        raise BadFile(path, f"not a readable image ({_reason(error)})") from error
 
 
 def _read_image(path, brightest):
@@ -290,27 +298,21 @@ def _read_image(path, brightest):
                 return np.clip(np.asarray(image) * (255 / max(brightest, 1)), 0, 255).round().astype("uint8")
             return np.asarray(image.convert("L"))
         except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(
-                f"{path}: truncated or damaged ({_reason(error)}); remove it or use --skip-bad-files"
-            ) from error
+            raise BadFile(path, f"truncated or damaged ({_reason(error)})") from error
 
 
 def _open_volume(path):
     if path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty; remove it or use --skip-bad-files")
+        raise BadFile(path, "the file is empty")
     try:
         volume = nibabel.load(path)
     except Exception as error:  # nibabel passes on whatever gzip, zlib and struct raise
-        raise DataError(
-            f"{path}: not a readable NIfTI volume ({_reason(error)}); remove it or use --skip-bad-files"
-        ) from error
+        raise BadFile(path, f"not a readable NIfTI volume ({_reason(error)})") from error
     shape = volume.shape[:3] if volume.ndim == 4 and volume.shape[3] == 1 else volume.shape
     if len(shape) != 3:
-        raise DataError(
-            f"{path}: a {len(shape)}-D image of shape {volume.shape}; give 3-D volumes or use --skip-bad-files"
-        )
+        raise BadFile(path, f"a {len(shape)}-D image of shape {volume.shape}")
     if not np.isfinite(volume.affine).all():
-        raise DataError(f"{path}: the affine is not finite; mend the header or use --skip-bad-files")
+        raise BadFile(path, "the affine is not finite")
     return nibabel.as_closest_canonical(volume.slicer[..., 0] if volume.ndim == 4 else volume)
 
 
@@ -332,15 +334,12 @@ def _read_volume(path, num_slices, slice_spacing_mm):
     try:
         voxels = np.asanyarray(volume.dataobj, dtype="float32")
     except Exception as error:
-        raise DataError(
-            f"{path}: truncated or damaged ({_reason(error)}); remove it or use --skip-bad-files"
-        ) from error
+        raise BadFile(path, f"truncated or damaged ({_reason(error)})") from error
     if not np.isfinite(voxels).all():
-        raise DataError(f"{path}: holds NaN or infinite voxels; mend the volume or use --skip-bad-files")
+        raise BadFile(path, "holds NaN or infinite voxels")
     if voxels.min() == voxels.max():
-        raise DataError(f"{path}: every voxel is {voxels.min():g}; mend the volume or use --skip-bad-files")
-    threshold = threshold_otsu(voxels)
-    foreground = voxels > threshold
+        raise BadFile(path, f"every voxel is {voxels.min():g}")
+    foreground = voxels > threshold_otsu(voxels)
     low, high = np.percentile(voxels, 0.5), np.percentile(voxels[foreground], 99.5)
 
     area = foreground.mean(axis=(0, 1))
@@ -349,10 +348,8 @@ def _read_volume(path, num_slices, slice_spacing_mm):
     offsets_mm = (np.arange(num_slices) - (num_slices - 1) / 2) * slice_spacing_mm - MIDDLE_BELOW_TOP_MM
     numbers = np.floor(top + offsets_mm / z_mm + 0.5).astype(int)
     if numbers[0] < 0 or numbers[-1] >= voxels.shape[2] or len(set(numbers)) < num_slices:
-        raise DataError(
-            f"{path}: {voxels.shape[2]} axial slices of {z_mm:g} mm do not hold {num_slices} that lie "
-            f"{slice_spacing_mm:g} mm apart around the brain's middle; change --num-slices or --slice-spacing, or use --skip-bad-files"
-        )
+        wanted = f"{num_slices} slices {slice_spacing_mm:g} mm apart around the brain's middle"
+        raise BadFile(path, f"its {voxels.shape[2]} axial slices of {z_mm:g} mm do not hold {wanted}")
     stack = np.rot90(voxels[:, :, numbers]).transpose(2, 0, 1)
     stack = np.clip((stack - low) / (high - low), 0, 1)
     if max(x_mm, y_mm) > 1.01 * min(x_mm, y_mm):  # square pixels, of the coarser of the two sizes
@@ -391,19 +388,17 @@ def _inspect(source):
             try:
                 return height, width, "16-bit", int(np.max(np.asarray(image)))
             except (OSError, ValueError, SyntaxError) as error:
-                raise DataError(
-                    f"{source.path}: truncated or damaged ({_reason(error)}); remove it or use --skip-bad-files"
-                ) from error
+                raise BadFile(source.path, f"truncated or damaged ({_reason(error)})") from error
         return height, width, "colour", 0
 
 
 def _map(function, items, skip_bad_files, bad_files, description):
-    """Applies a function to every item in threads; yields (item, result), and collects or raises DataErrors."""
+    """Applies a function to every item in threads; yields (item, result), and collects or raises BadFiles."""
 
     def attempt(item):
         try:
             return function(item), None
-        except DataError as error:
+        except BadFile as error:
             return None, error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -414,8 +409,7 @@ def _map(function, items, skip_bad_files, bad_files, description):
             if error is None:
                 yield item, result
             elif skip_bad_files:
-                path, _, reason = str(error).partition(": ")
-                bad_files.append((path, reason.partition(";")[0]))
+                bad_files.append((str(error.path), error.reason))
             else:
                 pool.shutdown(cancel_futures=True)
                 raise error
@@ -609,9 +603,9 @@ def split(slices, seed, validation_fraction=0.1, test_fraction=0.15):
     """Gives every slice train, validation or test, so that no person stands in two of them.
 
     A split that the data set brings along is kept; what it lacks is cut by person, stratified by label, in an order
-    that depends on the seed and on the people's ids alone. A person who stands on both sides of the data set's own split
-    goes to the test side with every slice (or to validation, if not in test), so that no figure of a model is made on
-    people it was trained on.
+    that depends on the seed and on the people's ids alone. A person who stands on both sides of the data set's own
+    split goes to the test side with every slice (or to validation, if not in test), so that no figure of a model is
+    made on people it was trained on.
 
     Args:
         slices: List of `Slice`.
@@ -692,16 +686,19 @@ def assert_disjoint(slices):
         raise DataError(f"people in more than one split: {_names(torn)}; a figure made so would be worth nothing")
 
 
-def write_splits(slices, path):
-    """Writes splits.csv (path, subject_id, session, slice_index, label, split); returns its SHA-256."""
+def splits_csv(slices):
+    """The text of splits.csv: path, subject_id, session, slice_index, label, split."""
     columns = ("path", "subject_id", "session", "slice_index", "label", "split")
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([getattr(one, column) for column in columns] for one in slices)
-    partial.replace(path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([getattr(one, column) for column in columns] for one in slices)
+    return text.getvalue()
+
+
+def splits_sha256(slices):
+    """SHA-256 of splits.csv."""
+    return hashlib.sha256(splits_csv(slices).encode()).hexdigest()
 
 
 def label_names(slices):

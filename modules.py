@@ -713,7 +713,7 @@ class PixelCNN(keras.Model):
         seed=0,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # slice positions stay float32
         if num_blocks < 2:
             raise ValueError(f"num_blocks must be 2 or more, not {num_blocks}")
         if horizontal_kernel is None:  # the first block reaches k codes to the left, each other one k - 1
@@ -845,7 +845,7 @@ class PixelCNN(keras.Model):
             horizontal = spread(horizontal, [0], left) | vertical
             if str(index) in self.attentions:  # every place of every row up to this one, and what it sees
                 vertical = spread(vertical, range(size), range(-size + 1, size))
-        return horizontal
+        return horizontal | vertical
 
     def _assert_receptive_field(self):
         field, middle = self.receptive_field(), self.grid_size - 1

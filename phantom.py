@@ -12,7 +12,7 @@ person is that anatomy under
 - contrasts, a bias field and Rician noise of its own (Gudbjartsson and Patz, MRM 1995).
 
 Half of the people are labelled AD: their ventricles are expanded and their cortex gives way to fluid. The label is a
-caricature of atrophy, there to give the conditional model something to learn; nothing about the disease follows from it.
+caricature of atrophy, there to give the conditional model something to learn; it says nothing about the disease.
 """
 
 import argparse

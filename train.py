@@ -14,15 +14,11 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up talk; errors still raise
 
 import argparse
-import csv
 import dataclasses
 import inspect
-import json
 import math
-import platform
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import keras
@@ -30,6 +26,7 @@ import numpy as np
 
 import dataset
 import modules
+import run_folder
 
 # What the literature of this task uses; anything not named is the default of `modules.VQVAE`.
 PRESETS = {
@@ -45,10 +42,6 @@ PRESETS = {
     # Three convolutions each way and 32 entries of 128, at 256 x 256 x 1.
     "three-conv": {"num_embeddings": 32, "embedding_dim": 128, "num_residual_blocks": 0, "loss": "l2"},
 }
-
-
-class RunError(ValueError):
-    """A run that cannot go on; the message is one line that says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +60,7 @@ class PriorTraining:
     epochs: int = 40
     learning_rate: float = 2e-3
     patience: int = 8
-    average_momentum: float = 0.998
+    average_over: float = 0.05  # share of all steps, which the average reaches back
 
 
 # Each model's constructor arguments are flags: title, what the flag's name begins with, class.
@@ -82,7 +75,7 @@ def constructor_defaults(kind):
     }
 
 
-INTERNAL = ("seed", "vqvae_fingerprint")
+INTERNAL = ("seed", "num_labels", "vqvae_fingerprint")
 
 
 def parse(argv):
@@ -125,19 +118,21 @@ def resolve(args):
     """The options of a run as plain JSON values, with presets and defaults filled in.
 
     Raises:
-        RunError: For a number that makes no sense.
+        run_folder.RunError: For a number that makes no sense.
     """
     positive = ("batch_size", "vqvae_epochs", "prior_epochs", "vqvae_patience", "prior_patience", "vqvae_learning_rate")
     for name in (*positive, "prior_learning_rate"):
         if getattr(args, name) <= 0:
-            raise RunError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be above 0")
+            raise run_folder.RunError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be above 0")
     vqvae, prior = (
         {name: getattr(args, (prefix + name).replace("-", "_"), default) for name, default in given.items()}
         for (_, prefix, kind) in MODELS
         for given in [{**constructor_defaults(kind), **(PRESETS[args.preset] if kind is modules.VQVAE else {})}]
     )
     if args.image_size is not None and args.image_size % vqvae["downsampling"]:
-        raise RunError(f"--image-size {args.image_size}: must be a multiple of --downsampling {vqvae['downsampling']}")
+        raise run_folder.RunError(
+            f"--image-size {args.image_size}: must be a multiple of --downsampling {vqvae['downsampling']}"
+        )
     training = {
         stage: {field.name: getattr(args, f"{stage}_{field.name}") for field in dataclasses.fields(kind)}
         for stage, kind in (("vqvae", VQVAETraining), ("prior", PriorTraining))
@@ -181,93 +176,8 @@ def set_precision(precision):
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# The run folder
+# Fitting a stage
 # ----------------------------------------------------------------------------------------------------------------
-
-
-def open_run(run_dir, options):
-    """Loads the data, splits them and writes or checks config.json and splits.csv.
-
-    Returns:
-        The `Data`, and its slices with their splits.
-
-    Raises:
-        RunError: If the folder holds a run of other settings or other data.
-    """
-    data, slices, notices = dataset.prepare(**options["data"])
-    counts = {
-        name: {
-            "people": len({one.subject_id for one in slices if one.split == name}),
-            "slices": sum(one.split == name for one in slices),
-        }
-        for name in dataset.SPLITS
-    }
-    print(f"data: {data.title}")
-    print(f"      {len(slices)} slices of {data.image_size} x {data.image_size}, layout {data.layout}")
-    print("      " + ", ".join(f"{name} {c['people']} people, {c['slices']} slices" for name, c in counts.items()))
-    for notice in notices:
-        print(f"note: {notice}")
-
-    run_dir.mkdir(parents=True, exist_ok=True)
-    config = {
-        "options": options,
-        "data": {
-            "title": data.title,
-            "credit": data.credit,
-            "layout": data.layout,
-            "image_size": data.image_size,
-            "fingerprint": data.fingerprint,
-            "labels": dataset.label_names(slices),
-            "splits": counts,
-            "notices": notices,
-        },
-    }
-    path = run_dir / "config.json"
-    if path.exists():
-        refuse_if_different(path, config)
-    else:
-        config["splits_sha256"] = dataset.write_splits(slices, run_dir / "splits.csv")
-        packages = ("tensorflow", "keras", "numpy", "scikit-image", "nibabel", "nilearn")
-        config["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-        if data.bad_files:
-            lines = [f"{name}\t{reason}\n" for name, reason in data.bad_files]
-            dataset.write_text(run_dir / "bad_files.txt", "".join(lines))
-        dataset.write_text(path, json.dumps(config, indent=2) + "\n")
-    if data.bad_files:
-        print(f"note: {len(data.bad_files)} unusable files were skipped, listed in {run_dir / 'bad_files.txt'}")
-    return data, slices
-
-
-def refuse_if_different(path, config):
-    """Raises RunError if the run at `path` has other settings; what the data are counts, not where they lie."""
-    try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path}: damaged ({error}); give another --run-dir, or remove the folder") from error
-    new = json.loads(json.dumps(config))
-    differences = []
-
-    def compare(a, b, name):
-        if isinstance(a, dict) and isinstance(b, dict):
-            for key in sorted({*a, *b}):
-                compare(a.get(key), b.get(key), f"{name}.{key}" if name else key)
-        elif a != b and name not in ("options.data.data_dir", "options.data.cache_dir"):
-            differences.append(f"{name} was {a!r} and is now {b!r}")
-
-    for part in ("options", "data"):
-        compare(old.get(part, {}), new[part], part)
-    if differences:
-        raise RunError(
-            f"{path.parent}: holds a run of other settings: {'; '.join(differences)}; give another --run-dir"
-        )
-
-
-def read_history(path):
-    """Rows of a history as dictionaries of numbers; none where there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -290,7 +200,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.state_path = run_dir / f"{stage}_state.weights.h5"
         self.monitor = monitor
         self.patience = patience
-        self.history = read_history(self.history_path)
+        self.history = run_folder.read_history(self.history_path)
 
     def _since_best(self):
         """Epochs since the best one; 0 if that was the last."""
@@ -308,7 +218,7 @@ class Checkpoint(keras.callbacks.Callback):
         try:
             self.model.load_weights(self.state_path)
         except Exception as error:  # h5py and Keras raise many kinds
-            raise RunError(
+            raise run_folder.RunError(
                 f"{self.state_path}: cannot be read ({type(error).__name__}); remove it to start the stage again"
             ) from error
         epoch = int(self.model.optimizer.iterations) // steps_per_epoch
@@ -322,28 +232,20 @@ class Checkpoint(keras.callbacks.Callback):
         # Called inside the epoch's validation, while averaged weights are in the model.
         best = min((row[f"val_{self.monitor}"] for row in self.history), default=math.inf)
         if logs[self.monitor] < best:
-            _save(self.model.save, self.best_path)
+            run_folder.save(self.model.save, self.best_path)
 
     def on_epoch_end(self, epoch, logs=None):
         if not math.isfinite(logs["loss"]):
-            raise RunError(
+            raise run_folder.RunError(
                 f"the loss is {logs['loss']} in epoch {epoch + 1}: lower the learning rate, in another --run-dir"
             )
         self.history.append({"epoch": epoch + 1, "seconds": round(time.monotonic() - self.started, 1), **logs})
         columns = list(self.history[0])
         lines = [columns, *([f"{row[c]:.9g}" for c in columns] for row in self.history)]
         dataset.write_text(self.history_path, "".join(",".join(line) + "\n" for line in lines))
-        _save(self.model.save_weights, self.state_path)
+        run_folder.save(self.model.save_weights, self.state_path)
         if self._since_best() >= self.patience:
             self.model.stop_training = True
-
-
-def _save(save, path):
-    """Calls a Keras method that saves to a path, under another name first."""
-    stem, suffixes = path.name.split(".", 1)
-    partial = path.with_name(f"{stem}.partial.{suffixes}")
-    save(partial)
-    partial.replace(path)
 
 
 def fit(stage, model, batches, validation, monitor, training, run_dir):
@@ -357,7 +259,9 @@ def fit(stage, model, batches, validation, monitor, training, run_dir):
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - warm_up), warmup_target=training["learning_rate"], warmup_steps=warm_up
     )
-    average = {"use_ema": True, "ema_momentum": training["average_momentum"]} if "average_momentum" in training else {}
+    average = {}
+    if "average_over" in training:
+        average = {"use_ema": True, "ema_momentum": 1 - 1 / max(1.0, training["average_over"] * steps)}
     optimizer = keras.optimizers.AdamW(rate, weight_decay=1e-4, clipnorm=1.0, **average)
     model.compile(optimizer=optimizer)
     optimizer.build(model.trainable_variables)
@@ -387,107 +291,85 @@ def fit(stage, model, batches, validation, monitor, training, run_dir):
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def train_vqvae(run_dir, data, slices, options):
-    """Stage 1: fits the VQ-VAE to the training people's slices."""
-    keras.utils.set_random_seed(options["data"]["seed"])
-    set_precision(options["precision"])
-    batches = dataset.image_batches(data, slices, "train", options["batch_size"], options["data"]["seed"])
-    validation = dataset.image_batches(data, slices, "validation", options["batch_size"])
-    try:
-        model = modules.VQVAE(data.image_size, **options["vqvae"], seed=options["data"]["seed"])
-    except ValueError as error:
-        raise RunError(str(error)) from error
-    # The codebook starts as encoder outputs: at another scale, two entries would take every vector for epochs.
-    sample = np.concatenate([batches[i][0] for i in range(min(8, len(batches)))])
-    z_e = np.asarray(model.encoder.predict(sample, batch_size=options["batch_size"], verbose=0), "float32")
-    try:
-        model.quantizer.initialise(z_e)
-    except ValueError as error:
-        raise RunError(f"{error}; give more slices, or a smaller --num-embeddings") from error
-    fit("vqvae", model, batches, validation, "loss", options["vqvae_training"], run_dir)
-
-
-def load_model(path, kind):
-    """Loads a model in float32, whatever precision it was trained in.
+def build_models(image_size, num_labels, options, vqvae_fingerprint=""):
+    """Both models of a run, untrained, at its precision.
 
     Raises:
-        RunError: If the file is missing, damaged or another model.
+        RunError: If the options do not fit each other.
     """
-    keras.config.set_dtype_policy("float32")
-    if not path.exists():
-        raise RunError(f"{path}: not found; run train.py with this --run-dir first")
+    seed, vqvae = options["data"]["seed"], options["vqvae"]
+    set_precision(options["precision"])
+    keras.utils.set_random_seed(seed)
     try:
-        model = keras.saving.load_model(path, compile=False)
-    except Exception as error:  # zipfile, h5py and Keras raise many kinds
-        raise RunError(
-            f"{path}: not a model that can be loaded ({type(error).__name__}); train again in another folder"
-        ) from error
-    if not isinstance(model, kind):
-        raise RunError(f"{path}: holds a {type(model).__name__}, not a {kind.__name__}; train again in another folder")
-    return model
+        return modules.VQVAE(image_size, **vqvae, seed=seed), modules.PixelCNN(
+            vqvae["num_embeddings"],
+            image_size // vqvae["downsampling"],
+            num_labels,
+            vqvae_fingerprint=vqvae_fingerprint,
+            **options["prior"],
+            seed=seed,
+        )
+    except ValueError as error:
+        raise run_folder.RunError(str(error)) from error
 
 
-def extract_codes(run_dir, data, slices, batch_size):
-    """Codes of every slice, uint16, in the order of `slices`, kept in codes.npz; and the VQ-VAE."""
-    vqvae = load_model(run_dir / "vqvae.keras", modules.VQVAE)
-    path = run_dir / "codes.npz"
-    fingerprint = vqvae.fingerprint()
-    if path.exists():
-        with np.load(path) as file:
-            if str(file["vqvae_fingerprint"]) == fingerprint:
-                return file["codes"], vqvae
-    rows = np.array([one.row for one in slices])
-    everything = dataset.Batches(len(rows), lambda i: dataset.as_float(data.images[rows[i]]), batch_size)
-    codes = np.concatenate([vqvae.encode(everything[i][0]) for i in range(len(everything))]).astype("uint16")
-    _save(lambda partial: np.savez_compressed(partial, codes=codes, vqvae_fingerprint=fingerprint), path)
-    return codes, vqvae
-
-
-def prior_inputs(codes, slices, labels):
-    """What the prior is fed for these slices: codes, label (0 unknown) and slice position."""
-    return {
-        "codes": codes.astype("int32"),
-        "label": np.array([labels.index(one.label) + 1 if one.label else 0 for one in slices], "int32"),
-        "slice_position": np.array([one.slice_position for one in slices], "float32"),
-    }
+def train_vqvae(model, run_dir, data, slices, options):
+    """Stage 1: fits the VQ-VAE to the training people's slices."""
+    batch_size = options["batch_size"]
+    batches = dataset.image_batches(data, slices, "train", batch_size, options["data"]["seed"])
+    validation = dataset.image_batches(data, slices, "validation", batch_size)
+    # The codebook starts as encoder outputs: at another scale, two entries would take every vector for epochs.
+    sample = np.concatenate([batches[i][0] for i in range(min(8, len(batches)))])
+    try:
+        model.quantizer.initialise(model.encoder.predict(sample, batch_size=batch_size, verbose=0))
+    except ValueError as error:
+        raise run_folder.RunError(f"{error}; give more slices, or a smaller --num-embeddings") from error
+    fit("vqvae", model, batches, validation, "loss", options["vqvae_training"], run_dir)
 
 
 def train_prior(run_dir, data, slices, options):
     """Stage 2: fits the PixelCNN to the codes of the training people's slices."""
-    codes, vqvae = extract_codes(run_dir, data, slices, options["batch_size"])
-    keras.utils.set_random_seed(options["data"]["seed"])
-    set_precision(options["precision"])
+    codes, vqvae = run_folder.extract_codes(run_dir, data, slices, options["batch_size"])
     labels = dataset.label_names(slices)
-    inputs = prior_inputs(codes, slices, labels)
+    _, model = build_models(data.image_size, len(labels), options, vqvae.fingerprint())
+    inputs = run_folder.prior_inputs(codes, slices, labels)
     split = np.array([one.split for one in slices])
 
     def batches(name, seed=None):
-        chosen = {key: value[split == name] for key, value in inputs.items()}
-        fetch = lambda i: {key: value[i] for key, value in chosen.items()}  # noqa: E731
-        return dataset.Batches(int((split == name).sum()), fetch, options["batch_size"], seed)
+        chosen = {key: values[split == name] for key, values in inputs.items()}
 
-    try:
-        model = modules.PixelCNN(
-            vqvae.quantizer.num_embeddings,
-            vqvae.grid_size,
-            len(labels),
-            vqvae_fingerprint=vqvae.fingerprint(),
-            seed=options["data"]["seed"],
-            **options["prior"],
-        )
-    except ValueError as error:
-        raise RunError(str(error)) from error
-    train_batches = batches("train", options["data"]["seed"])
-    fit("prior", model, train_batches, batches("validation"), "bits_per_code", options["prior_training"], run_dir)
+        def fetch(indices):
+            return {key: values[indices] for key, values in chosen.items()}
+
+        return dataset.Batches(len(chosen["label"]), fetch, options["batch_size"], seed)
+
+    train = batches("train", options["data"]["seed"])
+    fit("prior", model, train, batches("validation"), "bits_per_code", options["prior_training"], run_dir)
 
 
 def run(args):
     options = resolve(args)
     name = args.data_dir.resolve().name if args.data_dir else "demo"
     run_dir = args.run_dir or Path("runs") / name
-    data, slices = open_run(run_dir, options)
+    data, slices, notices = dataset.prepare(**options["data"])
+    print(f"data: {data.title}")
+    print(f"      {len(slices)} slices of {data.image_size} x {data.image_size}, layout {data.layout}")
+    print(
+        "      "
+        + ", ".join(f"{k}: {n['people']} people, {n['slices']} slices" for k, n in run_folder.count(slices).items())
+    )
+    if data.bad_files:
+        notices = [
+            *notices,
+            f"{len(data.bad_files)} unusable files are left out, listed in {run_dir / 'bad_files.txt'}",
+        ]
+    for notice in notices:
+        print(f"note: {notice}")
+    # Both models are built before anything is written, so that a mistake in the options shows now.
+    vqvae, _ = build_models(data.image_size, len(dataset.label_names(slices)), options)
+    run_folder.open_run(run_dir, options, data, slices, notices)
     if args.stage in ("all", "vqvae"):
-        train_vqvae(run_dir, data, slices, options)
+        train_vqvae(vqvae, run_dir, data, slices, options)
     if args.stage in ("all", "prior"):
         train_prior(run_dir, data, slices, options)
     print(f"done: {run_dir}; now: python predict.py --run-dir {run_dir}")
@@ -497,7 +379,7 @@ def main(argv=None):
     args = parse(argv)
     try:
         run(args)
-    except (RunError, dataset.DataError) as error:
+    except (run_folder.RunError, dataset.DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:

@@ -1,0 +1,93 @@
+"""The pictures of a run. Every function writes one PNG, with the data's title and credit under it."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+GREY = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+
+
+def _finish(figure, path, footer):
+    figure.supxlabel(footer, fontsize=7, color="0.35", wrap=True)
+    figure.savefig(path, dpi=130, facecolor="white")
+    plt.close(figure)
+
+
+def _image_axes(rows, columns, size=1.5):
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(size * columns + 0.6, size * rows + 0.7), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return figure, axes
+
+
+def reconstructions(path, images, outputs, titles, footer):
+    """Input, output and difference, a column for each slice.
+
+    Args:
+        images, outputs: Float in [0, 1], shape (n, height, width).
+        titles: One line above each column.
+    """
+    figure, axes = _image_axes(3, len(images))
+    for column, (image, output, title) in enumerate(zip(images, outputs, titles, strict=True)):
+        axes[0, column].imshow(image, **GREY)
+        axes[1, column].imshow(output, **GREY)
+        shown = axes[2, column].imshow(output - image, cmap="RdBu_r", vmin=-0.3, vmax=0.3, interpolation="nearest")
+        axes[0, column].set_title(title, fontsize=7)
+    for axis, name in zip(axes[:, 0], ("input", "output", "output - input"), strict=True):
+        axis.set_ylabel(name)
+    figure.colorbar(shown, ax=axes[2, :], label="intensity", fraction=0.02)
+    _finish(figure, path, footer)
+
+
+def image_grid(path, images, titles, footer, columns=8, row_names=None):
+    """Images in a grid, float in [0, 1], shape (n, height, width), each under its title."""
+    columns = min(columns, len(images))
+    figure, axes = _image_axes(-(-len(images) // columns), columns)
+    for axis in axes.flat[len(images) :]:
+        axis.axis("off")
+    for axis, image, title in zip(axes.flat, images, titles, strict=False):
+        axis.imshow(image, **GREY)
+        axis.set_title(title, fontsize=7)
+    for axis, name in zip(axes[:, 0], row_names or (), strict=False):
+        axis.set_ylabel(name)
+    _finish(figure, path, footer)
+
+
+def codebook(path, codes, num_embeddings, footer):
+    """Use of each code on the test slices, most used first, and where in the grid codes vary."""
+    counts = np.sort(np.bincount(np.ravel(codes), minlength=num_embeddings))[::-1]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), width_ratios=(3, 2), layout="constrained")
+    left.bar(np.arange(num_embeddings), counts / counts.sum(), width=1.0, color="0.3")
+    left.axhline(1 / num_embeddings, color="tab:red", linewidth=0.8, label="even use")
+    left.set(xlabel="code, most used first", ylabel="share of the codes", yscale="log")
+    left.legend(frameon=False)
+    different = np.array(
+        [[len(np.unique(codes[:, r, c])) for c in range(codes.shape[2])] for r in range(codes.shape[1])]
+    )
+    shown = right.imshow(different, cmap="viridis", interpolation="nearest")
+    right.set(xlabel="column of the grid", ylabel="row of the grid", title="different codes at each place")
+    figure.colorbar(shown, ax=right, label="codes")
+    _finish(figure, path, footer)
+
+
+def history(path, vqvae, prior, footer):
+    """Training curves of both stages, from the rows of their histories."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    curves = (
+        (axes[0], vqvae, "loss", "VQ-VAE loss", "log"),
+        (axes[1], vqvae, "perplexity", "perplexity of the codes", "linear"),
+        (axes[2], prior, "bits_per_code", "prior, bits per code", "linear"),
+    )
+    for axis, rows, name, label, scale in curves:
+        epochs = [row["epoch"] for row in rows]
+        axis.plot(epochs, [row[name] for row in rows], label="training", color="0.5")
+        axis.plot(epochs, [row[f"val_{name}"] for row in rows], label="validation", color="tab:red")
+        axis.set(xlabel="epoch", ylabel=label, yscale=scale)
+    axes[0].legend(frameon=False)
+    _finish(figure, path, footer)

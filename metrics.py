@@ -1,0 +1,112 @@
+"""Figures of merit, on images in [0, 1] and per person.
+
+A data set of slices holds few people and many slices of each, so a mean is taken within each person first, and the
+interval is a bootstrap over people.
+"""
+
+import math
+
+import numpy as np
+from scipy import ndimage, stats
+from skimage.filters import threshold_otsu
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+
+def head_mask(image):
+    """The head in a slice: the largest part above Otsu's threshold, holes filled; bool, shape of `image`.
+
+    A slice of a single value has no head: its mask is empty.
+    """
+    if image.min() == image.max():
+        return np.zeros(image.shape, bool)
+    labels, number = ndimage.label(ndimage.binary_fill_holes(image > threshold_otsu(image)))
+    return labels == np.argmax(np.bincount(labels.ravel(), minlength=number + 1)[1:]) + 1
+
+
+def slice_metrics(image, reconstruction):
+    """SSIM, SSIM inside the head, PSNR in dB and L1 of one slice.
+
+    SSIM as in Wang et al. 2004: Gaussian weights of sigma 1.5, population covariance, data range 1.
+
+    Args:
+        image, reconstruction: float arrays in [0, 1], shape (height, width).
+
+    Returns:
+        Dictionary of numbers; `ssim_head` is NaN where there is no head.
+
+    Raises:
+        ValueError: If a value lies outside [0, 1], since the data range would then not be 1.
+    """
+    for name, values in (("image", image), ("reconstruction", reconstruction)):
+        if values.min() < 0 or values.max() > 1:
+            raise ValueError(f"{name}: values from {values.min():g} to {values.max():g}, not in [0, 1]")
+    ssim, local = structural_similarity(
+        image, reconstruction, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0, full=True
+    )
+    mask = head_mask(image)
+    identical = np.array_equal(image, reconstruction)
+    return {
+        "ssim": float(ssim),
+        "ssim_head": float(local[mask].mean()) if mask.any() else math.nan,
+        "psnr_db": math.inf if identical else float(peak_signal_noise_ratio(image, reconstruction, data_range=1.0)),
+        "l1": float(np.abs(image - reconstruction).mean()),
+    }
+
+
+def over_people(values, subject_ids):
+    """Mean over people of each person's mean, with a 95 % bootstrap interval over people.
+
+    Args:
+        values: One number for each slice; NaN is left out.
+        subject_ids: Whose slice it is, same length.
+
+    Returns:
+        Dictionary of `mean`, `ci95` (low, high; None for a single person) and `people`.
+    """
+    values, subject_ids = np.asarray(values, float), np.asarray(subject_ids)
+    people = np.unique(subject_ids[~np.isnan(values)])
+    means = np.array([np.nanmean(values[subject_ids == person]) for person in people])
+    interval = None
+    if len(means) > 1:
+        resampled = stats.bootstrap((means,), np.mean, method="percentile", rng=np.random.default_rng(0))
+        interval = [float(resampled.confidence_interval.low), float(resampled.confidence_interval.high)]
+    return {"mean": float(means.mean()), "ci95": interval, "people": len(people)}
+
+
+def codebook_metrics(codes, num_embeddings, pixels_per_code):
+    """Use of the codebook on a set of slices.
+
+    Args:
+        codes: Integers in [0, num_embeddings).
+        num_embeddings: Entries of the codebook, K.
+        pixels_per_code: Pixels that each code stands for: the downsampling factor squared.
+
+    Returns:
+        Dictionary: `perplexity` (1 to K), `codes_in_use` (share of K), `bits_per_pixel` at log2 K bits a code,
+        `entropy_bits_per_code` and `entropy_bits_per_pixel`, by the entropy of the codes' histogram.
+    """
+    counts = np.bincount(np.ravel(codes), minlength=num_embeddings)
+    entropy = float(stats.entropy(counts, base=2))
+    return {
+        "perplexity": 2**entropy,
+        "codes_in_use": float((counts > 0).mean()),
+        "bits_per_pixel": math.log2(num_embeddings) / pixels_per_code,
+        "entropy_bits_per_code": entropy,
+        "entropy_bits_per_pixel": entropy / pixels_per_code,
+    }
+
+
+def code_bits(logits, codes):
+    """Bits that each code costs under a prior: -log2 p(code).
+
+    Args:
+        logits: Shape (..., K).
+        codes: Integers, shape (...).
+
+    Returns:
+        float64 array of the shape of `codes`.
+    """
+    logits = np.asarray(logits, "float64")
+    chosen = np.take_along_axis(logits, np.asarray(codes)[..., None].astype("int64"), axis=-1)[..., 0]
+    shift = logits.max(axis=-1)
+    return (np.log(np.exp(logits - shift[..., None]).sum(axis=-1)) + shift - chosen) / math.log(2)

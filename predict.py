@@ -1,0 +1,223 @@
+"""Reconstructs the test people of a run, and makes new slices with its prior.
+
+    python predict.py                                             # the demo run
+    python predict.py --run-dir runs/ixi --num-samples 64 --slice-position 0.6
+
+Writes to --output-dir: reconstructions.png, samples.png, positions.png, samples/sample_0000.png and so on (8-bit grey),
+codebook.png, history.png and metrics.json.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from tqdm import tqdm
+
+import dataset
+import figures
+import metrics
+import modules
+import run_folder
+
+BATCH_SIZE = 32
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(
+        description="Reconstruct the test people of a run and sample new slices from its prior.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--run-dir", type=Path, default=Path("runs/demo"), help="a folder that train.py wrote")
+    add("--output-dir", type=Path, help="(default: predictions in the run folder)")
+    add("--data-dir", type=Path, help="where the run's data lie now (default: where they were)")
+    add("--cache-dir", type=Path, help="where decoded slices go (default: where they went)")
+    add("--num-samples", type=int, default=16)
+    add("--label", help="label of every sample (default: drawn as often as in training)")
+    add("--slice-position", type=float, help="0 lowest to 1 highest (default: drawn as often as in training)")
+    add("--temperature", type=float, default=1.0, help="below 1: likelier and more alike")
+    add("--top-k", type=int, default=0, help="draw among the k likeliest codes; 0: among all")
+    add("--top-p", type=float, default=1.0, help="draw among the likeliest codes that make up this probability")
+    add("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def reconstruct(vqvae, data, slices):
+    """Codes of the test slices and their figures, and the reconstructions.
+
+    Returns:
+        codes, int32 (n, grid, grid); reconstructions, float32 in [0, 1], (n, S, S); one dictionary of figures a slice.
+    """
+    batches = dataset.image_batches(data, slices, "test", BATCH_SIZE)
+    codes, outputs, figures_of = [], [], []
+    for index in tqdm(range(len(batches)), "test slices", leave=False, disable=None):
+        images = batches[index][0]
+        codes.append(vqvae.encode(images))
+        outputs.append(vqvae.decode(codes[-1])[..., 0])
+        figures_of += [metrics.slice_metrics(a, b) for a, b in zip(images[..., 0], outputs[-1], strict=True)]
+    return np.concatenate(codes), np.concatenate(outputs), figures_of
+
+
+def prior_bits(prior, inputs):
+    """Bits that each code of the grids costs, float64, shape of inputs["codes"]."""
+    bits = []
+    for start in tqdm(range(0, len(inputs["label"]), BATCH_SIZE), "prior", leave=False, disable=None):
+        batch = {name: values[start : start + BATCH_SIZE] for name, values in inputs.items()}
+        bits.append(metrics.code_bits(prior.predict_on_batch(batch), batch["codes"]))
+    return np.concatenate(bits)
+
+
+def choose_conditions(training, number, seed, label=None, slice_position=None):
+    """Label and slice position of each sample: as given, or those of a training slice drawn at random.
+
+    Sample i of a seed has the same ones however many are drawn.
+    """
+    labels, positions = [], []
+    for i in range(number):
+        one = np.random.default_rng([seed, i, 1]).integers(len(training["label"]))
+        labels.append(training["label"][one] if label is None else label)
+        positions.append(training["slice_position"][one] if slice_position is None else slice_position)
+    return np.array(labels, "int32"), np.array(positions, "float32")
+
+
+def draw(sampler, vqvae, labels, positions, seed, description="samples"):
+    """New images, float32 in [0, 1], shape (n, S, S)."""
+    images = []
+    with tqdm(total=len(labels), desc=description, leave=False, disable=None) as bar:
+        for codes in sampler.sample(labels, positions, seed, batch_size=min(BATCH_SIZE, len(labels))):
+            images.append(vqvae.decode(codes)[..., 0])
+            bar.update(len(codes))
+    return np.concatenate(images)
+
+
+def write_samples(images, folder):
+    """Writes each image as 8-bit grey PNG, and removes what an earlier, longer call left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("sample_*.png"):
+        old.unlink()
+    for i, image in enumerate(images):
+        PIL.Image.fromarray((image * 255).round().astype("uint8")).save(folder / f"sample_{i:04d}.png")
+
+
+def check(args):
+    """Raises RunError for a number out of range."""
+    for name, good, must in (
+        ("num_samples", args.num_samples >= 1, "1 or more"),
+        ("temperature", args.temperature > 0, "above 0"),
+        ("top_k", args.top_k >= 0, "0 or more"),
+        ("top_p", 0 < args.top_p <= 1, "above 0 and at most 1"),
+        ("slice_position", args.slice_position is None or 0 <= args.slice_position <= 1, "from 0 to 1"),
+        ("seed", args.seed >= 0, "0 or more"),
+    ):
+        if not good:
+            raise run_folder.RunError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {must}")
+
+
+def run(args):
+    check(args)
+    config, data, slices = run_folder.reopen(args.run_dir, args.data_dir, args.cache_dir)
+    codes, vqvae = run_folder.extract_codes(args.run_dir, data, slices, BATCH_SIZE)
+    prior = run_folder.load_prior(args.run_dir, vqvae)
+    labels = config["data"]["labels"]
+    if args.label is not None and args.label not in labels:
+        raise run_folder.RunError(f"--label {args.label}: the run knows {', '.join(labels) or 'no labels'}")
+    label = labels.index(args.label) + 1 if args.label else None
+    output_dir = args.output_dir or args.run_dir / "predictions"
+    output_dir.mkdir(parents=True, exist_ok=True)
+    footer = "\n".join(dict.fromkeys(filter(None, (data.title, data.credit))))
+    print(f"data: {data.title}")
+
+    # Reconstruction of every test slice.
+    test = [one for one in slices if one.split == "test"]
+    people = [one.subject_id for one in test]
+    test_codes, outputs, figures_of = reconstruct(vqvae, data, slices)
+    middle = [
+        int(np.argmin([abs(one.slice_position - 0.6) + 9 * (one.subject_id != p) for one in test])) for p in people
+    ]
+    shown = list(dict.fromkeys(middle))[:8]
+    figures.reconstructions(
+        output_dir / "reconstructions.png",
+        [data.images[test[i].row] / 255 for i in shown],
+        [outputs[i] for i in shown],
+        [f"{test[i].subject_id} {test[i].label}\nSSIM {figures_of[i]['ssim']:.3f}" for i in shown],
+        footer,
+    )
+    figures.codebook(output_dir / "codebook.png", test_codes, vqvae.quantizer.num_embeddings, footer)
+    histories = [run_folder.read_history(args.run_dir / f"{stage}_history.csv") for stage in ("vqvae", "prior")]
+    figures.history(output_dir / "history.png", *histories, footer)
+
+    # What the prior says of the test people's codes.
+    bits = prior_bits(prior, run_folder.prior_inputs(test_codes, test, labels))
+    per_code = metrics.over_people(bits.mean(axis=(1, 2)), people)
+    codes_per_image = bits[0].size
+    result = {
+        "data": config["data"]["title"],
+        "split": "test",
+        "splits_sha256": config["splits_sha256"],
+        "slices": len(test),
+        "reconstruction": {name: metrics.over_people([f[name] for f in figures_of], people) for name in figures_of[0]},
+        "codebook": metrics.codebook_metrics(test_codes, vqvae.quantizer.num_embeddings, vqvae.downsampling**2),
+        "prior": {
+            "bits_per_code": per_code["mean"],
+            "bits_per_code_ci95": per_code["ci95"],
+            "bits_per_image": per_code["mean"] * codes_per_image,
+            "bits_per_pixel": per_code["mean"] / vqvae.downsampling**2,
+        },
+    }
+    dataset.write_text(output_dir / "metrics.json", json.dumps(result, indent=2) + "\n")
+
+    # New slices.
+    sampler = modules.PixelCNNSampler(prior, args.temperature, args.top_k, args.top_p)
+    train = np.array([one.split == "train" for one in slices])
+    training = run_folder.prior_inputs(codes[train], [one for one in slices if one.split == "train"], labels)
+    sample_labels, positions = choose_conditions(training, args.num_samples, args.seed, label, args.slice_position)
+    images = draw(sampler, vqvae, sample_labels, positions, args.seed)
+    write_samples(images, output_dir / "samples")
+    names = ["", *labels]
+    titles = [f"{names[k]} at {p:.2f}".strip() for k, p in zip(sample_labels, positions, strict=True)]
+    figures.image_grid(output_dir / "samples.png", images[:32], titles[:32], f"made by the model\n{footer}")
+
+    # The same noise at eight heights, for each label.
+    kinds = [label] if label is not None else list(range(1, len(labels) + 1)) or [0]
+    heights = np.tile(np.linspace(0, 1, 8, dtype="float32"), len(kinds))
+    rows = np.repeat(np.array(kinds, "int32"), 8)
+    images = draw(sampler, vqvae, rows, heights, args.seed, "positions")
+    figures.image_grid(
+        output_dir / "positions.png",
+        images,
+        [f"at {p:.2f}" for p in heights],
+        f"made by the model, from the lowest slice position to the highest\n{footer}",
+        row_names=[names[k] for k in kinds],
+    )
+
+    means = {name: values["mean"] for name, values in result["reconstruction"].items()}
+    print(
+        f"test SSIM {means['ssim']:.4f}, inside the head {means['ssim_head']:.4f}, PSNR {means['psnr_db']:.2f} dB, "
+        f"{result['codebook']['codes_in_use']:.0%} of the codes in use, "
+        f"{result['prior']['bits_per_code']:.3f} bits per code"
+    )
+    print(f"written to {output_dir}")
+
+
+def main(argv=None):
+    args = parse(argv)
+    try:
+        run(args)
+    except (run_folder.RunError, dataset.DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

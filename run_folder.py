@@ -1,0 +1,203 @@
+"""The folder of a run: what was asked, on which people, and what came of it.
+
+    config.json            resolved options, versions, the data's fingerprint, the split's SHA-256
+    splits.csv             path, subject_id, session, slice_index, label, split
+    vqvae.keras            the best VQ-VAE, by validation loss
+    codes.npz              the codes of every slice, in the order of splits.csv
+    prior.keras            the best prior, by validation bits per code
+    *_history.csv          one row an epoch; *_state.weights.h5, from which a stopped run goes on
+
+`train.py` writes it, `predict.py` reads it.
+"""
+
+import csv
+import json
+import platform
+from importlib.metadata import version
+
+import keras
+import numpy as np
+
+import dataset
+import modules
+
+
+class RunError(ValueError):
+    """A run that cannot go on; the message is one line that says what to do."""
+
+
+def count(slices):
+    """People and slices in each split."""
+    return {
+        name: {
+            "people": len({one.subject_id for one in slices if one.split == name}),
+            "slices": sum(one.split == name for one in slices),
+        }
+        for name in dataset.SPLITS
+    }
+
+
+def open_run(run_dir, options, data, slices, notices):
+    """Writes config.json, splits.csv and, where files were skipped, bad_files.txt; or checks those of an earlier call.
+
+    Raises:
+        RunError: If the folder holds a run of other settings or other data.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    config = {
+        "options": options,
+        "data": {
+            "title": data.title,
+            "credit": data.credit,
+            "layout": data.layout,
+            "image_size": data.image_size,
+            "fingerprint": data.fingerprint,
+            "labels": dataset.label_names(slices),
+            "splits": count(slices),
+            "notices": notices,
+        },
+        "splits_sha256": dataset.splits_sha256(slices),
+    }
+    path = run_dir / "config.json"
+    if path.exists():
+        refuse_if_different(path, config)
+        return
+    packages = ("tensorflow", "keras", "numpy", "scikit-image", "nibabel", "nilearn")
+    config["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    dataset.write_text(run_dir / "splits.csv", dataset.splits_csv(slices))
+    if data.bad_files:
+        dataset.write_text(run_dir / "bad_files.txt", "".join(f"{name}\t{reason}\n" for name, reason in data.bad_files))
+    dataset.write_text(path, json.dumps(config, indent=2) + "\n")
+
+
+def refuse_if_different(path, config):
+    """Raises RunError if the run at `path` has other settings; what the data are counts, not where they lie."""
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path}: damaged ({error}); give another --run-dir, or remove the folder") from error
+    new = json.loads(json.dumps(config))
+    differences = []
+
+    def compare(a, b, name):
+        if isinstance(a, dict) and isinstance(b, dict):
+            for key in sorted({*a, *b}):
+                compare(a.get(key), b.get(key), f"{name}.{key}" if name else key)
+        elif a != b and name not in ("options.data.data_dir", "options.data.cache_dir"):
+            differences.append(f"{name} was {a!r} and is now {b!r}")
+
+    for part, value in new.items():
+        compare(old.get(part), value, part)
+    if differences:
+        raise RunError(
+            f"{path.parent}: holds a run of other settings: {'; '.join(differences)}; give another --run-dir"
+        )
+
+
+def reopen(run_dir, data_dir=None, cache_dir=None):
+    """The configuration of a run, its `Data` and its slices, checked to be what it was trained on.
+
+    Args:
+        run_dir: The run folder.
+        data_dir, cache_dir: Where the data and their cache are now, if not where the run found them.
+
+    Raises:
+        RunError: If the folder holds no run, or the data or the split have changed.
+    """
+    path = run_dir / "config.json"
+    if not path.exists():
+        raise RunError(f"{run_dir}: no run here (no config.json); run train.py with this --run-dir first")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        options = dict(config["options"]["data"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: damaged ({type(error).__name__}); train again in another folder") from error
+    if data_dir is not None and options["data_dir"] is not None:
+        options["data_dir"] = str(data_dir)
+    if cache_dir is not None:
+        options["cache_dir"] = str(cache_dir)
+    data, slices, _ = dataset.prepare(**options)
+    if data.fingerprint != config["data"]["fingerprint"]:
+        raise RunError(f"{options['data_dir'] or 'the demo cohort'}: not the data that {run_dir} was trained on")
+    if dataset.splits_sha256(slices) != config["splits_sha256"]:
+        raise RunError(
+            f"{run_dir}: the split is not the one it was trained on; use the version of the code that made it"
+        )
+    return config, data, slices
+
+
+def read_history(path):
+    """Rows of a history as dictionaries of numbers; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def save(write, path):
+    """Calls a Keras method that saves to a path, under another name first."""
+    stem, suffixes = path.name.split(".", 1)
+    partial = path.with_name(f"{stem}.partial.{suffixes}")
+    write(partial)
+    partial.replace(path)
+
+
+def load_model(path, kind):
+    """Loads a model in float32, whatever precision it was trained in.
+
+    Raises:
+        RunError: If the file is missing, damaged or another model.
+    """
+    keras.config.set_dtype_policy("float32")
+    if not path.exists():
+        raise RunError(f"{path}: not found; run train.py with this --run-dir first")
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # zipfile, h5py and Keras raise many kinds
+        raise RunError(
+            f"{path}: not a model that can be loaded ({type(error).__name__}); train again in another folder"
+        ) from error
+    if not isinstance(model, kind):
+        raise RunError(f"{path}: holds a {type(model).__name__}, not a {kind.__name__}; train again in another folder")
+    return model
+
+
+def load_prior(run_dir, vqvae):
+    """Loads the prior in float32, and checks that it was trained on the codes of this VQ-VAE.
+
+    Raises:
+        RunError: As `load_model`, and if the two do not belong together.
+    """
+    path = run_dir / "prior.keras"
+    prior = load_model(path, modules.PixelCNN)
+    if prior.vqvae_fingerprint != vqvae.fingerprint():
+        raise RunError(
+            f"{path}: was trained on the codes of VQ-VAE {prior.vqvae_fingerprint}, and vqvae.keras is "
+            f"{vqvae.fingerprint()}; remove prior.keras and its state, and run train.py again"
+        )
+    return prior
+
+
+def extract_codes(run_dir, data, slices, batch_size):
+    """Codes of every slice, uint16, in the order of `slices`, kept in codes.npz; and the VQ-VAE."""
+    vqvae = load_model(run_dir / "vqvae.keras", modules.VQVAE)
+    path = run_dir / "codes.npz"
+    fingerprint = vqvae.fingerprint()
+    if path.exists():
+        with np.load(path) as file:
+            if str(file["vqvae_fingerprint"]) == fingerprint:
+                return file["codes"], vqvae
+    rows = np.array([one.row for one in slices])
+    everything = dataset.Batches(len(rows), lambda i: dataset.as_float(data.images[rows[i]]), batch_size)
+    codes = np.concatenate([vqvae.encode(everything[i][0]) for i in range(len(everything))]).astype("uint16")
+    save(lambda partial: np.savez_compressed(partial, codes=codes, vqvae_fingerprint=fingerprint), path)
+    return codes, vqvae
+
+
+def prior_inputs(codes, slices, labels):
+    """What the prior is fed for these slices: codes, label (0 unknown) and slice position."""
+    return {
+        "codes": codes.astype("int32"),
+        "label": np.array([labels.index(one.label) + 1 if one.label else 0 for one in slices], "int32"),
+        "slice_position": np.array([one.slice_position for one in slices], "float32"),
+    }
