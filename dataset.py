@@ -501,7 +501,7 @@ def prepare(data_dir, seed, validation_fraction, test_fraction, cache_dir, **opt
         cohort = Path(cache_dir) / "demo" / f"v{phantom.VERSION}"
         phantom.make_cohort(cohort)
         data = load(cohort, cache_dir=cache_dir, **options)
-        data = dataclasses.replace(data, title=f"the demo cohort: {phantom.CREDIT}", credit=phantom.CREDIT)
+        data = dataclasses.replace(data, title="the embedded demo cohort, no real people", credit=phantom.CREDIT)
     else:
         data = load(data_dir, cache_dir=cache_dir, **options)
     slices, notices = split(data.slices, seed, validation_fraction, test_fraction)
@@ -654,10 +654,11 @@ def split(slices, seed, validation_fraction=0.1, test_fraction=0.15):
                 side_of[person] = name
 
     present = set(side_of.values())
+    share = validation_fraction
     if "test" not in present:
+        share = validation_fraction / (1 - test_fraction)
         cut("test", test_fraction, [p for p, side in side_of.items() if side != "validation"])
     if "validation" not in present:
-        share = validation_fraction / (1 - test_fraction)
         cut("validation", share, [p for p, side in side_of.items() if side != "test"])
     side_of = {person: side or "train" for person, side in side_of.items()}
 
@@ -730,14 +731,10 @@ class Batches(keras.utils.PyDataset):
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
-        """Draws the order of one epoch."""
-        self.epoch = epoch
+        """Draws the order of one epoch; to be called when it begins."""
         self.order = np.arange(self.number)
         if self.seed is not None:
             np.random.default_rng([self.seed, epoch]).shuffle(self.order)
-
-    def on_epoch_end(self):
-        self.set_epoch(self.epoch + 1)
 
     def __len__(self):
         return math.ceil(self.number / self.batch_size)

@@ -336,7 +336,7 @@ class VQVAE(keras.Model):
         restart_threshold=0.02,
         commitment_cost=0.25,
         loss="l1_ssim",
-        ssim_weight=0.1,
+        ssim_weight=0.3,
         seed=0,
         **kwargs,
     ):

@@ -106,6 +106,17 @@ def write_samples(images, folder):
         PIL.Image.fromarray((image * 255).round().astype("uint8")).save(folder / f"sample_{i:04d}.png")
 
 
+def one_of_each(slices, position, most):
+    """Indices of the slices nearest to a position, one for each of at most `most` people, spread over all of them."""
+    nearest = {}
+    for i, one in enumerate(slices):
+        distance = abs(one.slice_position - position)
+        nearest[one.subject_id] = min(nearest.get(one.subject_id, (distance, i)), (distance, i))
+    people = list(nearest)
+    spread = np.linspace(0, len(people) - 1, min(most, len(people))).round().astype(int)
+    return [nearest[people[p]][1] for p in spread]
+
+
 def check(args):
     """Raises RunError for a number out of range."""
     for name, good, must in (
@@ -138,10 +149,7 @@ def run(args):
     test = [one for one in slices if one.split == "test"]
     people = [one.subject_id for one in test]
     test_codes, outputs, figures_of = reconstruct(vqvae, data, slices)
-    middle = [
-        int(np.argmin([abs(one.slice_position - 0.6) + 9 * (one.subject_id != p) for one in test])) for p in people
-    ]
-    shown = list(dict.fromkeys(middle))[:8]
+    shown = one_of_each(test, position=0.6, most=8)
     figures.reconstructions(
         output_dir / "reconstructions.png",
         [data.images[test[i].row] / 255 for i in shown],

@@ -49,7 +49,7 @@ class VQVAETraining:
     """How stage 1 is fitted: AdamW, 100 steps of warm-up, cosine decay to 0 over all epochs."""
 
     epochs: int = 60
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     patience: int = 15  # epochs without a better validation loss
 
 
@@ -188,13 +188,15 @@ class Checkpoint(keras.callbacks.Callback):
     is renamed into place, and the state comes last: what it does not cover is computed again.
 
     Args:
+        batches: The training batches, told which epoch it is.
         run_dir, stage: Files are `<stage>.keras`, `<stage>_history.csv` and `<stage>_state.weights.h5`.
         monitor: Metric to be small on validation.
         patience: Epochs without a better one before the stage ends.
     """
 
-    def __init__(self, run_dir, stage, monitor, patience):
+    def __init__(self, batches, run_dir, stage, monitor, patience):
         super().__init__()
+        self.batches = batches
         self.best_path = run_dir / f"{stage}.keras"
         self.history_path = run_dir / f"{stage}_history.csv"
         self.state_path = run_dir / f"{stage}_state.weights.h5"
@@ -227,6 +229,11 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started = time.monotonic()
+        # Keras saves no state of random generators: here an epoch's order, dropout and restarts follow from its number.
+        self.batches.set_epoch(epoch)
+        for variable in self.model.variables:
+            if variable.name == "seed_generator_state":
+                variable.assign([int(variable[0]), epoch * 1_000_000])
 
     def on_test_end(self, logs=None):
         # Called inside the epoch's validation, while averaged weights are in the model.
@@ -250,7 +257,7 @@ class Checkpoint(keras.callbacks.Callback):
 
 def fit(stage, model, batches, validation, monitor, training, run_dir):
     """Fits a stage, or what is left of it, and returns the path of its best model."""
-    checkpoint = Checkpoint(run_dir, stage, monitor, training["patience"])
+    checkpoint = Checkpoint(batches, run_dir, stage, monitor, training["patience"])
     if checkpoint.finished(training["epochs"]):
         print(f"{stage}: already trained, {len(checkpoint.history)} epochs")
         return checkpoint.best_path
@@ -267,7 +274,6 @@ def fit(stage, model, batches, validation, monitor, training, run_dir):
     optimizer.build(model.trainable_variables)
     checkpoint.set_model(model)
     epoch = checkpoint.restore(len(batches))
-    batches.set_epoch(epoch)
     print(
         f"{stage}: {model.count_params():,} parameters, {training['epochs']} epochs"
         + f", from epoch {epoch + 1}" * (epoch > 0)
@@ -281,6 +287,7 @@ def fit(stage, model, batches, validation, monitor, training, run_dir):
         initial_epoch=epoch,
         epochs=training["epochs"],
         callbacks=callbacks,
+        shuffle=False,  # Batches shuffles by itself; Keras would also shuffle the batches, from a state it does not save
         verbose=1 if sys.stdout.isatty() else 2,
     )
     return checkpoint.best_path

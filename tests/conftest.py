@@ -1,0 +1,97 @@
+"""Small data sets in each layout, written as image files of synthetic blobs; seeded."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import nibabel
+import numpy as np
+import PIL.Image
+import pytest
+
+import dataset
+
+
+def blob(rng, height, width):
+    """A grey disc with a dark middle on black, uint8."""
+    y, x = np.mgrid[:height, :width]
+    radius = np.hypot(y - height / 2 + rng.normal(0, 1), x - width / 2 + rng.normal(0, 1))
+    inside = radius < min(height, width) * rng.uniform(0.3, 0.4)
+    return ((inside * 0.7 - (radius < 4) * 0.4 + inside * rng.normal(0, 0.03, inside.shape)).clip(0, 1) * 255).astype(
+        "uint8"
+    )
+
+
+def write_image(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(image).save(path)
+
+
+def write_oasis(folder, train=4, validate=2, test=2, slices=3, size=32):
+    rng = np.random.default_rng(0)
+    case = 0
+    for name, people in (("train", train), ("validate", validate), ("test", test)):
+        for _ in range(people):
+            case += 1
+            for k in range(slices):
+                image = blob(rng, size, size)
+                write_image(folder / f"keras_png_slices_{name}" / f"case_{case:03d}_slice_{k}.nii.png", image)
+                seg = folder / f"keras_png_slices_seg_{name}" / f"seg_{case:03d}_slice_{k}.nii.png"
+                write_image(seg, (image > 0).astype("uint8"))
+    return folder
+
+
+def write_adni(folder, train=8, test=3, slices=3, height=30, width=32):
+    """`train` and `test` people of each label."""
+    rng = np.random.default_rng(0)
+    person = 1000
+    for part, people in (("train", train), ("test", test)):
+        for label in ("AD", "NC"):
+            for _ in range(people):
+                person += 1
+                for k in range(78, 78 + slices):
+                    write_image(folder / "AD_NC" / part / label / f"{person}_{k}.jpeg", blob(rng, height, width))
+    return folder
+
+
+def write_volume(path, rng, shape=(24, 30, 70), affine=None):
+    """A bright ellipsoid in right, anterior, superior axes of 2 mm, or reoriented by another affine."""
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    head = ((x / 0.7) ** 2 + (y / 0.8) ** 2 + (z / 0.9) ** 2 < 1) * (600 + 50 * rng.standard_normal(shape))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(head.astype("int16"), np.diag([2, 2, 2, 1]) if affine is None else affine), path)
+
+
+def write_bids(folder, people=8, sessions=1):
+    rng = np.random.default_rng(0)
+    rows = ["participant_id\tage\tgroup"]
+    for person in range(people):
+        name = f"sub-{person:02d}"
+        rows.append(f"{name}\t{50 + person}\t{('control', 'patient')[person % 2] if person else 'n/a'}")
+        for session in range(sessions):
+            visit = f"ses-{session}/" if sessions > 1 else ""
+            write_volume(folder / f"{name}/{visit}anat/{name}_T1w.nii.gz", rng)
+    (folder / "participants.tsv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def make_slices(people, labels=("",), split="", sessions=("",), per_scan=2):
+    """`Slice` records without images: person i has label labels[i % len(labels)]."""
+    return [
+        dataset.Slice(
+            f"{person}{session}{k}", f"p{person:04d}", session, k, 0.0, labels[person % len(labels)], split, 0
+        )
+        for person in range(people)
+        for session in sessions
+        for k in range(per_scan)
+    ]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def cache_dir(tmp_path):
+    return tmp_path / "cache"

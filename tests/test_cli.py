@@ -1,0 +1,270 @@
+"""Both command lines, end to end, in a temporary folder."""
+
+import csv
+import json
+import shutil
+
+import keras
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import write_adni, write_image, write_oasis
+
+import modules
+import predict
+import run_folder
+import train
+
+SMALL = {
+    "--vqvae-epochs": 3,
+    "--prior-epochs": 3,
+    "--batch-size": 8,
+    "--base-filters": 4,
+    "--num-embeddings": 16,
+    "--embedding-dim": 4,
+    "--prior-filters": 8,
+    "--prior-num-blocks": 5,
+    "--precision": "float32",
+}
+FILES = {
+    "config.json",
+    "splits.csv",
+    "vqvae.keras",
+    "codes.npz",
+    "prior.keras",
+    "vqvae_history.csv",
+    "prior_history.csv",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Folders of one small ADNI data set and one run on it."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_adni(folder / "adni")
+    assert train.main(command(folder, "run")) == 0
+    return folder
+
+
+def command(folder, run, *more):
+    paths = {"--data-dir": folder / "adni", "--run-dir": folder / run, "--cache-dir": folder / "cache"}
+    return [*(str(part) for option in (paths | SMALL).items() for part in option), *more]
+
+
+def history(path):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in run_folder.read_history(path)]
+
+
+def test_train_leaves_a_whole_run(place):
+    run = place / "run"
+    assert {path.name for path in run.iterdir()} >= FILES
+    assert not list(run.rglob("*partial*"))
+    config = json.loads((run / "config.json").read_text())
+    assert config["data"]["labels"] == ["AD", "NC"]
+    assert config["options"]["vqvae"]["num_embeddings"] == 16
+    assert config["versions"]["keras"] == keras.__version__
+    with (run / "splits.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "subject_id", "session", "slice_index", "label", "split"]
+    sides = {}
+    for row in rows:
+        assert sides.setdefault(row["subject_id"], row["split"]) == row["split"]
+    assert len(history(run / "vqvae_history.csv")) == len(history(run / "prior_history.csv")) == 3
+    with np.load(run / "codes.npz") as file:
+        assert file["codes"].shape == (len(rows), 8, 8)
+
+
+def test_the_same_command_again_changes_nothing(place, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (place / "run").iterdir() if path.is_file()}
+    assert train.main(command(place, "run")) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "already trained" in capsys.readouterr().out
+
+
+def test_other_settings_are_refused_with_what_differs(place, capsys):
+    assert train.main(command(place, "run", "--commitment-cost", "0.5", "--seed", "3")) == 1
+    error = capsys.readouterr().err
+    assert "commitment_cost was 0.25 and is now 0.5" in error
+    assert "seed was 0 and is now 3" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("stage", ["vqvae", "prior"])
+def test_resumed_equals_uninterrupted(place, monkeypatch, stage):
+    whole, run = train.Checkpoint.on_epoch_end, f"stopped-{stage}"
+
+    def stop_after_the_second_epoch(self, epoch, logs=None):
+        whole(self, epoch, logs)
+        if self.best_path.stem == stage and epoch == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Checkpoint, "on_epoch_end", stop_after_the_second_epoch)
+    assert train.main(command(place, run)) == 130
+    monkeypatch.undo()
+    assert len(history(place / run / f"{stage}_history.csv")) == 2
+    assert train.main(command(place, run)) == 0
+    for name in ("vqvae", "prior"):
+        assert history(place / run / f"{name}_history.csv") == history(place / "run" / f"{name}_history.csv")
+        models = [keras.saving.load_model(place / r / f"{name}.keras", compile=False) for r in (run, "run")]
+        for resumed, whole_run in zip(models[0].get_weights(), models[1].get_weights(), strict=True):
+            np.testing.assert_array_equal(resumed, whole_run)
+
+
+def test_predict_writes_everything(place, capsys):
+    output = place / "out"
+    arguments = ["--run-dir", str(place / "run"), "--output-dir", str(output), "--num-samples", "5"]
+    assert predict.main(arguments) == 0
+    names = {"reconstructions.png", "samples.png", "positions.png", "codebook.png", "history.png", "metrics.json"}
+    assert {path.name for path in output.iterdir()} == names | {"samples"}
+    samples = sorted((output / "samples").iterdir())
+    assert [path.name for path in samples] == [f"sample_{i:04d}.png" for i in range(5)]
+    with PIL.Image.open(samples[0]) as image:
+        assert (image.mode, image.size) == ("L", (32, 32))
+    found = json.loads((output / "metrics.json").read_text())
+    assert found["split"] == "test"
+    assert found["slices"] == 18
+    assert -1 <= found["reconstruction"]["ssim"]["mean"] <= 1
+    assert found["reconstruction"]["ssim"]["people"] == 6
+    low, high = found["reconstruction"]["psnr_db"]["ci95"]
+    assert low <= found["reconstruction"]["psnr_db"]["mean"] <= high
+    assert 1 <= found["codebook"]["perplexity"] <= 16
+    assert found["codebook"]["bits_per_pixel"] == 4 / 16
+    assert found["prior"]["bits_per_image"] == pytest.approx(64 * found["prior"]["bits_per_code"])
+
+    # A shorter run of the same seed draws the same first samples and leaves none of the longer one's.
+    first = [np.asarray(PIL.Image.open(path)) for path in samples[:2]]
+    assert predict.main([*arguments[:-1], "2"]) == 0
+    again = sorted((output / "samples").iterdir())
+    assert len(again) == 2
+    for old, path in zip(first, again, strict=True):
+        np.testing.assert_allclose(np.asarray(PIL.Image.open(path)).astype(int), old, atol=1)
+
+
+def test_metrics_are_those_of_scikit_image_on_the_test_people(place):
+    from skimage.metrics import structural_similarity
+
+    found = json.loads((place / "out" / "metrics.json").read_text())
+    _, data, slices = run_folder.reopen(place / "run")
+    model = keras.saving.load_model(place / "run" / "vqvae.keras", compile=False)
+    by_person = {}
+    for one in slices:
+        if one.split == "test":
+            image = data.images[one.row].astype("float32") / 255
+            output = np.asarray(model(image[None, ..., None])["reconstruction"])[0, ..., 0]
+            value = structural_similarity(
+                image, output, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1
+            )
+            by_person.setdefault(one.subject_id, []).append(value)
+    expected = np.mean([np.mean(values) for values in by_person.values()])
+    assert found["reconstruction"]["ssim"]["mean"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run-dir", "nowhere"], "no run here"),
+        (["--label", "MCI"], "--label MCI: the run knows AD, NC"),
+        (["--num-samples", "0"], "--num-samples 0: must be 1 or more"),
+        (["--temperature", "0"], "--temperature 0.0: must be above 0"),
+        (["--slice-position", "2"], "--slice-position 2.0: must be from 0 to 1"),
+        (["--top-p", "0"], "--top-p 0.0: must be above 0"),
+    ],
+)
+def test_predict_says_what_is_wrong_in_one_line(place, capsys, arguments, message):
+    assert predict.main(["--run-dir", str(place / "run"), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def damaged(place, name):
+    """A copy of the run to damage."""
+    run = place / name
+    shutil.copytree(place / "run", run)
+    return run
+
+
+def test_a_prior_of_another_vqvae_is_refused(place, capsys):
+    run = damaged(place, "foreign")
+    other = modules.VQVAE(32, base_filters=4, num_embeddings=16, embedding_dim=4, seed=9)
+    other.save(run / "vqvae.keras")
+    assert predict.main(["--run-dir", str(run)]) == 1
+    assert "was trained on the codes of VQ-VAE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["vqvae.keras", "prior.keras", "config.json"])
+def test_a_truncated_file_of_the_run_is_named(place, capsys, name):
+    run = damaged(place, f"truncated-{name}")
+    content = (run / name).read_bytes()
+    (run / name).write_bytes(content[: len(content) // 2])
+    assert predict.main(["--run-dir", str(run)]) == 1
+    error = capsys.readouterr().err
+    assert name in error
+    assert error.count("\n") == 1
+
+
+def test_changed_data_are_refused(place, tmp_path, capsys):
+    shutil.copytree(place / "adni", tmp_path / "adni")
+    write_image(next((tmp_path / "adni").rglob("*.jpeg")), np.zeros((30, 32), "uint8"))
+    arguments = [
+        "--run-dir",
+        str(place / "run"),
+        "--data-dir",
+        str(tmp_path / "adni"),
+        "--cache-dir",
+        str(tmp_path / "c"),
+    ]
+    assert predict.main(arguments) == 1
+    assert "not the data that" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image-size", "30"], "must be a multiple of --downsampling 4"),
+        (["--batch-size", "0"], "--batch-size 0: must be above 0"),
+        (["--downsampling", "3"], "downsampling must be 2, 4, 8 or 16"),
+        (["--prior-num-blocks", "2"], "receptive field"),
+        (["--loss", "l3"], 'loss must be "l1", "l2" or "l1_ssim"'),
+        (["--subject-regex", "(x"], "not a regular expression"),
+        (["--num-embeddings", "100000"], "cannot initialise a codebook"),
+        (["--test-fraction", "2"], "--test-fraction 2"),
+    ],
+)
+def test_train_says_what_is_wrong_in_one_line(place, capsys, arguments, message):
+    run = f"bad{abs(hash(tuple(arguments)))}"
+    assert train.main(command(place, run, *arguments)) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_skipped_files_are_listed_in_the_run_folder(tmp_path, capsys):
+    folder = write_oasis(tmp_path / "adni")
+    (folder / "keras_png_slices_train" / "case_002_slice_1.nii.png").write_bytes(b"")
+    assert train.main(command(tmp_path, "run", "--stage", "vqvae")) == 1
+    assert "case_002_slice_1.nii.png: the file is empty" in capsys.readouterr().err
+    assert train.main(command(tmp_path, "run", "--stage", "vqvae", "--skip-bad-files")) == 0
+    assert "case_002_slice_1.nii.png\tthe file is empty" in (tmp_path / "run" / "bad_files.txt").read_text()
+
+
+def test_256_by_256(tmp_path):
+    write_oasis(tmp_path / "adni", train=2, validate=1, test=1, slices=2, size=256)
+    few = ["--vqvae-epochs", "1", "--prior-epochs", "1", "--batch-size", "2", "--prior-filters", "8"]
+    assert train.main([*command(tmp_path, "run"), *few]) == 0
+    assert predict.main(["--run-dir", str(tmp_path / "run"), "--num-samples", "1"]) == 0
+    with PIL.Image.open(tmp_path / "run" / "predictions" / "samples" / "sample_0000.png") as image:
+        assert image.size == (256, 256)
+
+
+@pytest.mark.parametrize("preset", ["vqvae-2017", "three-conv"])
+def test_presets(tmp_path, preset):
+    write_oasis(tmp_path / "adni", train=12)
+    small = ["--base-filters", "4", "--vqvae-epochs", "1", "--stage", "vqvae"]
+    arguments = ["--data-dir", tmp_path / "adni", "--run-dir", tmp_path / "run", "--cache-dir", tmp_path / "cache"]
+    assert train.main([*map(str, arguments), "--preset", preset, *small]) == 0
+    model = keras.saving.load_model(tmp_path / "run" / "vqvae.keras")
+    entries = {"vqvae-2017": (512, 64), "three-conv": (32, 128)}[preset]
+    assert tuple(model.quantizer.codebook.shape) == entries
+    convolutions = [layer for layer in model.encoder.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert len(convolutions) == {"vqvae-2017": 7, "three-conv": 3}[preset]

@@ -1,0 +1,386 @@
+"""Whose slice is it, in which split does he stand, and what is said of bad files."""
+
+import collections
+import gzip
+import json
+
+import nibabel
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import blob, make_slices, write_adni, write_bids, write_image, write_oasis, write_volume
+
+import dataset
+
+FRACTIONS = {"validation_fraction": 0.1, "test_fraction": 0.15}
+
+
+def people_of(slices):
+    """People of each split."""
+    found = collections.defaultdict(set)
+    for one in slices:
+        found[one.split].add(one.subject_id)
+    return found
+
+
+def assert_nobody_twice(slices):
+    sides = people_of(slices)
+    assert set(sides) == {"train", "validation", "test"}
+    assert sum(len(people) for people in sides.values()) == len({one.subject_id for one in slices})
+
+
+# -- layouts ------------------------------------------------------------------------------------------------------
+
+
+def test_oasis_keeps_its_own_split_and_leaves_label_maps_aside(tmp_path, cache_dir):
+    data = dataset.load(write_oasis(tmp_path / "oasis"), cache_dir=cache_dir)
+    slices, notices = dataset.split(data.slices, 0)
+    assert data.layout == "oasis"
+    assert len(slices) == 8 * 3
+    assert {split: len(people) for split, people in people_of(slices).items()} == {
+        "train": 4,
+        "validation": 2,
+        "test": 2,
+    }
+    assert slices[0].subject_id == "case_007"  # the first path is in keras_png_slices_test
+    assert notices == []
+    assert_nobody_twice(slices)
+
+
+def test_oasis_case_in_two_parts_is_named_and_moved_to_test(tmp_path, cache_dir):
+    folder = write_oasis(tmp_path / "oasis")
+    write_image(folder / "keras_png_slices_test" / "case_001_slice_9.nii.png", blob(np.random.default_rng(1), 32, 32))
+    slices, notices = dataset.split(dataset.load(folder, cache_dir=cache_dir).slices, 0)
+    assert {one.split for one in slices if one.subject_id == "case_001"} == {"test"}
+    assert "case_001" in notices[0]
+    assert_nobody_twice(slices)
+
+
+def test_adni_cuts_validation_from_train_by_person_and_label(tmp_path, cache_dir):
+    data = dataset.load(write_adni(tmp_path / "adni", train=20), cache_dir=cache_dir)
+    slices, _ = dataset.split(data.slices, 0)
+    assert data.layout == "adni"
+    assert data.images.shape[1:] == (32, 32)
+    assert_nobody_twice(slices)
+    assert all(one.split == "test" for one in slices if "/test/" in one.path)
+    chosen = {one.subject_id: one.label for one in slices if one.split == "validation"}
+    assert sorted(chosen.values()) == ["AD", "AD", "NC", "NC"]
+    assert {one.slice_position for one in slices} == {0.0, 0.5, 1.0}
+
+
+def test_adni_ids_on_both_sides_or_in_both_classes_are_named_and_kept_together(tmp_path, cache_dir):
+    folder = write_adni(tmp_path / "adni")
+    image = blob(np.random.default_rng(1), 30, 32)
+    write_image(folder / "AD_NC/test/AD/1001_90.jpeg", image)
+    write_image(folder / "AD_NC/train/NC/1002_90.jpeg", image)
+    slices, notices = dataset.split(dataset.load(folder, cache_dir=cache_dir).slices, 0)
+    assert {one.split for one in slices if one.subject_id == "1001"} == {"test"}
+    assert any("1001" in notice and "both sides" in notice for notice in notices)
+    assert any("1002" in notice and "label" in notice for notice in notices)
+    assert_nobody_twice(slices)
+
+
+def test_bids_reads_labels_and_keeps_every_visit_of_a_person_together(tmp_path, cache_dir):
+    folder = write_bids(tmp_path / "bids", people=10, sessions=2)
+    data = dataset.load(folder, num_slices=8, slice_spacing_mm=4, cache_dir=cache_dir)
+    slices, _ = dataset.split(data.slices, 0)
+    assert data.layout == "bids"
+    assert len(slices) == 10 * 2 * 8
+    assert_nobody_twice(slices)
+    assert {(one.subject_id, one.session) for one in slices} >= {("sub-03", "ses-0"), ("sub-03", "ses-1")}
+    labels = {one.subject_id: one.label for one in slices}
+    assert (labels["sub-00"], labels["sub-01"], labels["sub-02"]) == ("", "patient", "control")
+    assert dataset.label_names(slices) == ["control", "patient"]
+
+
+def test_volume_axes_come_from_the_affine(tmp_path):
+    rng = np.random.default_rng(0)
+    write_volume(tmp_path / "a.nii.gz", rng)
+    canonical = nibabel.load(tmp_path / "a.nii.gz")
+    voxels = np.asarray(canonical.dataobj).copy()
+    voxels[14:16, 20:24, 30:40] = 900  # a mark on the right, in front
+    affine = np.diag([2.0, 2, 2, 1])
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / "ras.nii.gz")
+    turned = np.zeros((4, 4))  # posterior, superior, right, as IXI's volumes lie
+    turned[0, 2], turned[1, 0], turned[2, 1], turned[3, 3] = 2, -2, 2, 1
+    nibabel.save(nibabel.Nifti1Image(voxels[:, ::-1].transpose(1, 2, 0), turned), tmp_path / "psr.nii.gz")
+    numbers, slices = dataset._read_volume(tmp_path / "ras.nii.gz", 16, 2.0)
+    same_numbers, same_slices = dataset._read_volume(tmp_path / "psr.nii.gz", 16, 2.0)
+    assert numbers == same_numbers
+    np.testing.assert_array_equal(slices, same_slices)
+    brightest = np.argwhere(slices[numbers.index(35)] == 255)
+    assert (brightest[:, 0] < 15).all()  # rows run from anterior
+    assert (brightest[:, 1] >= 12).all()  # columns run to the right
+
+
+def test_any_folder_with_a_subject_regex(tmp_path, cache_dir):
+    rng = np.random.default_rng(0)
+    for person in range(8):
+        for k in range(3):
+            for suffix in ("png", "tif"):
+                write_image(tmp_path / "x" / f"{'ab'[person % 2]}/P{person}-{k}.{suffix}", blob(rng, 20, 24))
+    regex = r"(?P<label>[ab])/P(?P<subject>\d)-(?P<slice>\d)"
+    data = dataset.load(tmp_path / "x", subject_regex=regex, cache_dir=cache_dir)
+    slices, _ = dataset.split(data.slices, 0)
+    assert data.layout == "images"
+    assert len(slices) == 48
+    assert {one.label for one in slices if one.subject_id == "3"} == {"b"}
+    assert_nobody_twice(slices)
+
+
+def test_slices_are_padded_and_not_enlarged(tmp_path, cache_dir):
+    data = dataset.load(write_adni(tmp_path / "adni", height=30, width=40), cache_dir=cache_dir)
+    assert data.image_size == 64
+    original = np.asarray(PIL.Image.open(tmp_path / "adni" / data.slices[0].path))
+    image = data.images[data.slices[0].row]
+    np.testing.assert_array_equal(image[17:47, 12:52], original)
+    assert image.sum() == original.sum()
+
+
+# -- splits -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("people", [3, 7, 50, 143])
+@pytest.mark.parametrize("labels", [("",), ("AD", "NC"), ("a", "b", "")])
+def test_splits_are_disjoint_complete_and_of_the_asked_for_size(people, labels):
+    slices, _ = dataset.split(make_slices(people, labels, sessions=("1", "2")), 5, **FRACTIONS)
+    assert_nobody_twice(slices)
+    sides = people_of(slices)
+    assert len(sides["test"]) == max(1, round(0.15 * people))
+    assert abs(len(sides["validation"]) - max(1, 0.1 * people)) <= 1
+
+
+def test_splits_are_stratified():
+    slices, _ = dataset.split(make_slices(200, ("AD", "NC", "NC", "NC")), 0, **FRACTIONS)
+    for split in ("train", "validation", "test"):
+        labels = {one.subject_id: one.label for one in slices if one.split == split}
+        share = np.mean([label == "AD" for label in labels.values()])
+        assert share == pytest.approx(0.25, abs=0.06)
+
+
+def test_splits_depend_on_the_seed_and_not_on_the_order():
+    slices = make_slices(60)
+    first, _ = dataset.split(slices, 0)
+    assert first == dataset.split(slices, 0)[0]
+    assert set(first) == set(dataset.split(slices[::-1], 0)[0])
+    assert people_of(first)["test"] != people_of(dataset.split(slices, 1)[0])["test"]
+
+
+def test_a_person_in_two_splits_is_caught():
+    torn = make_slices(1, split="train") + make_slices(1, split="test")
+    with pytest.raises(dataset.DataError, match="more than one split: p0000"):
+        dataset.assert_disjoint(torn)
+
+
+def test_too_few_people():
+    with pytest.raises(dataset.DataError, match="2 people make .* give data of more people"):
+        dataset.split(make_slices(2), 0)
+
+
+# -- cache --------------------------------------------------------------------------------------------------------
+
+
+def test_cache_is_used_again_and_rebuilt_when_a_file_changes(tmp_path, cache_dir):
+    folder = write_oasis(tmp_path / "oasis")
+    first = dataset.load(folder, cache_dir=cache_dir)
+    assert isinstance(first.images, np.memmap)
+    files = {path: path.stat().st_mtime_ns for path in cache_dir.iterdir()}
+    assert len(files) == 2
+    assert dataset.load(folder, cache_dir=cache_dir).fingerprint == first.fingerprint
+    assert {path: path.stat().st_mtime_ns for path in cache_dir.iterdir()} == files
+
+    victim = folder / first.slices[0].path
+    write_image(victim, np.full((32, 32), 200, "uint8"))
+    second = dataset.load(folder, cache_dir=cache_dir)
+    assert second.fingerprint != first.fingerprint
+    assert (second.images[0] == 200).all()
+    assert dataset.load(folder, image_size=64, cache_dir=cache_dir).images.shape[1:] == (64, 64)
+
+
+def test_a_copy_of_the_data_has_the_same_fingerprint(tmp_path, cache_dir):
+    a = dataset.load(write_oasis(tmp_path / "a"), cache_dir=cache_dir)
+    b = dataset.load(write_oasis(tmp_path / "b"), cache_dir=cache_dir)
+    assert a.fingerprint == b.fingerprint
+
+
+def test_a_killed_build_leaves_no_half_cache(tmp_path, cache_dir, monkeypatch):
+    folder = write_oasis(tmp_path / "oasis")
+    calls = []
+
+    def killed(*args):
+        calls.append(args)
+        if len(calls) > 5:
+            raise KeyboardInterrupt
+        return np.zeros((32, 32), "uint8")
+
+    monkeypatch.setattr(dataset, "_fit_square", killed)
+    with pytest.raises(KeyboardInterrupt):
+        dataset.load(folder, cache_dir=cache_dir)
+    assert list(cache_dir.iterdir()) == []
+
+
+def test_nothing_is_written_into_the_data_folder(tmp_path):
+    folder = write_oasis(tmp_path / "oasis")
+    with pytest.raises(dataset.DataError, match="inside the data folder"):
+        dataset.load(folder, cache_dir=folder / "cache")
+
+
+# -- bad input ----------------------------------------------------------------------------------------------------
+
+
+def bad_png(path, how):
+    good = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(good[: len(good) // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_text("not an image")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [("truncated", "truncated or damaged"), ("empty", "the file is empty"), ("text", "not a readable image")],
+)
+def test_bad_images_are_named_or_skipped(tmp_path, cache_dir, how, message):
+    folder = write_oasis(tmp_path / "oasis", size=64)
+    victim = folder / "keras_png_slices_train" / "case_002_slice_1.nii.png"
+    bad_png(victim, how)
+    with pytest.raises(dataset.DataError, match=message) as caught:
+        dataset.load(folder, cache_dir=cache_dir)
+    assert str(victim) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    data = dataset.load(folder, skip_bad_files=True, cache_dir=cache_dir)
+    assert len(data.slices) == 23
+    assert data.bad_files[0][0] == str(victim)
+    assert victim.name not in {one.path.split("/")[-1] for one in data.slices}
+
+
+def volume_with(path, how):
+    rng = np.random.default_rng(0)
+    write_volume(path, rng)
+    image = nibabel.load(path)
+    voxels = np.asarray(image.dataobj).astype("float32")
+    if how == "4-D":
+        voxels = np.stack([voxels, voxels], axis=-1)
+    elif how == "zero":
+        voxels[:] = 0
+    elif how == "NaN":
+        voxels[0, 0, 0] = np.nan
+    elif how == "flat":
+        voxels = voxels[:, :, :10]
+    nibabel.save(nibabel.Nifti1Image(voxels, image.affine), path)
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[:2000])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_bytes(gzip.compress(b"not a volume"))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("4-D", "a 4-D image"),
+        ("zero", "every voxel is 0"),
+        ("NaN", "NaN"),
+        ("flat", "10 axial slices of 2 mm do not hold"),
+        ("truncated", "truncated or damaged|not a readable NIfTI"),
+        ("empty", "the file is empty"),
+        ("text", "not a readable NIfTI volume"),
+    ],
+)
+def test_bad_volumes_are_named_or_skipped(tmp_path, cache_dir, how, message):
+    folder = write_bids(tmp_path / "bids")
+    victim = folder / "sub-03/anat/sub-03_T1w.nii.gz"
+    volume_with(victim, how)
+    options = {"num_slices": 8, "slice_spacing_mm": 4, "cache_dir": cache_dir}
+    with pytest.raises(dataset.DataError, match=message) as caught:
+        dataset.load(folder, **options)
+    assert str(victim) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    data = dataset.load(folder, skip_bad_files=True, **options)
+    assert {one.subject_id for one in data.slices} == {f"sub-{i:02d}" for i in range(8) if i != 3}
+
+
+def test_16_bit_and_colour_slices_are_converted_and_said(tmp_path, cache_dir):
+    folder = write_oasis(tmp_path / "oasis")
+    train = folder / "keras_png_slices_train"
+    grey = np.asarray(PIL.Image.open(train / "case_001_slice_0.nii.png"))
+    write_image(train / "case_001_slice_0.nii.png", (grey.astype("uint16") * 16))
+    write_image(train / "case_001_slice_1.nii.png", np.stack([grey] * 3, axis=-1))
+    data = dataset.load(folder, cache_dir=cache_dir)
+    notes = " ".join(data.notices)
+    assert "1 16-bit images" in notes
+    assert "1 colour images" in notes
+    rows = {one.path.split("/")[-1]: one.row for one in data.slices}
+    np.testing.assert_array_equal(data.images[rows["case_001_slice_1.nii.png"]], grey)
+    scaled = data.images[rows["case_001_slice_0.nii.png"]].astype(float)
+    np.testing.assert_allclose(scaled, grey * (255 / grey.max()), atol=0.51)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"no images found; looked for keras_png_slices.*AD_NC.*sub-\*"),
+        ({"layout": "oasis"}, "no images found; looked for keras_png_slices"),
+        ({"layout": "images"}, "--layout images needs --subject-regex"),
+        ({"subject_regex": "(a"}, "not a regular expression"),
+        ({"subject_regex": "a"}, "has no group"),
+        ({"subject_regex": "(a)", "layout": "adni"}, "is for --layout images"),
+        ({"subject_regex": "(a)"}, "no images found"),
+        ({"image_size": 8}, "--image-size 8"),
+        ({"num_slices": 0}, "--num-slices 0"),
+    ],
+)
+def test_an_empty_folder_and_bad_options(tmp_path, cache_dir, options, message):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(dataset.DataError, match=message):
+        dataset.load(tmp_path / "empty", cache_dir=cache_dir, **options)
+
+
+def test_a_folder_that_does_not_exist(tmp_path, cache_dir):
+    with pytest.raises(dataset.DataError, match="no such folder"):
+        dataset.load(tmp_path / "nowhere", cache_dir=cache_dir)
+
+
+def test_a_regex_that_matches_nothing(tmp_path, cache_dir):
+    write_image(tmp_path / "x" / "a.png", np.zeros((16, 16), "uint8"))
+    with pytest.raises(dataset.DataError, match="matches 0 of 1 images, not .*a.png"):
+        dataset.load(tmp_path / "x", subject_regex=r"sub(\d+)", cache_dir=cache_dir)
+
+
+def test_a_label_column_that_is_not_there(tmp_path, cache_dir):
+    with pytest.raises(dataset.DataError, match="no column 'diagnosis'; it has participant_id, age, group"):
+        dataset.load(write_bids(tmp_path / "bids"), label_column="diagnosis", cache_dir=cache_dir)
+
+
+def test_credit_comes_from_the_bids_description(tmp_path, cache_dir):
+    folder = write_bids(tmp_path / "bids")
+    description = {"Name": "Some brains", "Authors": ["A. Nonymous"], "License": "CC0"}
+    (folder / "dataset_description.json").write_text(json.dumps(description))
+    data = dataset.load(folder, num_slices=4, slice_spacing_mm=4, cache_dir=cache_dir)
+    assert (data.title, data.credit) == ("Some brains", "A. Nonymous; CC0")
+
+
+# -- feeding ------------------------------------------------------------------------------------------------------
+
+
+def test_every_epoch_feeds_every_slice_once_in_an_order_of_its_own(tmp_path, cache_dir):
+    data = dataset.load(write_oasis(tmp_path / "oasis", train=7), cache_dir=cache_dir)
+    slices, _ = dataset.split(data.slices, 0)
+    batches = dataset.image_batches(data, slices, "train", 4, seed=3)
+    assert len(batches) == 6
+
+    def epoch(number):
+        batches.set_epoch(number)
+        return np.concatenate([batches[i][0] for i in range(len(batches))])
+
+    first, again, second = epoch(0), epoch(0), epoch(1)
+    assert first.shape == (21, 32, 32, 1)
+    assert first.dtype == np.float32
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, second)
+    expected = np.sort([data.images[one.row].sum() for one in slices if one.split == "train"])
+    for images in (first, second):
+        np.testing.assert_array_equal(np.sort((images * 255).round().sum(axis=(1, 2, 3))), expected)

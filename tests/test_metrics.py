@@ -1,0 +1,81 @@
+"""Figures against independent computations and known answers."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow_probability as tfp
+
+import metrics
+
+
+def brain(size=64):
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    head = np.hypot(x / 0.6, y / 0.8) < 1
+    ventricle = np.hypot(x / 0.1, y / 0.2) < 1
+    return head * 0.8 - ventricle * 0.75, head
+
+
+def test_head_mask_fills_the_ventricles():
+    image, head = brain()
+    assert (metrics.head_mask(image) == head).all()
+    assert not metrics.head_mask(np.zeros((8, 8))).any()
+
+
+def test_identical_images():
+    image, _ = brain()
+    found = metrics.slice_metrics(image, image)
+    assert found["ssim"] == pytest.approx(1)
+    assert found["ssim_head"] == pytest.approx(1)
+    assert found["psnr_db"] == math.inf
+    assert found["l1"] == 0
+
+
+def test_black_is_no_good_reconstruction():
+    image, head = brain()
+    found = metrics.slice_metrics(image, np.zeros_like(image))
+    assert found["ssim"] < 0.7  # the background alone
+    assert found["ssim_head"] < 0.1
+    assert found["psnr_db"] == pytest.approx(-10 * np.log10((image**2).mean()))
+    assert found["l1"] == pytest.approx(image.mean())
+
+
+def test_a_range_of_255_is_refused():
+    image, _ = brain()
+    with pytest.raises(ValueError, match="not in"):
+        metrics.slice_metrics(image * 255, image)
+
+
+def test_the_mean_is_over_people_not_slices():
+    values, people = [1.0, 1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "a", "b"]
+    found = metrics.over_people(values, people)
+    assert found["mean"] == 0.5
+    assert found["people"] == 2
+    assert metrics.over_people([0.3, 0.5, math.nan], ["a", "a", "b"]) == {"mean": 0.4, "ci95": None, "people": 1}
+
+
+def test_the_interval_is_that_of_a_mean_of_people(rng):
+    means = rng.normal(0, 1, 40)
+    values = np.repeat(means, 10)
+    found = metrics.over_people(values, np.repeat(np.arange(40), 10))
+    standard_error = means.std() / np.sqrt(40)
+    assert found["ci95"][0] == pytest.approx(means.mean() - 1.96 * standard_error, abs=0.25 * standard_error)
+    assert found["ci95"][1] == pytest.approx(means.mean() + 1.96 * standard_error, abs=0.25 * standard_error)
+
+
+def test_codebook_metrics():
+    even = metrics.codebook_metrics(np.arange(64).reshape(4, 4, 4), 64, 16)
+    assert even["perplexity"] == pytest.approx(64)
+    assert even["codes_in_use"] == 1
+    assert even["bits_per_pixel"] == even["entropy_bits_per_pixel"] == pytest.approx(6 / 16)
+    collapsed = metrics.codebook_metrics(np.zeros((2, 4, 4), int), 64, 16)
+    assert collapsed["perplexity"] == 1
+    assert collapsed["codes_in_use"] == 1 / 64
+    assert collapsed["entropy_bits_per_code"] == 0
+
+
+def test_code_bits_are_those_of_tensorflow_probability(rng):
+    logits = rng.normal(0, 5, (2, 3, 3, 7)).astype("float32")
+    codes = rng.integers(0, 7, (2, 3, 3))
+    expected = -tfp.distributions.Categorical(logits=logits).log_prob(codes) / np.log(2)
+    np.testing.assert_allclose(metrics.code_bits(logits, codes), expected, rtol=1e-4, atol=1e-5)
