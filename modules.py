@@ -616,7 +616,7 @@ class GatedBlock(layers.Layer):
 class RowAttention(layers.Layer):
     """Self-attention of the vertical stack over all rows above: what convolutions cannot carry across a whole head.
 
-    Causal attention as in PixelSNAIL (Chen et al. 2018, section 2.2), with a mask by rows instead of by codes: the
+    Causal attention as in PixelSNAIL (Chen et al. 2018), with a mask by rows instead of by codes: the
     vertical features of row r know only codes of rows above r, so they may look at the vertical features of every row
     up to r. A sampler then computes it once a row instead of once a code.
 

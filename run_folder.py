@@ -2,7 +2,7 @@
 
     config.json            resolved options, versions, the data's fingerprint, the split's SHA-256
     splits.csv             path, subject_id, session, slice_index, label, split
-    vqvae.keras            the best VQ-VAE, by validation loss
+    vqvae.keras            the best VQ-VAE, by validation reconstruction loss
     codes.npz              the codes of every slice, in the order of splits.csv
     prior.keras            the best prior, by validation bits per code
     *_history.csv          one row an epoch; *_state.weights.h5, from which a stopped run goes on

@@ -31,7 +31,7 @@ import run_folder
 # What the literature of this task uses; anything not named is the default of `modules.VQVAE`.
 PRESETS = {
     "default": {},
-    # van den Oord et al. 2017, section 4.1: 512 entries of 64, two strided convolutions and two residual blocks of 256.
+    # van den Oord et al. 2017, section 4.1: two strided convolutions and two residual blocks of 256 channels; 512 x 64.
     "vqvae-2017": {
         "num_embeddings": 512,
         "embedding_dim": 64,
@@ -50,7 +50,7 @@ class VQVAETraining:
 
     epochs: int = 60
     learning_rate: float = 2e-3
-    patience: int = 15  # epochs without a better validation loss
+    patience: int = 15  # epochs without a better reconstruction of the validation people
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class PriorTraining:
 
     epochs: int = 40
     learning_rate: float = 2e-3
-    patience: int = 8
+    patience: int = 8  # epochs without fewer bits per code on the validation people
     average_over: float = 0.05  # share of all steps, which the average reaches back
 
 
@@ -287,7 +287,7 @@ def fit(stage, model, batches, validation, monitor, training, run_dir):
         initial_epoch=epoch,
         epochs=training["epochs"],
         callbacks=callbacks,
-        shuffle=False,  # Batches shuffles by itself; Keras would also shuffle the batches, from a state it does not save
+        shuffle=False,  # Batches does it; Keras would also shuffle the batches, from a state that it does not save
         verbose=1 if sys.stdout.isatty() else 2,
     )
     return checkpoint.best_path
@@ -331,7 +331,7 @@ def train_vqvae(model, run_dir, data, slices, options):
         model.quantizer.initialise(model.encoder.predict(sample, batch_size=batch_size, verbose=0))
     except ValueError as error:
         raise run_folder.RunError(f"{error}; give more slices, or a smaller --num-embeddings") from error
-    fit("vqvae", model, batches, validation, "loss", options["vqvae_training"], run_dir)
+    fit("vqvae", model, batches, validation, "reconstruction_loss", options["vqvae_training"], run_dir)
 
 
 def train_prior(run_dir, data, slices, options):
