@@ -8,14 +8,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-DEMO := --run-dir runs/demo --image-size 128 --downsampling 8 --vqvae-epochs 14 --prior-epochs 10 --prior-filters 64
-IXI_RUN := --run-dir runs/ixi --vqvae-epochs 50 --prior-epochs 12 --prior-filters 64
+IXI_RUN := --run-dir runs/ixi --vqvae-epochs 40 --prior-epochs 10 --prior-filters 64
 
 .PHONY: demo test lint notebook results clean
 
 demo: .venv/run
-	$(BIN)/python train.py $(DEMO)
-	$(BIN)/python predict.py --run-dir runs/demo
+	$(BIN)/python train.py
+	$(BIN)/python predict.py
 	@echo "look at runs/demo/predictions/samples.png"
 
 test: lint

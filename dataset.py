@@ -19,7 +19,6 @@ import json
 import math
 import os
 import re
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,6 +34,7 @@ import phantom
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SPLITS = ("train", "validation", "test")
+MOST_PIXELS = 4096  # along a side
 MIDDLE_BELOW_TOP_MM = 60  # from the top of the head to the middle of the brain, roughly the upper thalamus
 CACHE_VERSION = 1  # raise when decoding changes
 
@@ -184,31 +184,37 @@ def _participant_labels(path, column):
             if needed not in columns:
                 raise DataError(f"{path}: no column {needed!r}; it has {', '.join(columns) or 'none'}")
         rows = list(reader)
-    return {row["participant_id"]: row[column] for row in rows if row[column] not in (None, "", "n/a")}
+    labels = {}
+    for row in rows:
+        if row[column] not in (None, "", "n/a") and row["participant_id"]:
+            labels["sub-" + row["participant_id"].removeprefix("sub-")] = row[column]
+    return labels
 
 
 def find_images(data_dir, subject_regex):
     """Any folder of images: the regular expression is searched in each path relative to the folder.
 
-    Its group `subject` (or its first group) is the person; groups `session`, `slice` and `label` are optional.
+    Its group `subject` (or its only group, if none has a name) is the person; groups `session`, `slice` and `label` are
+    optional. Without `slice`, a person's slices are numbered in the order of their names.
     """
     try:
         pattern = re.compile(subject_regex)
     except re.error as error:
         raise DataError(f"--subject-regex {subject_regex!r} is not a regular expression: {error}") from error
-    if not pattern.groups:
-        raise DataError(f"--subject-regex {subject_regex!r} has no group; put the person's part in parentheses")
+    subject_group = "subject" if pattern.groupindex else 1
+    if subject_group == "subject" and "subject" not in pattern.groupindex or not pattern.groups:
+        raise DataError(f"--subject-regex {subject_regex!r}: give the person's part a group, like (?P<subject>P\\d+)")
     paths = sorted(p for p in data_dir.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
     sources, unmatched = [], []
     numbers = collections.Counter()
     for path in paths:
         name = path.relative_to(data_dir).as_posix()
         found = pattern.search(name)
-        if not found:
+        if not found or not found[subject_group]:
             unmatched.append(path)
             continue
         groups = found.groupdict()
-        subject, session = groups.get("subject") or found[1], groups.get("session") or ""
+        subject, session = found[subject_group], groups.get("session") or ""
         index = groups.get("slice")
         if index is not None and not index.isdecimal():
             raise DataError(f"{path}: --subject-regex read the slice number {index!r}, which is not a number")
@@ -247,6 +253,8 @@ def find(data_dir, layout=None, subject_regex=None, label_column=None):
         "bids": lambda: find_bids(data_dir, label_column),
         "images": lambda: find_images(data_dir, subject_regex) if subject_regex else [],
     }
+    if label_column and layout not in (None, "bids"):
+        raise DataError(f"--label-column is for BIDS participants.tsv, not for --layout {layout}")
     if layout == "images" and not subject_regex:
         raise DataError("--layout images needs --subject-regex, to read from each path whose slice it is")
     if subject_regex and layout not in (None, "images"):
@@ -279,15 +287,24 @@ def _reason(error):
     return text or type(error).__name__
 
 
-def _open_image(path):
+def _refuse_empty(path):
+    if not path.exists():
+        raise BadFile(path, "a link to a file that is not there")
     if path.stat().st_size == 0:
         raise BadFile(path, "the file is empty")
+
+
+def _open_image(path):
+    _refuse_empty(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            return PIL.Image.open(path)
-    except (OSError, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        image = PIL.Image.open(path)
+    except Exception as error:  # PIL raises many kinds
         raise BadFile(path, f"not a readable image ({_reason(error)})") from error
+    (width, height), pages = image.size, getattr(image, "n_frames", 1)
+    if max(width, height) > MOST_PIXELS or pages > 1:
+        image.close()
+        raise BadFile(path, f"not one slice: {width} x {height} pixels, {pages} pages")
+    return image
 
 
 def _read_image(path, brightest):
@@ -295,15 +312,14 @@ def _read_image(path, brightest):
     with _open_image(path) as image:
         try:
             if image.mode.startswith("I") or image.mode == "F":
-                return np.clip(np.asarray(image) * (255 / max(brightest, 1)), 0, 255).round().astype("uint8")
+                return np.clip(np.asarray(image) * (255 / (brightest or 1)), 0, 255).round().astype("uint8")
             return np.asarray(image.convert("L"))
-        except (OSError, ValueError, SyntaxError) as error:
+        except Exception as error:
             raise BadFile(path, f"truncated or damaged ({_reason(error)})") from error
 
 
 def _open_volume(path):
-    if path.stat().st_size == 0:
-        raise BadFile(path, "the file is empty")
+    _refuse_empty(path)
     try:
         volume = nibabel.load(path)
     except Exception as error:  # nibabel passes on whatever gzip, zlib and struct raise
@@ -313,7 +329,10 @@ def _open_volume(path):
         raise BadFile(path, f"a {len(shape)}-D image of shape {volume.shape}")
     if not np.isfinite(volume.affine).all():
         raise BadFile(path, "the affine is not finite")
-    return nibabel.as_closest_canonical(volume.slicer[..., 0] if volume.ndim == 4 else volume)
+    try:
+        return nibabel.as_closest_canonical(volume.slicer[..., 0] if volume.ndim == 4 else volume)
+    except Exception as error:
+        raise BadFile(path, f"the affine names no axes ({_reason(error)})") from error
 
 
 def _volume_spacing(volume):
@@ -386,8 +405,9 @@ def _inspect(source):
             return height, width, "grey", 0
         if image.mode.startswith("I") or image.mode == "F":
             try:
-                return height, width, "16-bit", int(np.max(np.asarray(image)))
-            except (OSError, ValueError, SyntaxError) as error:
+                kind = "floating-point" if image.mode == "F" else "16-bit"
+                return height, width, kind, float(np.max(np.asarray(image)))
+            except Exception as error:
                 raise BadFile(source.path, f"truncated or damaged ({_reason(error)})") from error
         return height, width, "colour", 0
 
@@ -467,9 +487,11 @@ def load(
     ]
     files = []
     for source in sources:
-        status = source.path.stat()
+        size_and_time = (0, 0)
+        if source.path.exists():  # a link may point nowhere
+            size_and_time = (source.path.stat().st_size, source.path.stat().st_mtime_ns)
         identity = (source.subject_id, source.session, source.label, source.split)
-        files.append((source.path.relative_to(data_dir).as_posix(), status.st_size, status.st_mtime_ns, *identity))
+        files.append((source.path.relative_to(data_dir).as_posix(), *size_and_time, *identity))
     key = hashlib.sha256(json.dumps([options, files]).encode()).hexdigest()[:16]
     packed, manifest_path = cache_dir / f"{key}.npy", cache_dir / f"{key}.json"
     if not (packed.exists() and manifest_path.exists()):
@@ -534,7 +556,8 @@ def _build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, sk
     image_size = image_size or native_size
     if image_size > native_size:
         notices.append(f"slices of {native_size} pixels are enlarged to {image_size}, as --image-size asks")
-    for kind, done in (("colour", "converted to grey"), ("16-bit", "scaled to 8 bits by the brightest value of all")):
+    scaled = "scaled to 8 bits by the brightest value of all"
+    for kind, done in (("colour", "converted to grey"), ("16-bit", scaled), ("floating-point", scaled)):
         of_kind = [source.path.relative_to(data_dir).as_posix() for source, (*_, k, _) in looked if k == kind]
         if of_kind:
             notices.append(f"{len(of_kind)} {kind} images {done}, {of_kind[0]} the first")
@@ -631,11 +654,11 @@ def split(slices, seed, validation_fraction=0.1, test_fraction=0.15):
     torn = sorted(person for person, (sides, _) in people.items() if len(sides) > 1)
     if torn:
         notices.append(
-            f"{len(torn)} people stand on both sides of the data set's split, all moved to one: {_names(torn)}"
+            f"{len(torn)} people stand on both sides of the data set's split, all moved to one: {', '.join(torn)}"
         )
     both = sorted(person for person, (_, labels) in people.items() if len(labels - {""}) > 1)
     if both:
-        notices.append(f"{len(both)} people stand under more than one label, each kept together: {_names(both)}")
+        notices.append(f"{len(both)} people stand under more than one label, each kept together: {', '.join(both)}")
 
     side_of = {
         person: next(s for s in ("test", "validation", "train", "") if s in sides)
@@ -673,10 +696,6 @@ def split(slices, seed, validation_fraction=0.1, test_fraction=0.15):
     return result, notices
 
 
-def _names(people, most=10):
-    return ", ".join(people[:most]) + (f" and {len(people) - most} more" if len(people) > most else "")
-
-
 def assert_disjoint(slices):
     """Raises DataError if a person stands in two splits."""
     sides = collections.defaultdict(set)
@@ -684,7 +703,7 @@ def assert_disjoint(slices):
         sides[one.subject_id].add(one.split)
     torn = sorted(person for person, of in sides.items() if len(of) > 1)
     if torn:
-        raise DataError(f"people in more than one split: {_names(torn)}; a figure made so would be worth nothing")
+        raise DataError(f"people in more than one split: {', '.join(torn)}; a figure made so would be worth nothing")
 
 
 def splits_csv(slices):

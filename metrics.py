@@ -57,20 +57,24 @@ def over_people(values, subject_ids):
     """Mean over people of each person's mean, with a 95 % bootstrap interval over people.
 
     Args:
-        values: One number for each slice; NaN is left out.
+        values: One number for each slice. Those that are not finite are left out: the SSIM inside a head that a slice
+            does not have, the PSNR of a slice that is reproduced exactly.
         subject_ids: Whose slice it is, same length.
 
     Returns:
-        Dictionary of `mean`, `ci95` (low, high; None for a single person) and `people`.
+        Dictionary of `mean` (None if nothing is left), `ci95` (low, high; None below two people), `people` and
+        `slices`, the number of each that is left.
     """
     values, subject_ids = np.asarray(values, float), np.asarray(subject_ids)
-    people = np.unique(subject_ids[~np.isnan(values)])
-    means = np.array([np.nanmean(values[subject_ids == person]) for person in people])
+    finite = np.isfinite(values)
+    values, subject_ids = values[finite], subject_ids[finite]
+    means = np.array([values[subject_ids == person].mean() for person in np.unique(subject_ids)])
     interval = None
     if len(means) > 1:
         resampled = stats.bootstrap((means,), np.mean, method="percentile", rng=np.random.default_rng(0))
         interval = [float(resampled.confidence_interval.low), float(resampled.confidence_interval.high)]
-    return {"mean": float(means.mean()), "ci95": interval, "people": len(people)}
+    mean = float(means.mean()) if len(means) else None
+    return {"mean": mean, "ci95": interval, "people": len(means), "slices": len(values)}
 
 
 def codebook_metrics(codes, num_embeddings, pixels_per_code):

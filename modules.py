@@ -4,11 +4,11 @@ Read from top to bottom:
 
 1. reconstruction losses (L1, L2, L1 + SSIM);
 2. the VQ-VAE: `VectorQuantizer`, encoder, decoder, `VQVAE`      (van den Oord et al. 2017);
-3. the prior: `MaskedConv2D`, `GatedBlock`, `PixelCNN`           (van den Oord et al. 2016);
-4. `PixelCNNSampler`, which draws a whole grid of codes and computes each position once.
+3. the prior: `MaskedConv2D`, `GatedBlock`, `PixelCNN`           (van den Oord et al. 2016).
 
-Everything is written in `keras.ops`, so the models run under every Keras backend. Images are float32 in [0, 1],
-shape (batch, height, width, 1); grids of codes are int32, shape (batch, height / factor, width / factor).
+`sampling.py` draws from the prior. Everything is written in `keras.ops`, so the models run under every Keras backend.
+Images are float32 in [0, 1], shape (batch, height, width, 1); grids of codes are int32, shape
+(batch, height / factor, width / factor).
 
 References
     van den Oord, Vinyals, Kavukcuoglu: Neural Discrete Representation Learning, NeurIPS 2017, arXiv:1711.00937.
@@ -236,6 +236,19 @@ def _residual_block(x, name):
     return layers.Add(name=f"{name}_add")([x, y])
 
 
+@keras.saving.register_keras_serializable(PACKAGE)
+class ClipToUnit(layers.Layer):
+    """Cuts values to [0, 1] in float32, and passes gradients as if it did not, so that no pixel is stuck at black."""
+
+    def __init__(self, **kwargs):
+        kwargs.pop("dtype", None)
+        super().__init__(dtype="float32", **kwargs)
+
+    def call(self, x, training=False):
+        clipped = ops.clip(x, 0.0, 1.0)
+        return x + ops.stop_gradient(clipped - x) if training else clipped
+
+
 def build_encoder(image_size, downsampling, base_filters, num_residual_blocks, embedding_dim):
     """Functional model: images (B, S, S, 1) -> z_e (B, S / downsampling, S / downsampling, D), float32."""
     x = inputs = keras.Input((image_size, image_size, 1), name="image")
@@ -251,8 +264,8 @@ def build_encoder(image_size, downsampling, base_filters, num_residual_blocks, e
 def build_decoder(image_size, downsampling, base_filters, num_residual_blocks, embedding_dim):
     """Functional model: z_q (B, S / downsampling, S / downsampling, D) -> images in [0, 1], (B, S, S, 1), float32.
 
-    The last activation is a ReLU cut at 1: the background of a slice is exactly 0, and a network that ends in a
-    sigmoid or in nothing can only come near it, at a price in SSIM that the brain does not deserve.
+    The images end in `ClipToUnit`: the background of a slice is exactly 0, and a network that ends in a sigmoid or in
+    nothing can only come near it, at a price in SSIM that has nothing to do with the brain.
     """
     grid = image_size // downsampling
     stages = int(math.log2(downsampling))
@@ -265,7 +278,7 @@ def build_decoder(image_size, downsampling, base_filters, num_residual_blocks, e
         x = layers.Conv2DTranspose(base_filters * 2 ** (stage - 1), 4, 2, padding="same", name=f"up{stage}")(x)
     x = layers.ReLU(name="up0_relu")(x)
     x = layers.Conv2DTranspose(1, 4, 2, padding="same", name="up0")(x)
-    images = layers.ReLU(max_value=1.0, dtype="float32", name="image")(x)
+    images = ClipToUnit(name="image")(x)
     return keras.Model(inputs, images, name="decoder")
 
 
@@ -345,6 +358,11 @@ class VQVAE(keras.Model):
             raise ValueError(f"downsampling must be 2, 4, 8 or 16, not {downsampling}")
         if image_size < 16 or image_size % downsampling:
             raise ValueError(f"image_size must be 16 or more and a multiple of {downsampling}, not {image_size}")
+        if base_filters < 2 or num_residual_blocks < 0:
+            raise ValueError(
+                f"base_filters must be 2 or more and num_residual_blocks 0 or more, not {base_filters} and "
+                f"{num_residual_blocks}"
+            )
         if loss not in ("l1", "l2", "l1_ssim"):
             raise ValueError(f'loss must be "l1", "l2" or "l1_ssim", not {loss!r}')
         self._config = {
@@ -426,8 +444,13 @@ class VQVAE(keras.Model):
             NumPy float32 in [0, 1], shape (batch, image_size, image_size, 1).
         """
         codebook = ops.convert_to_numpy(self.quantizer.codebook)
-        batches = [code_indices[i : i + batch_size] for i in range(0, len(code_indices), batch_size)]
-        return np.concatenate([ops.convert_to_numpy(self.decoder.predict_on_batch(codebook[b])) for b in batches])
+        images = []
+        for start in range(0, len(code_indices), batch_size):
+            batch = code_indices[start : start + batch_size]
+            # Filled up to one size, so that an image is rounded in the same way in every batch.
+            filled = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0)))
+            images.append(ops.convert_to_numpy(self.decoder.predict_on_batch(codebook[filled]))[: len(batch)])
+        return np.concatenate(images)
 
     def get_config(self):
         return dict(self._config)
@@ -650,17 +673,22 @@ class RowAttention(layers.Layer):
         x = ops.reshape(x, (-1, v.shape[1] * v.shape[2], 3, self.num_heads, self.head_dim))
         return ops.unstack(ops.transpose(x, (2, 0, 3, 1, 4)), 3)
 
-    def attend(self, v, query, key, value, visible):
-        """v (B, rows, W, C) plus the values that its queries find among the visible keys (queries, keys; bool)."""
+    def attend(self, v, query, key, value, visible=None):
+        """Adds to v (B, rows, W, C) the values that its queries find among the keys (bool, (keys,): visible ones)."""
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) / math.sqrt(self.head_dim)
-        scores = ops.where(visible, scores, ops.cast(-1e4, scores.dtype))
+        if visible is not None:
+            scores = ops.where(visible, scores, ops.cast(-1e4, scores.dtype))
         found = ops.matmul(ops.softmax(scores), value)  # (B, heads, rows * W, head_dim)
         found = ops.reshape(ops.transpose(found, (0, 2, 1, 3)), (-1, *v.shape[1:3], self.num_heads * self.head_dim))
         return v + self.out(found)
 
     def call(self, v):
-        row = np.repeat(np.arange(v.shape[1]), v.shape[2])
-        return self.attend(v, *self.heads(v), ops.convert_to_tensor(row[:, None] >= row[None, :]))
+        query, key, value = self.heads(v)
+        width, rows = v.shape[2], []
+        for row in range(v.shape[1]):  # a row at a time: all (H W)^2 scores at once would fill the memory
+            here, seen = slice(row * width, (row + 1) * width), slice(0, (row + 1) * width)
+            rows.append(self.attend(v[:, row : row + 1], query[:, :, here], key[:, :, seen], value[:, :, seen]))
+        return ops.concatenate(rows, axis=1)
 
     def get_config(self):
         return {**super().get_config(), "num_heads": self.num_heads, "head_dim": self.head_dim}
@@ -681,7 +709,7 @@ class PixelCNN(keras.Model):
         vertical_kernel: (rows, columns) of the vertical stack's masked kernels.
         horizontal_kernel: Columns of the horizontal stack's masked kernels; None takes the smallest that reaches
             across a whole row.
-        attention_every: A row attention after each so many blocks; 0 for none.
+        attention_every: A row attention after each so many blocks, but for the last; 0 for none.
         dropout: Share of gated features dropped in training.
         vqvae_fingerprint: `VQVAE.fingerprint` of the model whose codes these are; kept with the weights, so that a
             prior is not used with codes of another codebook.
@@ -754,8 +782,8 @@ class PixelCNN(keras.Model):
         ]
         self.attentions = {
             str(block): RowAttention(name=f"attention{block}")
-            for block in range(1, num_blocks)
-            if attention_every and block % attention_every == 0
+            for block in range(num_blocks - 1)
+            if attention_every and (block + 1) % attention_every == 0
         }
         self.hidden = layers.Dense(filters, activation="relu", name="hidden")
         self.logits = layers.Dense(num_embeddings, dtype="float32", name="logits")
@@ -840,9 +868,10 @@ class PixelCNN(keras.Model):
         around, left = range(-(columns // 2), columns // 2 + 1), range(-self.horizontal_kernel + 1, 1)
         vertical = spread(here, range(1, rows + 1), around)
         horizontal = spread(here, [0], [step - 1 for step in left]) | vertical
-        for index in range(1, len(self.blocks)):
-            vertical = spread(vertical, range(rows), around)
-            horizontal = spread(horizontal, [0], left) | vertical
+        for index in range(len(self.blocks)):
+            if index > 0:
+                vertical = spread(vertical, range(rows), around)
+                horizontal = spread(horizontal, [0], left) | vertical
             if str(index) in self.attentions:  # every place of every row up to this one, and what it sees
                 vertical = spread(vertical, range(size), range(-size + 1, size))
         return horizontal | vertical
@@ -858,184 +887,3 @@ class PixelCNN(keras.Model):
 
     def get_config(self):
         return dict(self._config)
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# 4. Sampling
-# ----------------------------------------------------------------------------------------------------------------
-
-
-def draw_codes(logits, uniform, temperature, top_k=0, top_p=1.0):
-    """Draws one code from each row of logits by inverting its cumulative distribution.
-
-    Args:
-        logits: Shape (batch, K).
-        uniform: One number in [0, 1) for each row, shape (batch,): all the randomness there is.
-        temperature: Positive; divides the logits.
-        top_k: Keep the k most probable codes; 0 keeps all.
-        top_p: Keep the fewest codes whose probability reaches p.
-
-    Returns:
-        int32, shape (batch,).
-    """
-    logits = logits / temperature
-    num_codes = logits.shape[-1]
-    if 0 < top_k < num_codes:
-        logits = ops.where(logits >= ops.top_k(logits, top_k)[0][:, -1:], logits, -1e9)
-    probabilities = ops.softmax(logits)
-    if top_p < 1.0:
-        ranked = -ops.sort(-probabilities, axis=-1)
-        kept = ops.cumsum(ranked, axis=-1) - ranked < top_p  # the most probable one always
-        smallest = ops.min(ops.where(kept, ranked, 2.0), axis=-1, keepdims=True)
-        probabilities = ops.where(probabilities >= smallest, probabilities, 0.0)
-    cumulative = ops.cumsum(probabilities, axis=-1)
-    codes = ops.sum(ops.cast(cumulative <= uniform[:, None] * cumulative[:, -1:], "int32"), axis=-1)
-    return ops.minimum(codes, num_codes - 1)
-
-
-class PixelCNNSampler(keras.Model):
-    """Draws whole grids of codes from a `PixelCNN`, each position computed once, in one compiled function.
-
-    The textbook loop runs the network over the whole grid for every code. Here the vertical stack runs once a row and
-    the horizontal stack once a code; each layer keeps the last inputs under its kernel, the attention its keys and
-    values, and the conditioning is computed once. The layers, their weights and their maths are the prior's own.
-
-    Args:
-        prior: A `PixelCNN`, built under the float32 policy.
-        temperature, top_k, top_p: See `draw_codes`.
-
-    Call arguments:
-        inputs: A dictionary: `uniform`, float32 in [0, 1), shape (batch, grid, grid); `known`, int32, same shape, a
-            code where it is given and -1 where it is to be drawn; `label` and `slice_position` as for the prior.
-
-    Returns:
-        Codes, int32, shape (batch, grid, grid).
-    """
-
-    def __init__(self, prior, temperature=1.0, top_k=0, top_p=1.0, **kwargs):
-        super().__init__(**kwargs)
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, not {temperature}")
-        if top_k < 0 or not 0 < top_p <= 1:
-            raise ValueError(f"top_k must be 0 or more and top_p in (0, 1], not {top_k} and {top_p}")
-        if prior.compute_dtype != "float32":
-            raise ValueError(f"samples are drawn in float32, the prior computes in {prior.compute_dtype}")
-        self.prior = prior
-        self.temperature = temperature
-        self.top_k = top_k
-        self.top_p = top_p
-        self.built = True
-
-    def call(self, inputs):
-        prior, size = self.prior, self.prior.grid_size
-        uniform, known = inputs["uniform"], inputs["known"]
-        batch = ops.shape(uniform)[0]
-        condition = prior.condition(inputs["label"], inputs["slice_position"])
-        biases = [block.conditioning(condition) for block in prior.blocks]
-        place = prior.grid_positions()
-
-        def zeros(*shape):
-            return ops.zeros((batch, *shape), "float32")
-
-        rows, columns, filters = prior.vertical_kernel[0], prior.horizontal_kernel, place.shape[-1]
-        # Cached inputs of each layer: the rows above the present one, starting with the blank above the image.
-        row_caches = [zeros(rows if i == 0 else rows - 1, size, filters) for i in range(len(prior.blocks))]
-        heads = [(a.num_heads, size * size, a.head_dim) for a in prior.attentions.values()]
-        attention_caches = [(zeros(*shape), zeros(*shape)) for shape in heads]
-        grid_row = ops.repeat(ops.arange(size), size)
-
-        def draw_row(row, state):
-            codes, row_caches, attention_caches = state
-            row_caches, attention_caches = list(row_caches), list(attention_caches)
-            row_place = ops.take(place, row, axis=0)  # (W, filters)
-            v, messages, attention_index = None, [], 0
-            for i, block in enumerate(prior.blocks):  # the vertical stack: the whole row at once
-                window = row_caches[i] if i == 0 else ops.concatenate([row_caches[i], v], axis=1)
-                if i > 0:
-                    row_caches[i] = window[:, 1:]
-                v_bias, h_bias = biases[i]
-                v, message = block.vertical(block.vertical_conv.row(window), v, v_bias[:, None, None])
-                messages.append(message[:, 0] + h_bias[:, None])  # (B, W, 2 filters)
-                if i == 0:
-                    v = v + row_place
-                if str(i) in prior.attentions:
-                    attention = prior.attentions[str(i)]
-                    query, key, value = attention.heads(v)
-                    here = ops.equal(grid_row, row)[:, None]
-                    # Each row's keys and values, repeated down the grid and kept where the row is this one.
-                    keys, values = (
-                        ops.where(here, ops.tile(new, (1, 1, size, 1)), old)
-                        for new, old in zip((key, value), attention_caches[attention_index], strict=True)
-                    )
-                    attention_caches[attention_index] = (keys, values)
-                    attention_index += 1
-                    v = attention.attend(v, query, keys, values, (grid_row <= row)[None, :])
-            messages = ops.transpose(ops.stack(messages), (2, 0, 1, 3))  # (W, blocks, B, 2 filters)
-            above = ops.transpose(v[:, 0], (1, 0, 2))  # (W, B, filters)
-            row_uniform = ops.transpose(ops.take(uniform, row, axis=1))  # (W, B)
-            row_known = ops.transpose(ops.take(known, row, axis=1))
-
-            def draw_code(column, state):
-                row_codes, caches = state
-                caches = list(caches)
-                message = ops.take(messages, column, axis=0)  # (blocks, B, 2 filters)
-                h = None
-                for i, block in enumerate(prior.blocks):  # the horizontal stack: one code
-                    window = caches[i] if i == 0 else ops.concatenate([caches[i], h[:, None]], axis=1)
-                    if i > 0:
-                        caches[i] = window[:, 1:]
-                    h = block.horizontal(block.horizontal_conv.position(window), h, message[i], 0.0)
-                    if i == 0:
-                        h = h + ops.take(row_place, column, axis=0)
-                logits = prior.head(ops.take(above, column, axis=0), h)
-                noise = ops.take(row_uniform, column, axis=0)
-                drawn = draw_codes(logits, noise, self.temperature, self.top_k, self.top_p)
-                given = ops.take(row_known, column, axis=0)
-                code = ops.where(given >= 0, given, drawn)
-                row_codes = ops.where(ops.equal(ops.arange(size), column), code[:, None], row_codes)
-                caches[0] = ops.concatenate([caches[0][:, 1:], prior.embedding(code)[:, None]], axis=1)
-                return row_codes, tuple(caches)
-
-            caches = tuple(zeros(columns if i == 0 else columns - 1, filters) for i in range(len(prior.blocks)))
-            row_codes, _ = ops.fori_loop(0, size, draw_code, (ops.zeros((batch, size), "int32"), caches))
-            codes = ops.where(ops.equal(ops.arange(size), row)[:, None], row_codes[:, None], codes)
-            row_caches[0] = ops.concatenate([row_caches[0][:, 1:], prior.embedding(row_codes)[:, None]], axis=1)
-            return codes, tuple(row_caches), tuple(attention_caches)
-
-        start = (ops.zeros((batch, size, size), "int32"), tuple(row_caches), tuple(attention_caches))
-        return ops.fori_loop(0, size, draw_row, start)[0]
-
-    def sample(self, label, slice_position, seed, known=None, batch_size=32, first=0):
-        """Draws one grid of codes for each label and slice position.
-
-        Sample i of a seed is always the same: its noise depends on the seed and on i alone, and batches are filled up
-        to one size.
-
-        Args:
-            label: Integers, shape (n,); 0 where the label is not known.
-            slice_position: Numbers in [0, 1], shape (n,).
-            seed: Non-negative integer.
-            known: Codes that are given, int, shape (n, grid, grid), -1 where a code is to be drawn; None draws all.
-            batch_size: Samples computed at a time.
-            first: Index of the first sample, to go on with a longer run.
-
-        Yields:
-            NumPy int32 codes of at most `batch_size` samples at a time, shape (m, grid, grid).
-        """
-        size = self.prior.grid_size
-        for start in range(0, len(label), batch_size):
-            number = min(batch_size, len(label) - start)
-            fill = (0, batch_size - number)
-            noise = [
-                np.random.default_rng([seed, first + start + i]).random((size, size), "float32") for i in range(number)
-            ]
-            given = np.full((number, size, size), -1) if known is None else known[start : start + number]
-            codes = self.predict_on_batch(
-                {
-                    "uniform": np.pad(np.stack(noise), (fill, (0, 0), (0, 0))),
-                    "known": np.pad(given, (fill, (0, 0), (0, 0))).astype("int32"),
-                    "label": np.pad(np.asarray(label[start : start + number], "int32"), fill),
-                    "slice_position": np.pad(np.asarray(slice_position[start : start + number], "float32"), fill),
-                }
-            )
-            yield ops.convert_to_numpy(codes)[:number]

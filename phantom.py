@@ -92,7 +92,7 @@ def _displacement(rng, atrophy):
     velocity = np.stack([2.5 * _smooth_noise(rng, shape, 6) + 1.0 * _smooth_noise(rng, shape, 2.5) for _ in range(3)])
     linear = np.diag(rng.normal(0, 0.03, 3)) + 0.02 * np.array(
         [[0, 1, 1], [-1, 0, 1], [-1, -1, 0]]
-    ) * rng.standard_normal((3, 1))  # size and a small rotation
+    ) * rng.standard_normal((3, 1))  # size, a little rotation and shear
     velocity += np.tensordot(linear, grid - centre, 1) + 5.0 * atrophy * pull
     displacement = (velocity / 2**SQUARINGS).astype("float32")
     for _ in range(SQUARINGS):
@@ -170,7 +170,8 @@ def make_cohort(output_dir, num_people=NUM_PEOPLE, seed=0):
             people = pool.map(write, range(num_people))
             for _ in tqdm(people, "making the demo cohort", num_people, leave=False, disable=None):
                 pass
-        partial.rename(output_dir)
+        if not output_dir.exists():  # another process may have been first
+            partial.rename(output_dir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -13,6 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -25,44 +26,49 @@ import figures
 import metrics
 import modules
 import run_folder
+import sampling
 
 BATCH_SIZE = 32
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(
-        description="Reconstruct the test people of a run and sample new slices from its prior.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description="Reconstruct the test people of a run and sample new slices.")
     add = parser.add_argument
-    add("--run-dir", type=Path, default=Path("runs/demo"), help="a folder that train.py wrote")
+    add("--run-dir", type=Path, default=Path("runs/demo"), help="a folder that train.py wrote (default: %(default)s)")
     add("--output-dir", type=Path, help="(default: predictions in the run folder)")
     add("--data-dir", type=Path, help="where the run's data lie now (default: where they were)")
     add("--cache-dir", type=Path, help="where decoded slices go (default: where they went)")
-    add("--num-samples", type=int, default=16)
+    add("--num-samples", type=int, default=16, help="(default: %(default)s)")
     add("--label", help="label of every sample (default: drawn as often as in training)")
     add("--slice-position", type=float, help="0 lowest to 1 highest (default: drawn as often as in training)")
-    add("--temperature", type=float, default=1.0, help="below 1: likelier and more alike")
-    add("--top-k", type=int, default=0, help="draw among the k likeliest codes; 0: among all")
-    add("--top-p", type=float, default=1.0, help="draw among the likeliest codes that make up this probability")
-    add("--seed", type=int, default=0)
+    add("--temperature", type=float, default=1.0, help="below 1: likelier and more alike (default: %(default)s)")
+    add("--top-k", type=int, default=0, help="draw among the k likeliest codes; 0: among all (default: %(default)s)")
+    add("--top-p", type=float, default=1.0, help="draw among the likeliest that make up p (default: %(default)s)")
+    add("--seed", type=int, default=0, help="(default: %(default)s)")
     return parser.parse_args(argv)
 
 
-def reconstruct(vqvae, data, slices):
-    """Codes of the test slices and their figures, and the reconstructions.
+def reconstruct(vqvae, data, slices, keep):
+    """Codes and metrics of every test slice, and the reconstructions of a few.
+
+    Args:
+        vqvae: The trained `VQVAE`.
+        data, slices: The data set and its slices with their splits.
+        keep: Indices, among the test slices, of the reconstructions to keep.
 
     Returns:
-        codes, int32 (n, grid, grid); reconstructions, float32 in [0, 1], (n, S, S); one dictionary of figures a slice.
+        Codes, int32 (n, grid, grid); one dictionary of metrics a slice; the reconstructions that were kept, float32 in
+        [0, 1], in the order of `keep`.
     """
     batches = dataset.image_batches(data, slices, "test", BATCH_SIZE)
-    codes, outputs, figures_of = [], [], []
+    codes, per_slice, kept = [], [], {}
     for index in tqdm(range(len(batches)), "test slices", leave=False, disable=None):
         images = batches[index][0]
         codes.append(vqvae.encode(images))
-        outputs.append(vqvae.decode(codes[-1])[..., 0])
-        figures_of += [metrics.slice_metrics(a, b) for a, b in zip(images[..., 0], outputs[-1], strict=True)]
-    return np.concatenate(codes), np.concatenate(outputs), figures_of
+        outputs = vqvae.decode(codes[-1], BATCH_SIZE)[..., 0]
+        kept.update({i: outputs[i - len(per_slice)] for i in keep if 0 <= i - len(per_slice) < len(outputs)})
+        per_slice += [metrics.slice_metrics(a, b) for a, b in zip(images[..., 0], outputs, strict=True)]
+    return np.concatenate(codes), per_slice, [kept[i] for i in keep]
 
 
 def prior_bits(prior, inputs):
@@ -70,6 +76,7 @@ def prior_bits(prior, inputs):
     bits = []
     for start in tqdm(range(0, len(inputs["label"]), BATCH_SIZE), "prior", leave=False, disable=None):
         batch = {name: values[start : start + BATCH_SIZE] for name, values in inputs.items()}
+        batch["codes"] = batch["codes"].astype("int32")
         bits.append(metrics.code_bits(prior.predict_on_batch(batch), batch["codes"]))
     return np.concatenate(bits)
 
@@ -87,12 +94,12 @@ def choose_conditions(training, number, seed, label=None, slice_position=None):
     return np.array(labels, "int32"), np.array(positions, "float32")
 
 
-def draw(sampler, vqvae, labels, positions, seed, description="samples"):
-    """New images, float32 in [0, 1], shape (n, S, S)."""
+def draw(sampler, vqvae, labels, positions, seed, noise_index=None, description="samples"):
+    """New images, float32 in [0, 1], shape (n, S, S); the arguments as for `PixelCNNSampler.sample`."""
     images = []
     with tqdm(total=len(labels), desc=description, leave=False, disable=None) as bar:
-        for codes in sampler.sample(labels, positions, seed, batch_size=min(BATCH_SIZE, len(labels))):
-            images.append(vqvae.decode(codes)[..., 0])
+        for codes in sampler.sample(labels, positions, seed, noise_index=noise_index, batch_size=BATCH_SIZE):
+            images.append(vqvae.decode(codes, BATCH_SIZE)[..., 0])
             bar.update(len(codes))
     return np.concatenate(images)
 
@@ -134,8 +141,9 @@ def check(args):
 def run(args):
     check(args)
     config, data, slices = run_folder.reopen(args.run_dir, args.data_dir, args.cache_dir)
-    codes, vqvae = run_folder.extract_codes(args.run_dir, data, slices, BATCH_SIZE)
+    vqvae = run_folder.load_model(args.run_dir / "vqvae.keras", modules.VQVAE)
     prior = run_folder.load_prior(args.run_dir, vqvae)
+    codes = run_folder.extract_codes(args.run_dir, vqvae, data, slices, BATCH_SIZE)
     labels = config["data"]["labels"]
     if args.label is not None and args.label not in labels:
         raise run_folder.RunError(f"--label {args.label}: the run knows {', '.join(labels) or 'no labels'}")
@@ -148,13 +156,13 @@ def run(args):
     # Reconstruction of every test slice.
     test = [one for one in slices if one.split == "test"]
     people = [one.subject_id for one in test]
-    test_codes, outputs, figures_of = reconstruct(vqvae, data, slices)
     shown = one_of_each(test, position=0.6, most=8)
+    test_codes, per_slice, outputs = reconstruct(vqvae, data, slices, shown)
     figures.reconstructions(
         output_dir / "reconstructions.png",
         [data.images[test[i].row] / 255 for i in shown],
-        [outputs[i] for i in shown],
-        [f"{test[i].subject_id} {test[i].label}\nSSIM {figures_of[i]['ssim']:.3f}" for i in shown],
+        outputs,
+        [f"{test[i].subject_id} {test[i].label}\nSSIM {per_slice[i]['ssim']:.3f}" for i in shown],
         footer,
     )
     figures.codebook(output_dir / "codebook.png", test_codes, vqvae.quantizer.num_embeddings, footer)
@@ -170,7 +178,9 @@ def run(args):
         "split": "test",
         "splits_sha256": config["splits_sha256"],
         "slices": len(test),
-        "reconstruction": {name: metrics.over_people([f[name] for f in figures_of], people) for name in figures_of[0]},
+        "reconstruction": {
+            name: metrics.over_people([one[name] for one in per_slice], people) for name in per_slice[0]
+        },
         "codebook": metrics.codebook_metrics(test_codes, vqvae.quantizer.num_embeddings, vqvae.downsampling**2),
         "prior": {
             "bits_per_code": per_code["mean"],
@@ -179,10 +189,10 @@ def run(args):
             "bits_per_pixel": per_code["mean"] / vqvae.downsampling**2,
         },
     }
-    dataset.write_text(output_dir / "metrics.json", json.dumps(result, indent=2) + "\n")
+    dataset.write_text(output_dir / "metrics.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
 
     # New slices.
-    sampler = modules.PixelCNNSampler(prior, args.temperature, args.top_k, args.top_p)
+    sampler = sampling.PixelCNNSampler(prior, args.temperature, args.top_k, args.top_p)
     train = np.array([one.split == "train" for one in slices])
     training = run_folder.prior_inputs(codes[train], [one for one in slices if one.split == "train"], labels)
     sample_labels, positions = choose_conditions(training, args.num_samples, args.seed, label, args.slice_position)
@@ -196,16 +206,16 @@ def run(args):
     kinds = [label] if label is not None else list(range(1, len(labels) + 1)) or [0]
     heights = np.tile(np.linspace(0, 1, 8, dtype="float32"), len(kinds))
     rows = np.repeat(np.array(kinds, "int32"), 8)
-    images = draw(sampler, vqvae, rows, heights, args.seed, "positions")
+    images = draw(sampler, vqvae, rows, heights, args.seed, np.zeros(len(rows), int), "positions")
     figures.image_grid(
         output_dir / "positions.png",
         images,
         [f"at {p:.2f}" for p in heights],
-        f"made by the model, from the lowest slice position to the highest\n{footer}",
+        f"made by the model from one noise, from the lowest slice position to the highest\n{footer}",
         row_names=[names[k] for k in kinds],
     )
 
-    means = {name: values["mean"] for name, values in result["reconstruction"].items()}
+    means = {name: values["mean"] or math.nan for name, values in result["reconstruction"].items()}
     print(
         f"test SSIM {means['ssim']:.4f}, inside the head {means['ssim_head']:.4f}, PSNR {means['psnr_db']:.2f} dB, "
         f"{result['codebook']['codes_in_use']:.0%} of the codes in use, "
@@ -219,11 +229,14 @@ def main(argv=None):
     try:
         run(args)
     except (run_folder.RunError, dataset.DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     except OSError as error:
         print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -12,14 +12,18 @@
 
 import csv
 import json
+import os
 import platform
 from importlib.metadata import version
 
 import keras
 import numpy as np
+from tqdm import tqdm
 
 import dataset
 import modules
+
+WHERE_AND_HOW_CALLED = ("options.data.data_dir", "options.data.cache_dir", "data.title", "data.credit", "data.notices")
 
 
 class RunError(ValueError):
@@ -62,7 +66,7 @@ def open_run(run_dir, options, data, slices, notices):
     if path.exists():
         refuse_if_different(path, config)
         return
-    packages = ("tensorflow", "keras", "numpy", "scikit-image", "nibabel", "nilearn")
+    packages = ("tensorflow", "keras", "numpy", "scipy", "scikit-image", "pillow", "nibabel", "nilearn")
     config["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     dataset.write_text(run_dir / "splits.csv", dataset.splits_csv(slices))
     if data.bad_files:
@@ -76,17 +80,16 @@ def refuse_if_different(path, config):
         old = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"{path}: damaged ({error}); give another --run-dir, or remove the folder") from error
-    new = json.loads(json.dumps(config))
     differences = []
 
     def compare(a, b, name):
         if isinstance(a, dict) and isinstance(b, dict):
             for key in sorted({*a, *b}):
-                compare(a.get(key), b.get(key), f"{name}.{key}" if name else key)
-        elif a != b and name not in ("options.data.data_dir", "options.data.cache_dir"):
+                compare(a.get(key), b.get(key), f"{name}.{key}")
+        elif a != b and name not in WHERE_AND_HOW_CALLED:
             differences.append(f"{name} was {a!r} and is now {b!r}")
 
-    for part, value in new.items():
+    for part, value in json.loads(json.dumps(config)).items():
         compare(old.get(part), value, part)
     if differences:
         raise RunError(
@@ -112,7 +115,9 @@ def reopen(run_dir, data_dir=None, cache_dir=None):
         options = dict(config["options"]["data"])
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: damaged ({type(error).__name__}); train again in another folder") from error
-    if data_dir is not None and options["data_dir"] is not None:
+    if data_dir is not None:
+        if options["data_dir"] is None:
+            raise RunError(f"--data-dir {data_dir}: {run_dir} is a run on the demo cohort, which needs none")
         options["data_dir"] = str(data_dir)
     if cache_dir is not None:
         options["cache_dir"] = str(cache_dir)
@@ -130,14 +135,17 @@ def read_history(path):
     """Rows of a history as dictionaries of numbers; none where there is no file."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    try:
+        with path.open(newline="") as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path}: damaged ({error}); train again in another folder") from error
 
 
 def save(write, path):
     """Calls a Keras method that saves to a path, under another name first."""
     stem, suffixes = path.name.split(".", 1)
-    partial = path.with_name(f"{stem}.partial.{suffixes}")
+    partial = path.with_name(f"{stem}.{os.getpid()}.partial.{suffixes}")
     write(partial)
     partial.replace(path)
 
@@ -173,31 +181,33 @@ def load_prior(run_dir, vqvae):
     if prior.vqvae_fingerprint != vqvae.fingerprint():
         raise RunError(
             f"{path}: was trained on the codes of VQ-VAE {prior.vqvae_fingerprint}, and vqvae.keras is "
-            f"{vqvae.fingerprint()}; remove prior.keras and its state, and run train.py again"
+            f"{vqvae.fingerprint()}; remove prior.keras and run train.py again"
         )
     return prior
 
 
-def extract_codes(run_dir, data, slices, batch_size):
-    """Codes of every slice, uint16, in the order of `slices`, kept in codes.npz; and the VQ-VAE."""
-    vqvae = load_model(run_dir / "vqvae.keras", modules.VQVAE)
-    path = run_dir / "codes.npz"
-    fingerprint = vqvae.fingerprint()
+def extract_codes(run_dir, vqvae, data, slices, batch_size):
+    """Codes of every slice, uint16, in the order of `slices`; computed once and kept in codes.npz."""
+    path, fingerprint = run_dir / "codes.npz", vqvae.fingerprint()
     if path.exists():
-        with np.load(path) as file:
-            if str(file["vqvae_fingerprint"]) == fingerprint:
-                return file["codes"], vqvae
-    rows = np.array([one.row for one in slices])
-    everything = dataset.Batches(len(rows), lambda i: dataset.as_float(data.images[rows[i]]), batch_size)
-    codes = np.concatenate([vqvae.encode(everything[i][0]) for i in range(len(everything))]).astype("uint16")
+        try:
+            with np.load(path) as file:
+                if str(file["vqvae_fingerprint"]) == fingerprint:
+                    return file["codes"]
+        except Exception as error:  # zipfile and NumPy raise many kinds
+            raise RunError(f"{path}: cannot be read ({type(error).__name__}); remove it and run again") from error
+    codes = np.empty((len(slices), vqvae.grid_size, vqvae.grid_size), "uint16")
+    for start in tqdm(range(0, len(slices), batch_size), "extracting codes", leave=False, disable=None):
+        rows = [one.row for one in slices[start : start + batch_size]]
+        codes[start : start + batch_size] = vqvae.encode(dataset.as_float(data.images[rows]))
     save(lambda partial: np.savez_compressed(partial, codes=codes, vqvae_fingerprint=fingerprint), path)
-    return codes, vqvae
+    return codes
 
 
 def prior_inputs(codes, slices, labels):
     """What the prior is fed for these slices: codes, label (0 unknown) and slice position."""
     return {
-        "codes": codes.astype("int32"),
+        "codes": codes,
         "label": np.array([labels.index(one.label) + 1 if one.label else 0 for one in slices], "int32"),
         "slice_position": np.array([one.slice_position for one in slices], "float32"),
     }

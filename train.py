@@ -31,7 +31,7 @@ import run_folder
 # What the literature of this task uses; anything not named is the default of `modules.VQVAE`.
 PRESETS = {
     "default": {},
-    # van den Oord et al. 2017, section 4.1: two strided convolutions and two residual blocks of 256 channels; 512 x 64.
+    # After van den Oord et al. 2017, section 4.1: two residual blocks of 256 channels, L2; 512 entries of 64.
     "vqvae-2017": {
         "num_embeddings": 512,
         "embedding_dim": 64,
@@ -63,55 +63,73 @@ class PriorTraining:
     average_over: float = 0.05  # share of all steps, which the average reaches back
 
 
-# Each model's constructor arguments are flags: title, what the flag's name begins with, class.
-MODELS = (("VQ-VAE (each overrides the preset)", "", modules.VQVAE), ("prior", "prior-", modules.PixelCNN))
+# Without --data-dir: a few minutes on two cores.
+DEMO = {
+    "image_size": 128,
+    "downsampling": 8,
+    "vqvae_epochs": 14,
+    "prior_epochs": 10,
+    "prior_filters": 64,
+}
 
 
 def constructor_defaults(kind):
-    """Arguments of a model's constructor that have a number or a word for a default, but for the seed."""
+    """Arguments of a model's constructor that are flags: those with a number or a word for a default."""
     parameters = inspect.signature(kind.__init__).parameters.values()
+    not_flags = ("seed", "num_labels", "vqvae_fingerprint")
     return {
-        p.name: p.default for p in parameters if isinstance(p.default, (int, float, str)) and p.name not in INTERNAL
+        p.name: p.default for p in parameters if isinstance(p.default, (int, float, str)) and p.name not in not_flags
     }
 
 
-INTERNAL = ("seed", "num_labels", "vqvae_fingerprint")
-
-
 def parse(argv):
-    parser = argparse.ArgumentParser(
-        description="Train a VQ-VAE on brain slices and a PixelCNN prior on its codes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description="Train a VQ-VAE on brain slices and a PixelCNN prior on its codes.")
     add = parser.add_argument
     add("--data-dir", type=Path, help="OASIS, ADNI, BIDS or image folder; without it, the embedded demo cohort")
     add("--run-dir", type=Path, help="where the run is kept (default: runs/ and the data folder's name, or runs/demo)")
-    add("--stage", choices=("all", "vqvae", "prior"), default="all")
-    add("--image-size", type=int, help="side in pixels (default: what holds the native slices)")
-    add("--preset", choices=PRESETS, default="default", help="architecture and loss of the VQ-VAE")
-    add("--seed", type=int, default=0)
-    add("--batch-size", type=int, default=16)
-    add("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    add("--stage", choices=("all", "vqvae", "prior"), default="all", help="(default: %(default)s)")
+    add("--image-size", type=int, help="side in pixels (default: what holds the native slices; 128 for the demo)")
+    add(
+        "--preset",
+        choices=PRESETS,
+        default="default",
+        help="of the VQ-VAE and its loss (default: %(default)s)",
+    )
+    add("--seed", type=int, default=0, help="of splits, weights, order and dropout (default: %(default)s)")
+    add("--batch-size", type=int, default=16, help="slices (default: %(default)s)")
+    precisions = ("auto", "float32", "bfloat16")
+    add("--precision", choices=precisions, default="auto", help="auto: bfloat16 where the hardware has it")
     data = parser.add_argument_group("data").add_argument
     data("--layout", choices=("oasis", "adni", "bids", "images"), help="(default: recognised)")
     data("--subject-regex", help="for --layout images: searched in each path; its group 'subject' is the person")
     data("--label-column", help="column of participants.tsv (default: diagnosis or group, where there is one)")
-    data("--num-slices", type=int, default=32, help="axial slices of each volume")
-    data("--slice-spacing", type=float, default=2.0, help="mm between them")
-    data("--validation-fraction", type=float, default=0.1, help="of the people, where the data have no such split")
-    data("--test-fraction", type=float, default=0.15, help="likewise")
+    data("--num-slices", type=int, default=32, help="axial slices of each volume (default: %(default)s)")
+    data("--slice-spacing", type=float, default=2.0, help="mm between them (default: %(default)s)")
+    share = "share of the people, where the data have no such split (default: %(default)s)"
+    data("--validation-fraction", type=float, default=0.1, help=share)
+    data("--test-fraction", type=float, default=0.15, help=share)
     data("--skip-bad-files", action="store_true", help="list unusable files in bad_files.txt and go on")
-    data("--cache-dir", type=Path, default=Path("cache"), help="decoded slices go here")
-    for title, prefix, kind in MODELS:
+    data("--cache-dir", type=Path, default=Path("cache"), help="decoded slices go here (default: %(default)s)")
+    for title, prefix, kind in (
+        ("VQ-VAE (each overrides the preset)", "--", modules.VQVAE),
+        ("prior", "--prior-", modules.PixelCNN),
+    ):
         group = parser.add_argument_group(title).add_argument
         for name, default in constructor_defaults(kind).items():
-            flag = f"--{prefix}{name.replace('_', '-')}"
+            flag = prefix + name.replace("_", "-")
             group(flag, type=type(default), default=argparse.SUPPRESS, help=f"(default: {default})")
     for stage, training in (("vqvae", VQVAETraining), ("prior", PriorTraining)):
         group = parser.add_argument_group(f"training of the {stage}").add_argument
         for field in dataclasses.fields(training):
-            group(f"--{stage}-{field.name.replace('_', '-')}", type=field.type, default=field.default)
-    return parser.parse_args(argv)
+            flag = f"--{stage}-{field.name.replace('_', '-')}"
+            group(flag, type=field.type, default=field.default, help="(default: %(default)s)")
+    demo = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in DEMO.items())
+    parser.epilog = f"Without --data-dir the defaults are {demo}."
+    args = parser.parse_args(argv)
+    if args.data_dir is None:
+        parser.set_defaults(**DEMO)
+        args = parser.parse_args(argv)
+    return args
 
 
 def resolve(args):
@@ -124,22 +142,22 @@ def resolve(args):
     for name in (*positive, "prior_learning_rate"):
         if getattr(args, name) <= 0:
             raise run_folder.RunError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be above 0")
-    vqvae, prior = (
-        {name: getattr(args, (prefix + name).replace("-", "_"), default) for name, default in given.items()}
-        for (_, prefix, kind) in MODELS
-        for given in [{**constructor_defaults(kind), **(PRESETS[args.preset] if kind is modules.VQVAE else {})}]
-    )
-    if args.image_size is not None and args.image_size % vqvae["downsampling"]:
+    if not 0 <= args.seed < 2**32:
+        raise run_folder.RunError(f"--seed {args.seed}: must be from 0 to 4294967295")
+    given = vars(args)
+    vqvae = constructor_defaults(modules.VQVAE) | PRESETS[args.preset]
+    vqvae |= {name: given[name] for name in vqvae if name in given}
+    prior = constructor_defaults(modules.PixelCNN)
+    prior |= {name: given[f"prior_{name}"] for name in prior if f"prior_{name}" in given}
+    if args.image_size is not None and (vqvae["downsampling"] < 1 or args.image_size % vqvae["downsampling"]):
         raise run_folder.RunError(
             f"--image-size {args.image_size}: must be a multiple of --downsampling {vqvae['downsampling']}"
         )
-    training = {
-        stage: {field.name: getattr(args, f"{stage}_{field.name}") for field in dataclasses.fields(kind)}
-        for stage, kind in (("vqvae", VQVAETraining), ("prior", PriorTraining))
-    }
+    if vqvae["num_embeddings"] > 2**16:
+        raise run_folder.RunError(f"--num-embeddings {vqvae['num_embeddings']}: must be 65536 or fewer")
     return {
         "data": {
-            "data_dir": str(args.data_dir) if args.data_dir else None,
+            "data_dir": str(args.data_dir.resolve()) if args.data_dir else None,
             "layout": args.layout,
             "image_size": args.image_size,
             "num_slices": args.num_slices,
@@ -150,12 +168,12 @@ def resolve(args):
             "validation_fraction": args.validation_fraction,
             "test_fraction": args.test_fraction,
             "seed": args.seed,
-            "cache_dir": str(args.cache_dir),
+            "cache_dir": str(args.cache_dir.resolve()),
         },
         "vqvae": vqvae,
-        "vqvae_training": training["vqvae"],
+        "vqvae_training": {field.name: given[f"vqvae_{field.name}"] for field in dataclasses.fields(VQVAETraining)},
         "prior": prior,
-        "prior_training": training["prior"],
+        "prior_training": {field.name: given[f"prior_{field.name}"] for field in dataclasses.fields(PriorTraining)},
         "batch_size": args.batch_size,
         "precision": resolve_precision(args.precision),
     }
@@ -214,7 +232,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def restore(self, steps_per_epoch):
         """Loads the state of an earlier process into the model, if there is one; returns how many epochs it saw."""
-        if not self.state_path.exists():
+        if not (self.state_path.exists() and self.best_path.exists()):  # without its best model a stage starts again
             self.history = []
             return 0
         try:
@@ -336,7 +354,10 @@ def train_vqvae(model, run_dir, data, slices, options):
 
 def train_prior(run_dir, data, slices, options):
     """Stage 2: fits the PixelCNN to the codes of the training people's slices."""
-    codes, vqvae = run_folder.extract_codes(run_dir, data, slices, options["batch_size"])
+    vqvae = run_folder.load_model(run_dir / "vqvae.keras", modules.VQVAE)
+    if (run_dir / "prior.keras").exists():
+        run_folder.load_prior(run_dir, vqvae)  # raises if it belongs to another VQ-VAE
+    codes = run_folder.extract_codes(run_dir, vqvae, data, slices, options["batch_size"])
     labels = dataset.label_names(slices)
     _, model = build_models(data.image_size, len(labels), options, vqvae.fingerprint())
     inputs = run_folder.prior_inputs(codes, slices, labels)
@@ -346,7 +367,8 @@ def train_prior(run_dir, data, slices, options):
         chosen = {key: values[split == name] for key, values in inputs.items()}
 
         def fetch(indices):
-            return {key: values[indices] for key, values in chosen.items()}
+            batch = {key: values[indices] for key, values in chosen.items()}
+            return {**batch, "codes": batch["codes"].astype("int32")}
 
         return dataset.Batches(len(chosen["label"]), fetch, options["batch_size"], seed)
 
@@ -358,6 +380,8 @@ def run(args):
     options = resolve(args)
     name = args.data_dir.resolve().name if args.data_dir else "demo"
     run_dir = args.run_dir or Path("runs") / name
+    if args.data_dir and run_dir.resolve().is_relative_to(args.data_dir.resolve()):
+        raise run_folder.RunError(f"--run-dir {run_dir}: lies inside the data folder {args.data_dir}; choose another")
     data, slices, notices = dataset.prepare(**options["data"])
     print(f"data: {data.title}")
     print(f"      {len(slices)} slices of {data.image_size} x {data.image_size}, layout {data.layout}")
@@ -371,7 +395,7 @@ def run(args):
             f"{len(data.bad_files)} unusable files are left out, listed in {run_dir / 'bad_files.txt'}",
         ]
     for notice in notices:
-        print(f"note: {notice}")
+        print(f"note: {notice}" if len(notice) < 400 else f"note: {notice[:360]} … (all of it in config.json)")
     # Both models are built before anything is written, so that a mistake in the options shows now.
     vqvae, _ = build_models(data.image_size, len(dataset.label_names(slices)), options)
     run_folder.open_run(run_dir, options, data, slices, notices)
@@ -387,7 +411,7 @@ def main(argv=None):
     try:
         run(args)
     except (run_folder.RunError, dataset.DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     except OSError as error:
         print(

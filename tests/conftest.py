@@ -1,15 +1,17 @@
-"""Small data sets in each layout, written as image files of synthetic blobs; seeded."""
+"""Small data sets in each layout, written as image files of synthetic blobs, and small priors; seeded."""
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import keras
 import nibabel
 import numpy as np
 import PIL.Image
 import pytest
 
 import dataset
+import modules
 
 
 def blob(rng, height, width):
@@ -87,9 +89,39 @@ def make_slices(people, labels=("",), split="", sessions=("",), per_scan=2):
     ]
 
 
+SIZE, CODES = 6, 11  # grid and codebook of the small priors
+
+
+def randomise(model, rng, scale=0.3):
+    """Gives every weight of a model a random value, zeros and biases too, so that nothing is trivially unused."""
+    model.set_weights(
+        [rng.normal(0, scale, w.shape).astype(w.dtype) if w.dtype == "float32" else w for w in model.get_weights()]
+    )
+
+
+def small_prior(rng, **changes):
+    options = {"num_labels": 2, "filters": 8, "num_blocks": 4, "attention_every": 2, "dropout": 0.1} | changes
+    model = modules.PixelCNN(CODES, SIZE, **options)
+    randomise(model, rng)
+    return model
+
+
+def prior_inputs(rng, number=3, size=SIZE):
+    return {
+        "codes": rng.integers(0, CODES, (number, size, size)).astype("int32"),
+        "label": (np.arange(number) % 3).astype("int32"),
+        "slice_position": np.linspace(0, 1, number, dtype="float32"),
+    }
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    keras.utils.set_random_seed(0)
 
 
 @pytest.fixture

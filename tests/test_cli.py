@@ -110,10 +110,16 @@ def test_resumed_equals_uninterrupted(place, monkeypatch, stage):
             np.testing.assert_array_equal(resumed, whole_run)
 
 
-def test_predict_writes_everything(place, capsys):
-    output = place / "out"
-    arguments = ["--run-dir", str(place / "run"), "--output-dir", str(output), "--num-samples", "5"]
-    assert predict.main(arguments) == 0
+@pytest.fixture(scope="module")
+def output(place):
+    """What predict.py wrote for the run, with five samples."""
+    assert (
+        predict.main(["--run-dir", str(place / "run"), "--output-dir", str(place / "out"), "--num-samples", "5"]) == 0
+    )
+    return place / "out"
+
+
+def test_predict_writes_everything(output):
     names = {"reconstructions.png", "samples.png", "positions.png", "codebook.png", "history.png", "metrics.json"}
     assert {path.name for path in output.iterdir()} == names | {"samples"}
     samples = sorted((output / "samples").iterdir())
@@ -131,19 +137,21 @@ def test_predict_writes_everything(place, capsys):
     assert found["codebook"]["bits_per_pixel"] == 4 / 16
     assert found["prior"]["bits_per_image"] == pytest.approx(64 * found["prior"]["bits_per_code"])
 
-    # A shorter run of the same seed draws the same first samples and leaves none of the longer one's.
-    first = [np.asarray(PIL.Image.open(path)) for path in samples[:2]]
-    assert predict.main([*arguments[:-1], "2"]) == 0
-    again = sorted((output / "samples").iterdir())
-    assert len(again) == 2
-    for old, path in zip(first, again, strict=True):
-        np.testing.assert_allclose(np.asarray(PIL.Image.open(path)).astype(int), old, atol=1)
+
+def test_fewer_samples_are_the_first_ones(place, output, tmp_path):
+    shutil.copytree(output, tmp_path / "out")
+    arguments = ["--run-dir", place / "run", "--output-dir", tmp_path / "out", "--num-samples", 2]
+    assert predict.main([str(argument) for argument in arguments]) == 0
+    again = sorted((tmp_path / "out" / "samples").iterdir())
+    assert [path.name for path in again] == ["sample_0000.png", "sample_0001.png"]
+    for path in again:
+        assert path.read_bytes() == (output / "samples" / path.name).read_bytes()
 
 
-def test_metrics_are_those_of_scikit_image_on_the_test_people(place):
+def test_metrics_are_those_of_scikit_image_on_the_test_people(place, output):
     from skimage.metrics import structural_similarity
 
-    found = json.loads((place / "out" / "metrics.json").read_text())
+    found = json.loads((output / "metrics.json").read_text())
     _, data, slices = run_folder.reopen(place / "run")
     model = keras.saving.load_model(place / "run" / "vqvae.keras", compile=False)
     by_person = {}
@@ -192,7 +200,7 @@ def test_a_prior_of_another_vqvae_is_refused(place, capsys):
     assert "was trained on the codes of VQ-VAE" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["vqvae.keras", "prior.keras", "config.json"])
+@pytest.mark.parametrize("name", ["vqvae.keras", "prior.keras", "config.json", "codes.npz"])
 def test_a_truncated_file_of_the_run_is_named(place, capsys, name):
     run = damaged(place, f"truncated-{name}")
     content = (run / name).read_bytes()
@@ -201,6 +209,16 @@ def test_a_truncated_file_of_the_run_is_named(place, capsys, name):
     error = capsys.readouterr().err
     assert name in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["vqvae", "prior"])
+def test_a_model_that_was_removed_is_trained_again(place, name):
+    run = damaged(place, f"removed-{name}")
+    (run / f"{name}.keras").unlink()
+    assert train.main(command(place, run.name, "--stage", name)) == 0
+    models = [keras.saving.load_model(folder / f"{name}.keras") for folder in (run, place / "run")]
+    for again, first in zip(models[0].get_weights(), models[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(again, first)
 
 
 def test_changed_data_are_refused(place, tmp_path, capsys):
@@ -224,6 +242,8 @@ def test_changed_data_are_refused(place, tmp_path, capsys):
         (["--image-size", "30"], "must be a multiple of --downsampling 4"),
         (["--batch-size", "0"], "--batch-size 0: must be above 0"),
         (["--downsampling", "3"], "downsampling must be 2, 4, 8 or 16"),
+        (["--downsampling", "0", "--image-size", "32"], "must be a multiple of --downsampling 0"),
+        (["--seed", "-1"], "--seed -1: must be from 0"),
         (["--prior-num-blocks", "2"], "receptive field"),
         (["--loss", "l3"], 'loss must be "l1", "l2" or "l1_ssim"'),
         (["--subject-regex", "(x"], "not a regular expression"),

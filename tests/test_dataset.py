@@ -137,6 +137,22 @@ def test_slices_are_padded_and_not_enlarged(tmp_path, cache_dir):
     assert image.sum() == original.sum()
 
 
+def test_larger_slices_are_averaged_and_not_picked(tmp_path, cache_dir):
+    folder = write_oasis(tmp_path / "oasis", size=64)
+    stripes = np.tile(np.array([[0], [200]], "uint8"), (32, 64))
+    for path in folder.glob("keras_png_slices_*/case*"):
+        write_image(path, stripes)
+    data = dataset.load(folder, image_size=16, cache_dir=cache_dir)
+    inner = data.images[0][4:-4, 4:-4].astype(float)
+    np.testing.assert_allclose(inner, 100, atol=15)
+
+
+def test_pixels_of_a_volume_become_square(tmp_path):
+    write_volume(tmp_path / "a.nii.gz", np.random.default_rng(0), shape=(24, 60, 70), affine=np.diag([2.0, 1, 2, 1]))
+    _, stack = dataset._read_volume(tmp_path / "a.nii.gz", 8, 4)
+    assert stack.shape == (8, 30, 24)
+
+
 # -- splits -------------------------------------------------------------------------------------------------------
 
 
@@ -203,7 +219,7 @@ def test_a_copy_of_the_data_has_the_same_fingerprint(tmp_path, cache_dir):
     assert a.fingerprint == b.fingerprint
 
 
-def test_a_killed_build_leaves_no_half_cache(tmp_path, cache_dir, monkeypatch):
+def test_an_interrupted_build_leaves_no_half_cache(tmp_path, cache_dir, monkeypatch):
     folder = write_oasis(tmp_path / "oasis")
     calls = []
 
@@ -217,6 +233,12 @@ def test_a_killed_build_leaves_no_half_cache(tmp_path, cache_dir, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         dataset.load(folder, cache_dir=cache_dir)
     assert list(cache_dir.iterdir()) == []
+    monkeypatch.undo()
+    whole = np.array(dataset.load(folder, cache_dir=cache_dir).images)
+    # A process killed between the two files leaves the array without its manifest: it is built again.
+    next(cache_dir.glob("*.json")).unlink()
+    next(cache_dir.glob("*.npy")).write_bytes(b"something else")
+    np.testing.assert_array_equal(dataset.load(folder, cache_dir=cache_dir).images, whole)
 
 
 def test_nothing_is_written_into_the_data_folder(tmp_path):
@@ -236,11 +258,22 @@ def bad_png(path, how):
         path.write_bytes(b"")
     elif how == "text":
         path.write_text("not an image")
+    elif how == "link":
+        path.unlink()
+        path.symlink_to("nowhere.png")
+    elif how == "huge":
+        PIL.Image.new("1", (20_000, 20)).save(path)
 
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [("truncated", "truncated or damaged"), ("empty", "the file is empty"), ("text", "not a readable image")],
+    [
+        ("truncated", "truncated or damaged"),
+        ("empty", "the file is empty"),
+        ("text", "not a readable image"),
+        ("link", "a link to a file"),
+        ("huge", "20000 x 20 pixels"),
+    ],
 )
 def test_bad_images_are_named_or_skipped(tmp_path, cache_dir, how, message):
     folder = write_oasis(tmp_path / "oasis", size=64)
@@ -270,6 +303,10 @@ def volume_with(path, how):
     elif how == "flat":
         voxels = voxels[:, :, :10]
     nibabel.save(nibabel.Nifti1Image(voxels, image.affine), path)
+    if how == "no axes":  # the three rows of the header's affine
+        content = bytearray(gzip.decompress(path.read_bytes()))
+        content[280:328] = bytes(48)
+        path.write_bytes(gzip.compress(content))
     if how == "truncated":
         path.write_bytes(path.read_bytes()[:2000])
     elif how == "empty":
@@ -286,6 +323,7 @@ def volume_with(path, how):
         ("NaN", "NaN"),
         ("flat", "10 axial slices of 2 mm do not hold"),
         ("truncated", "truncated or damaged|not a readable NIfTI"),
+        ("no axes", "the affine names no axes"),
         ("empty", "the file is empty"),
         ("text", "not a readable NIfTI volume"),
     ],
@@ -326,7 +364,9 @@ def test_16_bit_and_colour_slices_are_converted_and_said(tmp_path, cache_dir):
         ({"layout": "oasis"}, "no images found; looked for keras_png_slices"),
         ({"layout": "images"}, "--layout images needs --subject-regex"),
         ({"subject_regex": "(a"}, "not a regular expression"),
-        ({"subject_regex": "a"}, "has no group"),
+        ({"subject_regex": "a"}, "give the person's part a group"),
+        ({"subject_regex": r"(?P<slice>\d)_(P\d)"}, "give the person's part a group"),
+        ({"label_column": "dx", "layout": "adni"}, "--label-column is for BIDS"),
         ({"subject_regex": "(a)", "layout": "adni"}, "is for --layout images"),
         ({"subject_regex": "(a)"}, "no images found"),
         ({"image_size": 8}, "--image-size 8"),

@@ -51,7 +51,13 @@ def test_the_mean_is_over_people_not_slices():
     found = metrics.over_people(values, people)
     assert found["mean"] == 0.5
     assert found["people"] == 2
-    assert metrics.over_people([0.3, 0.5, math.nan], ["a", "a", "b"]) == {"mean": 0.4, "ci95": None, "people": 1}
+    assert metrics.over_people([0.3, 0.5, math.nan], ["a", "a", "b"]) == {
+        "mean": 0.4,
+        "ci95": None,
+        "people": 1,
+        "slices": 2,
+    }
+    assert metrics.over_people([math.inf, math.nan], ["a", "b"])["mean"] is None
 
 
 def test_the_interval_is_that_of_a_mean_of_people(rng):

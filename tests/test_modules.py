@@ -1,42 +1,13 @@
-"""What must be true of the models: nearest codes, gradients, moving averages, causality, exact sampling."""
+"""What must be true of the models: nearest codes, gradients, moving averages, causality."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import CODES, SIZE, prior_inputs, randomise, small_prior
 from skimage.metrics import structural_similarity
 
 import modules
-
-SIZE, CODES = 6, 11
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    keras.utils.set_random_seed(0)
-
-
-def randomise(model, rng, scale=0.3):
-    """Gives every weight of a model a random value, zeros and biases too, so that nothing is trivially unused."""
-    model.set_weights(
-        [rng.normal(0, scale, w.shape).astype(w.dtype) if w.dtype == "float32" else w for w in model.get_weights()]
-    )
-
-
-def small_prior(rng, **changes):
-    options = {"num_labels": 2, "filters": 8, "num_blocks": 4, "attention_every": 2, "dropout": 0.1} | changes
-    model = modules.PixelCNN(CODES, SIZE, **options)
-    randomise(model, rng)
-    return model
-
-
-def inputs(rng, number=3, size=SIZE):
-    return {
-        "codes": rng.integers(0, CODES, (number, size, size)).astype("int32"),
-        "label": (np.arange(number) % 3).astype("int32"),
-        "slice_position": np.linspace(0, 1, number, dtype="float32"),
-    }
-
 
 # -- losses -------------------------------------------------------------------------------------------------------
 
@@ -123,10 +94,13 @@ def test_an_entry_that_is_not_chosen_stays_where_it_is():
     assert float(layer.codebook[1, 0]) == pytest.approx(9.0, rel=1e-3)
 
 
-def test_nothing_changes_at_inference(quantizer, rng):
-    before = [np.array(weight) for weight in quantizer.weights]
-    quantizer(rng.standard_normal((2, 4, 4, 5)).astype("float32"), training=False)
-    for old, new in zip(before, quantizer.weights, strict=True):
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_nothing_changes_at_inference(update, rng):
+    model = modules.VQVAE(16, base_filters=4, num_embeddings=8, embedding_dim=4, codebook_update=update)
+    before = [np.array(variable) for variable in model.variables]
+    model.predict(rng.random((4, 16, 16, 1), "float32"), verbose=0)
+    model(rng.random((4, 16, 16, 1), "float32"), training=False)
+    for old, new in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(old, new)
 
 
@@ -192,12 +166,12 @@ def test_ten_images_can_be_learned_by_heart(rng, update, loss):
     x, y = np.meshgrid(np.linspace(-1, 1, 16), np.linspace(-1, 1, 16))
     radii = np.linspace(0.3, 0.9, 10)[:, None, None]
     images = (np.hypot(x, y) < radii).astype("float32")[..., None] * 0.8
-    model = modules.VQVAE(16, base_filters=16, num_embeddings=32, embedding_dim=8, codebook_update=update, loss=loss)
+    model = modules.VQVAE(16, base_filters=32, num_embeddings=32, embedding_dim=8, codebook_update=update, loss=loss)
     model.quantizer.initialise(np.asarray(model.encoder(images)))
-    model.compile(optimizer=keras.optimizers.Adam(3e-3))
-    model.fit(images, epochs=250, batch_size=10, verbose=0)
+    model.compile(optimizer=keras.optimizers.Adam(2e-3))
+    model.fit(images, epochs=200, batch_size=10, verbose=0)
     error = np.abs(model.predict(images, verbose=0)["reconstruction"] - images).mean()
-    assert error < 0.04  # the mean image is off by 0.2
+    assert error < 0.03  # the mean image is off by 0.15
 
 
 def test_perplexity_is_of_the_whole_epoch(rng):
@@ -210,8 +184,25 @@ def test_perplexity_is_of_the_whole_epoch(rng):
     assert float(result["codes_in_use"]) == 0.5
 
 
+def test_output_is_cut_to_unit_range_and_no_pixel_is_stuck():
+    x = tf.constant([-3.0, 0.25, 1.7])
+    layer = modules.ClipToUnit()
+    np.testing.assert_array_equal(layer(x), [0, 0.25, 1])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        out = layer(x, training=True)
+    np.testing.assert_allclose(out, [0, 0.25, 1], atol=1e-6)
+    np.testing.assert_array_equal(tape.gradient(out, x), [1, 1, 1])
+
+
 @pytest.mark.parametrize(
-    "arguments", [{"image_size": 30}, {"image_size": 32, "downsampling": 3}, {"image_size": 32, "loss": "mse"}]
+    "arguments",
+    [
+        {"image_size": 30},
+        {"image_size": 32, "downsampling": 3},
+        {"image_size": 32, "loss": "mse"},
+        {"image_size": 32, "num_residual_blocks": -1},
+    ],
 )
 def test_vqvae_refuses_bad_arguments(arguments):
     with pytest.raises(ValueError, match="must be"):
@@ -223,7 +214,7 @@ def test_vqvae_refuses_bad_arguments(arguments):
 
 def assert_causal(model, rng):
     """Changing one code moves no logit up to its own place, and some logit after it."""
-    x = inputs(rng)
+    x = prior_inputs(rng)
     before = np.asarray(model(x)).reshape(3, SIZE * SIZE, CODES)
     for place in range(SIZE * SIZE):
         codes = x["codes"].reshape(3, -1).copy()
@@ -234,13 +225,15 @@ def assert_causal(model, rng):
             assert np.abs(after[:, place + 1 :] - before[:, place + 1 :]).max() > 1e-6
 
 
-@pytest.mark.parametrize("changes", [{}, {"attention_every": 0, "vertical_kernel": (3, 5)}, {"num_blocks": 6}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"attention_every": 0, "vertical_kernel": (2, 3), "num_blocks": 6}, {"num_blocks": 6}]
+)
 def test_causality_at_every_position_also_after_loading(tmp_path, rng, changes):
     model = small_prior(rng, **changes)
     assert_causal(model, rng)
     model.save(tmp_path / "prior.keras")
     loaded = keras.saving.load_model(tmp_path / "prior.keras", safe_mode=True)
-    x = inputs(rng)
+    x = prior_inputs(rng)
     np.testing.assert_array_equal(loaded(x), model(x))
     assert_causal(loaded, rng)
 
@@ -249,7 +242,7 @@ def test_causality_at_every_position_also_after_loading(tmp_path, rng, changes):
 def test_receptive_field_is_what_the_network_sees(rng, changes):
     model = small_prior(rng, **changes)
     field = model.receptive_field()
-    x = inputs(rng, number=1)
+    x = prior_inputs(rng, number=1)
     for row, column in ((SIZE - 1, SIZE - 1), (SIZE - 1, 0), (2, 3)):
         before = np.asarray(model(x))[0, row, column]
         for r in range(SIZE):
@@ -287,7 +280,7 @@ def test_masked_convolution_is_a_convolution_with_a_mask(rng):
 
 def test_bits_per_code_are_the_mean_log_probability(rng):
     model = small_prior(rng)
-    x = inputs(rng)
+    x = prior_inputs(rng)
     model.compile(optimizer="adam")
     bits = model.evaluate(x, verbose=0, return_dict=True)["bits_per_code"]
     logits = np.asarray(model(x), "float64")
@@ -298,111 +291,8 @@ def test_bits_per_code_are_the_mean_log_probability(rng):
 
 def test_label_and_position_reach_every_logit(rng):
     model = small_prior(rng)
-    x = inputs(rng)
+    x = prior_inputs(rng)
     base = np.asarray(model(x))
     for name, value in (("label", (x["label"] + 1) % 3), ("slice_position", 1 - x["slice_position"] * 0.9)):
         moved = np.abs(np.asarray(model({**x, name: value})) - base).max(axis=-1)
         assert moved.min() > 0
-
-
-# -- sampling -----------------------------------------------------------------------------------------------------
-
-
-def noise(seed, number):
-    return np.stack([np.random.default_rng([seed, i]).random((SIZE, SIZE), "float32") for i in range(number)])
-
-
-def naive(model, x, uniform, temperature=1.0, top_k=0, top_p=1.0, known=None):
-    """The textbook loop: the whole network for every code."""
-    codes = np.zeros_like(x["codes"])
-    for r in range(SIZE):
-        for c in range(SIZE):
-            logits = model({**x, "codes": codes})[:, r, c]
-            codes[:, r, c] = modules.draw_codes(logits, uniform[:, r, c], temperature, top_k, top_p)
-            if known is not None:
-                codes[:, r, c] = np.where(known[:, r, c] >= 0, known[:, r, c], codes[:, r, c])
-    return codes
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.6}, {"temperature": 1.3, "top_k": 6, "top_p": 0.9}]
-)
-@pytest.mark.parametrize("number", [1, 5])
-def test_sampler_draws_what_the_naive_loop_draws(rng, options, number):
-    model = small_prior(rng)
-    x = inputs(rng, number)
-    sampler = modules.PixelCNNSampler(model, **options)
-    drawn = next(sampler.sample(x["label"], x["slice_position"], seed=3, batch_size=number))
-    np.testing.assert_array_equal(drawn, naive(model, x, noise(3, number), **options))
-
-
-@pytest.mark.parametrize(
-    "changes", [{"attention_every": 0}, {"num_labels": 0}, {"num_blocks": 6, "attention_every": 3}]
-)
-def test_sampler_is_exact_for_other_priors_and_after_loading(tmp_path, rng, changes):
-    small_prior(rng, **changes).save(tmp_path / "prior.keras")
-    model = keras.saving.load_model(tmp_path / "prior.keras")
-    x = inputs(rng) if changes.get("num_labels") is None else {**inputs(rng), "label": np.zeros(3, "int32")}
-    drawn = next(modules.PixelCNNSampler(model).sample(x["label"], x["slice_position"], 0, batch_size=3))
-    np.testing.assert_array_equal(drawn, naive(model, x, noise(0, 3)))
-
-
-def test_sampler_is_exact_on_trained_weights(rng):
-    model = modules.PixelCNN(CODES, SIZE, 2, filters=8, num_blocks=4, attention_every=2)
-    x = inputs(rng, 32)
-    x["codes"][:] = (np.arange(SIZE)[:, None] + np.arange(SIZE) + x["label"][:, None, None]) % CODES
-    model.compile(optimizer=keras.optimizers.Adam(1e-2))
-    history = model.fit(x, epochs=40, batch_size=8, verbose=0).history
-    assert history["bits_per_code"][-1] < 1.0
-    few = {name: value[:6] for name, value in x.items()}
-    drawn = next(modules.PixelCNNSampler(model).sample(few["label"], few["slice_position"], 1, batch_size=6))
-    np.testing.assert_array_equal(drawn, naive(model, few, noise(1, 6)))
-    assert (drawn == few["codes"]).mean() > 0.7
-
-
-def test_sample_i_is_the_same_in_every_batch(rng):
-    sampler = modules.PixelCNNSampler(small_prior(rng))
-    labels, positions = np.arange(7) % 3, np.linspace(0, 1, 7)
-    chunks = list(sampler.sample(labels, positions, 5, batch_size=4))
-    assert [len(chunk) for chunk in chunks] == [4, 3]
-    all_seven = np.concatenate(chunks)
-    np.testing.assert_array_equal(next(sampler.sample(labels[:2], positions[:2], 5, batch_size=4)), all_seven[:2])
-    np.testing.assert_array_equal(next(sampler.sample(labels, positions, 5, batch_size=7)), all_seven)
-    np.testing.assert_array_equal(
-        next(sampler.sample(labels[5:], positions[5:], 5, batch_size=4, first=5)), all_seven[5:]
-    )
-
-
-def test_known_codes_are_held_fixed(rng):
-    model = small_prior(rng)
-    x = inputs(rng)
-    known = np.where(rng.random(x["codes"].shape) < 0.4, x["codes"], -1)
-    sampler = modules.PixelCNNSampler(model)
-    drawn = next(sampler.sample(x["label"], x["slice_position"], 2, known=known, batch_size=3))
-    np.testing.assert_array_equal(drawn[known >= 0], known[known >= 0])
-    np.testing.assert_array_equal(drawn, naive(model, x, noise(2, 3), known=known))
-    free = next(sampler.sample(x["label"], x["slice_position"], 2, batch_size=3))
-    assert not np.array_equal(drawn, free)
-
-
-def test_drawn_codes_have_the_right_frequencies(rng):
-    logits = np.log(np.array([0.5, 0.2, 0.15, 0.1, 0.05], "float32"))
-    uniform = rng.random(20_000, "float32")
-    rows = np.tile(logits, (len(uniform), 1))
-
-    def frequencies(**options):
-        drawn = np.asarray(modules.draw_codes(rows, uniform, **{"temperature": 1.0} | options))
-        return np.bincount(drawn, minlength=5) / len(uniform)
-
-    np.testing.assert_allclose(frequencies(), np.exp(logits), atol=0.012)
-    np.testing.assert_allclose(frequencies(top_k=2), [5 / 7, 2 / 7, 0, 0, 0], atol=0.012)
-    np.testing.assert_allclose(frequencies(top_p=0.6), [5 / 7, 2 / 7, 0, 0, 0], atol=0.012)
-    np.testing.assert_allclose(frequencies(top_p=0.4), [1, 0, 0, 0, 0])
-    sharp = np.exp(2 * logits) / np.exp(2 * logits).sum()
-    np.testing.assert_allclose(frequencies(temperature=0.5), sharp, atol=0.012)
-
-
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
-def test_sampler_refuses_bad_arguments(rng, options):
-    with pytest.raises(ValueError, match="must be"):
-        modules.PixelCNNSampler(small_prior(rng), **options)

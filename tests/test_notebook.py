@@ -8,8 +8,9 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_walkthrough_runs(monkeypatch):
+def test_the_walkthrough_runs(monkeypatch, tmp_path):
     monkeypatch.setenv("QUICK", "1")
+    monkeypatch.setenv("RUN_DIR", str(tmp_path / "run"))
     notebook = nbformat.read(ROOT / "notebooks" / "walkthrough.ipynb", as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(ROOT)}}).execute()
     pictures = [

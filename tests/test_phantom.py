@@ -28,7 +28,7 @@ def test_slices_look_like_brains(people):
             mask = metrics.head_mask(image / 255)
             assert 0.15 < mask.mean() < 0.6
             assert np.median(image[~mask]) == 0  # black around it
-            assert (image[:10].max(), image[:, :10].max(), image[:, -10:].max()) == (0, 0, 0)
+            assert image[:, :20].max() == image[:, -20:].max() == 0
             assert 0.4 < mask[:, :128].sum() / mask.sum() < 0.6  # two halves
 
 

@@ -1,0 +1,187 @@
+"""Draws grids of codes from a `PixelCNN`, each position computed once.
+
+sampler = sampling.PixelCNNSampler(prior, temperature=0.9)
+for codes in sampler.sample(label=[0, 0], slice_position=[0.4, 0.6], seed=0):
+    images = vqvae.decode(codes)
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def draw_codes(logits, uniform, temperature, top_k=0, top_p=1.0):
+    """Draws one code from each row of logits by inverting its cumulative distribution.
+
+    Args:
+        logits: Shape (batch, K).
+        uniform: One number in [0, 1) for each row, shape (batch,): all the randomness there is.
+        temperature: Positive; divides the logits.
+        top_k: Keep the k most probable codes; 0 keeps all.
+        top_p: Keep the fewest codes whose probability reaches p.
+
+    Returns:
+        int32, shape (batch,).
+    """
+    logits = logits / temperature
+    num_codes = logits.shape[-1]
+    if 0 < top_k < num_codes:
+        logits = ops.where(logits >= ops.top_k(logits, top_k)[0][:, -1:], logits, -1e9)
+    probabilities = ops.softmax(logits)
+    if top_p < 1.0:
+        ranked = -ops.sort(-probabilities, axis=-1)
+        kept = ops.cumsum(ranked, axis=-1) - ranked < top_p  # the most probable one always
+        smallest = ops.min(ops.where(kept, ranked, 2.0), axis=-1, keepdims=True)
+        probabilities = ops.where(probabilities >= smallest, probabilities, 0.0)
+    cumulative = ops.cumsum(probabilities, axis=-1)
+    codes = ops.sum(ops.cast(cumulative <= uniform[:, None] * cumulative[:, -1:], "int32"), axis=-1)
+    return ops.minimum(codes, num_codes - 1)
+
+
+class PixelCNNSampler(keras.Model):
+    """Draws whole grids of codes from a `PixelCNN`, each position computed once, in one compiled function.
+
+    The textbook loop runs the network over the whole grid for every code. Here the vertical stack runs once a row and
+    the horizontal stack once a code; each layer keeps the last inputs under its kernel, the attention its keys and
+    values, and the conditioning is computed once. The layers, their weights and their maths are the prior's own.
+
+    Args:
+        prior: A `PixelCNN`, built under the float32 policy.
+        temperature, top_k, top_p: See `draw_codes`.
+
+    Call arguments:
+        inputs: A dictionary: `uniform`, float32 in [0, 1), shape (batch, grid, grid); `known`, int32, same shape, a
+            code where it is given and -1 where it is to be drawn; `label` and `slice_position` as for the prior.
+
+    Returns:
+        Codes, int32, shape (batch, grid, grid).
+    """
+
+    def __init__(self, prior, temperature=1.0, top_k=0, top_p=1.0, **kwargs):
+        super().__init__(**kwargs)
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, not {temperature}")
+        if top_k < 0 or not 0 < top_p <= 1:
+            raise ValueError(f"top_k must be 0 or more and top_p in (0, 1], not {top_k} and {top_p}")
+        if prior.compute_dtype != "float32":
+            raise ValueError(f"samples are drawn in float32, the prior computes in {prior.compute_dtype}")
+        self.prior = prior
+        self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
+        self.built = True
+
+    def call(self, inputs):
+        prior, size = self.prior, self.prior.grid_size
+        uniform, known = inputs["uniform"], inputs["known"]
+        batch = ops.shape(uniform)[0]
+        condition = prior.condition(inputs["label"], inputs["slice_position"])
+        biases = [block.conditioning(condition) for block in prior.blocks]
+        place = prior.grid_positions()
+
+        def zeros(*shape):
+            return ops.zeros((batch, *shape), "float32")
+
+        rows, columns, filters = prior.vertical_kernel[0], prior.horizontal_kernel, place.shape[-1]
+        # Cached inputs of each layer: the rows above the present one, starting with the blank above the image.
+        row_caches = [zeros(rows if i == 0 else rows - 1, size, filters) for i in range(len(prior.blocks))]
+        heads = [(a.num_heads, size * size, a.head_dim) for a in prior.attentions.values()]
+        attention_caches = [(zeros(*shape), zeros(*shape)) for shape in heads]
+        grid_row = ops.repeat(ops.arange(size), size)
+
+        def draw_row(row, state):
+            codes, row_caches, attention_caches = state
+            row_caches, attention_caches = list(row_caches), list(attention_caches)
+            row_place = ops.take(place, row, axis=0)  # (W, filters)
+            v, messages, attention_index = None, [], 0
+            for i, block in enumerate(prior.blocks):  # the vertical stack: the whole row at once
+                window = row_caches[i] if i == 0 else ops.concatenate([row_caches[i], v], axis=1)
+                if i > 0:
+                    row_caches[i] = window[:, 1:]
+                v_bias, h_bias = biases[i]
+                v, message = block.vertical(block.vertical_conv.row(window), v, v_bias[:, None, None])
+                messages.append(message[:, 0] + h_bias[:, None])  # (B, W, 2 filters)
+                if i == 0:
+                    v = v + row_place
+                if str(i) in prior.attentions:
+                    attention = prior.attentions[str(i)]
+                    query, key, value = attention.heads(v)
+                    here = ops.equal(grid_row, row)[:, None]
+                    # Each row's keys and values, repeated down the grid and kept where the row is this one.
+                    keys, values = (
+                        ops.where(here, ops.tile(new, (1, 1, size, 1)), old)
+                        for new, old in zip((key, value), attention_caches[attention_index], strict=True)
+                    )
+                    attention_caches[attention_index] = (keys, values)
+                    attention_index += 1
+                    v = attention.attend(v, query, keys, values, grid_row <= row)
+            messages = ops.transpose(ops.stack(messages), (2, 0, 1, 3))  # (W, blocks, B, 2 filters)
+            above = ops.transpose(v[:, 0], (1, 0, 2))  # (W, B, filters)
+            row_uniform = ops.transpose(ops.take(uniform, row, axis=1))  # (W, B)
+            row_known = ops.transpose(ops.take(known, row, axis=1))
+
+            def draw_code(column, state):
+                row_codes, caches = state
+                caches = list(caches)
+                message = ops.take(messages, column, axis=0)  # (blocks, B, 2 filters)
+                h = None
+                for i, block in enumerate(prior.blocks):  # the horizontal stack: one code
+                    window = caches[i] if i == 0 else ops.concatenate([caches[i], h[:, None]], axis=1)
+                    if i > 0:
+                        caches[i] = window[:, 1:]
+                    h = block.horizontal(block.horizontal_conv.position(window), h, message[i], 0.0)
+                    if i == 0:
+                        h = h + ops.take(row_place, column, axis=0)
+                logits = prior.head(ops.take(above, column, axis=0), h)
+                noise = ops.take(row_uniform, column, axis=0)
+                drawn = draw_codes(logits, noise, self.temperature, self.top_k, self.top_p)
+                given = ops.take(row_known, column, axis=0)
+                code = ops.where(given >= 0, given, drawn)
+                row_codes = ops.where(ops.equal(ops.arange(size), column), code[:, None], row_codes)
+                caches[0] = ops.concatenate([caches[0][:, 1:], prior.embedding(code)[:, None]], axis=1)
+                return row_codes, tuple(caches)
+
+            caches = tuple(zeros(columns if i == 0 else columns - 1, filters) for i in range(len(prior.blocks)))
+            row_codes, _ = ops.fori_loop(0, size, draw_code, (ops.zeros((batch, size), "int32"), caches))
+            codes = ops.where(ops.equal(ops.arange(size), row)[:, None], row_codes[:, None], codes)
+            row_caches[0] = ops.concatenate([row_caches[0][:, 1:], prior.embedding(row_codes)[:, None]], axis=1)
+            return codes, tuple(row_caches), tuple(attention_caches)
+
+        start = (ops.zeros((batch, size, size), "int32"), tuple(row_caches), tuple(attention_caches))
+        return ops.fori_loop(0, size, draw_row, start)[0]
+
+    def sample(self, label, slice_position, seed, known=None, noise_index=None, batch_size=32):
+        """Draws one grid of codes for each label and slice position.
+
+        Sample i of a seed is always the same: its noise depends on the seed and on i alone, and every batch is filled
+        up to one size, so that it is rounded in the same way however many are drawn.
+
+        Args:
+            label: Integers, shape (n,); 0 where the label is not known.
+            slice_position: Numbers in [0, 1], shape (n,).
+            seed: Non-negative integer.
+            known: Codes that are given, int, shape (n, grid, grid), -1 where a code is to be drawn; None draws all.
+            noise_index: Which noise each sample takes, integers of shape (n,); None takes 0, 1, 2 and so on. Samples
+                of equal noise differ by their label and slice position alone.
+            batch_size: Samples computed at a time.
+
+        Yields:
+            NumPy int32 codes of at most `batch_size` samples at a time, shape (m, grid, grid).
+        """
+        size = self.prior.grid_size
+        noise_index = range(len(label)) if noise_index is None else noise_index
+        for start in range(0, len(label), batch_size):
+            part = slice(start, min(start + batch_size, len(label)))
+            number = part.stop - start
+            fill = (0, batch_size - number)
+            noise = [np.random.default_rng([seed, i]).random((size, size), "float32") for i in noise_index[part]]
+            given = np.full((number, size, size), -1) if known is None else known[part]
+            codes = self.predict_on_batch(
+                {
+                    "uniform": np.pad(np.stack(noise), (fill, (0, 0), (0, 0))),
+                    "known": np.pad(given, (fill, (0, 0), (0, 0))).astype("int32"),
+                    "label": np.pad(np.asarray(label[part], "int32"), fill),
+                    "slice_position": np.pad(np.asarray(slice_position[part], "float32"), fill),
+                }
+            )
+            yield ops.convert_to_numpy(codes)[:number]

@@ -1,0 +1,111 @@
+"""The sampler draws what the textbook loop draws, and keeps its promises."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import CODES, SIZE, prior_inputs, small_prior
+
+import modules
+import sampling
+
+
+def noise(seed, number):
+    return np.stack([np.random.default_rng([seed, i]).random((SIZE, SIZE), "float32") for i in range(number)])
+
+
+def naive(model, x, uniform, temperature=1.0, top_k=0, top_p=1.0, known=None):
+    """The textbook loop: the whole network for every code."""
+    codes = np.zeros_like(x["codes"])
+    for r in range(SIZE):
+        for c in range(SIZE):
+            logits = model({**x, "codes": codes})[:, r, c]
+            codes[:, r, c] = sampling.draw_codes(logits, uniform[:, r, c], temperature, top_k, top_p)
+            if known is not None:
+                codes[:, r, c] = np.where(known[:, r, c] >= 0, known[:, r, c], codes[:, r, c])
+    return codes
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.6}, {"temperature": 1.3, "top_k": 6, "top_p": 0.9}]
+)
+@pytest.mark.parametrize("number", [1, 5])
+def test_sampler_draws_what_the_naive_loop_draws(rng, options, number):
+    model = small_prior(rng)
+    x = prior_inputs(rng, number)
+    sampler = sampling.PixelCNNSampler(model, **options)
+    drawn = next(sampler.sample(x["label"], x["slice_position"], seed=3, batch_size=number))
+    np.testing.assert_array_equal(drawn, naive(model, x, noise(3, number), **options))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"attention_every": 0}, {"num_labels": 0}, {"num_blocks": 6, "attention_every": 3}]
+)
+def test_sampler_is_exact_for_other_priors_and_after_loading(tmp_path, rng, changes):
+    small_prior(rng, **changes).save(tmp_path / "prior.keras")
+    model = keras.saving.load_model(tmp_path / "prior.keras")
+    x = prior_inputs(rng) if changes.get("num_labels") is None else {**prior_inputs(rng), "label": np.zeros(3, "int32")}
+    drawn = next(sampling.PixelCNNSampler(model).sample(x["label"], x["slice_position"], 0, batch_size=3))
+    np.testing.assert_array_equal(drawn, naive(model, x, noise(0, 3)))
+
+
+def test_sampler_is_exact_on_trained_weights(rng):
+    model = modules.PixelCNN(CODES, SIZE, 2, filters=8, num_blocks=4, attention_every=2)
+    x = prior_inputs(rng, 32)
+    x["codes"][:] = (np.arange(SIZE)[:, None] + np.arange(SIZE) + x["label"][:, None, None]) % CODES
+    model.compile(optimizer=keras.optimizers.Adam(1e-2))
+    history = model.fit(x, epochs=40, batch_size=8, verbose=0).history
+    assert history["bits_per_code"][-1] < 1.0
+    few = {name: value[:6] for name, value in x.items()}
+    drawn = next(sampling.PixelCNNSampler(model).sample(few["label"], few["slice_position"], 1, batch_size=6))
+    np.testing.assert_array_equal(drawn, naive(model, few, noise(1, 6)))
+    assert (drawn == few["codes"]).mean() > 0.7
+
+
+def test_sample_i_is_the_same_in_every_batch(rng):
+    sampler = sampling.PixelCNNSampler(small_prior(rng))
+    labels, positions = np.arange(7) % 3, np.linspace(0, 1, 7)
+    chunks = list(sampler.sample(labels, positions, 5, batch_size=4))
+    assert [len(chunk) for chunk in chunks] == [4, 3]
+    all_seven = np.concatenate(chunks)
+    np.testing.assert_array_equal(next(sampler.sample(labels[:2], positions[:2], 5, batch_size=4)), all_seven[:2])
+    np.testing.assert_array_equal(next(sampler.sample(labels, positions, 5, batch_size=7)), all_seven)
+    late = next(sampler.sample(labels[5:], positions[5:], 5, noise_index=[5, 6], batch_size=4))
+    np.testing.assert_array_equal(late, all_seven[5:])
+    shared = next(sampler.sample([1, 1, 1], [0.3, 0.3, 0.9], 5, noise_index=[2, 2, 2], batch_size=4))
+    np.testing.assert_array_equal(shared[0], shared[1])
+    assert not np.array_equal(shared[0], shared[2])
+
+
+def test_known_codes_are_held_fixed(rng):
+    model = small_prior(rng)
+    x = prior_inputs(rng)
+    known = np.where(rng.random(x["codes"].shape) < 0.4, x["codes"], -1)
+    sampler = sampling.PixelCNNSampler(model)
+    drawn = next(sampler.sample(x["label"], x["slice_position"], 2, known=known, batch_size=3))
+    np.testing.assert_array_equal(drawn[known >= 0], known[known >= 0])
+    np.testing.assert_array_equal(drawn, naive(model, x, noise(2, 3), known=known))
+    free = next(sampler.sample(x["label"], x["slice_position"], 2, batch_size=3))
+    assert not np.array_equal(drawn, free)
+
+
+def test_drawn_codes_have_the_right_frequencies(rng):
+    logits = np.log(np.array([0.5, 0.2, 0.15, 0.1, 0.05], "float32"))
+    uniform = rng.random(20_000, "float32")
+    rows = np.tile(logits, (len(uniform), 1))
+
+    def frequencies(**options):
+        drawn = np.asarray(sampling.draw_codes(rows, uniform, **{"temperature": 1.0} | options))
+        return np.bincount(drawn, minlength=5) / len(uniform)
+
+    np.testing.assert_allclose(frequencies(), np.exp(logits), atol=0.012)
+    np.testing.assert_allclose(frequencies(top_k=2), [5 / 7, 2 / 7, 0, 0, 0], atol=0.012)
+    np.testing.assert_allclose(frequencies(top_p=0.6), [5 / 7, 2 / 7, 0, 0, 0], atol=0.012)
+    np.testing.assert_allclose(frequencies(top_p=0.4), [1, 0, 0, 0, 0])
+    sharp = np.exp(2 * logits) / np.exp(2 * logits).sum()
+    np.testing.assert_allclose(frequencies(temperature=0.5), sharp, atol=0.012)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_sampler_refuses_bad_arguments(rng, options):
+    with pytest.raises(ValueError, match="must be"):
+        sampling.PixelCNNSampler(small_prior(rng), **options)
