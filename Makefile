@@ -8,7 +8,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-IXI_RUN := --run-dir runs/ixi --vqvae-epochs 40 --prior-epochs 10 --prior-filters 64
+IXI_RUN := --run-dir runs/ixi --vqvae-epochs 24 --prior-epochs 5 --prior-filters 64
 
 .PHONY: demo test lint notebook results clean
 

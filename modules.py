@@ -237,16 +237,19 @@ def _residual_block(x, name):
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class ClipToUnit(layers.Layer):
-    """Cuts values to [0, 1] in float32, and passes gradients as if it did not, so that no pixel is stuck at black."""
+@ops.custom_gradient
+def clip_to_unit(x):
+    """Cuts values to [0, 1]. Outside, only a gradient that leads back inside is passed.
 
-    def __init__(self, **kwargs):
-        kwargs.pop("dtype", None)
-        super().__init__(dtype="float32", **kwargs)
+    With none at all, as from a ReLU, a pixel can be stuck at black; with all of it, values drift away from 0 unbounded.
+    """
 
-    def call(self, x, training=False):
-        clipped = ops.clip(x, 0.0, 1.0)
-        return x + ops.stop_gradient(clipped - x) if training else clipped
+    def gradient(*args, upstream=None):
+        upstream = args[0] if upstream is None else upstream
+        outward = ops.logical_or(ops.logical_and(x < 0, upstream > 0), ops.logical_and(x > 1, upstream < 0))
+        return ops.where(outward, ops.zeros_like(upstream), upstream)
+
+    return ops.clip(x, 0.0, 1.0), gradient
 
 
 def build_encoder(image_size, downsampling, base_filters, num_residual_blocks, embedding_dim):
@@ -264,7 +267,7 @@ def build_encoder(image_size, downsampling, base_filters, num_residual_blocks, e
 def build_decoder(image_size, downsampling, base_filters, num_residual_blocks, embedding_dim):
     """Functional model: z_q (B, S / downsampling, S / downsampling, D) -> images in [0, 1], (B, S, S, 1), float32.
 
-    The images end in `ClipToUnit`: the background of a slice is exactly 0, and a network that ends in a sigmoid or in
+    The images end in `clip_to_unit`: the background of a slice is exactly 0, and a network that ends in a sigmoid or in
     nothing can only come near it, at a price in SSIM that has nothing to do with the brain.
     """
     grid = image_size // downsampling
@@ -278,7 +281,7 @@ def build_decoder(image_size, downsampling, base_filters, num_residual_blocks, e
         x = layers.Conv2DTranspose(base_filters * 2 ** (stage - 1), 4, 2, padding="same", name=f"up{stage}")(x)
     x = layers.ReLU(name="up0_relu")(x)
     x = layers.Conv2DTranspose(1, 4, 2, padding="same", name="up0")(x)
-    images = ClipToUnit(name="image")(x)
+    images = layers.Activation(clip_to_unit, dtype="float32", name="image")(x)
     return keras.Model(inputs, images, name="decoder")
 
 

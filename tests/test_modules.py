@@ -184,17 +184,6 @@ def test_perplexity_is_of_the_whole_epoch(rng):
     assert float(result["codes_in_use"]) == 0.5
 
 
-def test_output_is_cut_to_unit_range_and_no_pixel_is_stuck():
-    x = tf.constant([-3.0, 0.25, 1.7])
-    layer = modules.ClipToUnit()
-    np.testing.assert_array_equal(layer(x), [0, 0.25, 1])
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        out = layer(x, training=True)
-    np.testing.assert_allclose(out, [0, 0.25, 1], atol=1e-6)
-    np.testing.assert_array_equal(tape.gradient(out, x), [1, 1, 1])
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
