@@ -1,11 +1,7 @@
 """The pictures of a run. Every function writes one PNG, with the data's title and credit under it."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 GREY = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
 
@@ -13,13 +9,11 @@ GREY = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
 def _finish(figure, path, footer):
     figure.supxlabel(footer, fontsize=7, color="0.35", wrap=True)
     figure.savefig(path, dpi=130, facecolor="white")
-    plt.close(figure)
 
 
 def _image_axes(rows, columns, size=1.5):
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(size * columns + 0.6, size * rows + 0.7), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(size * columns + 0.6, size * rows + 0.7), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
@@ -62,7 +56,8 @@ def image_grid(path, images, titles, footer, columns=8, row_names=None):
 def codebook(path, codes, num_embeddings, footer):
     """Use of each code on the test slices, most used first, and where in the grid codes vary."""
     counts = np.sort(np.bincount(np.ravel(codes), minlength=num_embeddings))[::-1]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), width_ratios=(3, 2), layout="constrained")
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     left.bar(np.arange(num_embeddings), counts / counts.sum(), width=1.0, color="0.3")
     left.axhline(1 / num_embeddings, color="tab:red", linewidth=0.8, label="even use")
     left.set(xlabel="code, most used first", ylabel="share of the codes", yscale="log")
@@ -78,7 +73,8 @@ def codebook(path, codes, num_embeddings, footer):
 
 def history(path, vqvae, prior, footer):
     """Training curves of both stages, from the rows of their histories."""
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    axes = figure.subplots(1, 3)
     curves = (
         (axes[0], vqvae, "loss", "VQ-VAE loss", "log"),
         (axes[1], vqvae, "perplexity", "perplexity of the codes", "linear"),
