@@ -191,7 +191,7 @@ def extract_codes(run_dir, vqvae, data, slices, batch_size):
     path, fingerprint = run_dir / "codes.npz", vqvae.fingerprint()
     if path.exists():
         try:
-            with np.load(path) as file:
+            with path.open("rb") as stream, np.load(stream) as file:
                 if str(file["vqvae_fingerprint"]) == fingerprint:
                     return file["codes"]
         except Exception as error:  # zipfile and NumPy raise many kinds
