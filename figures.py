@@ -85,5 +85,6 @@ def history(path, vqvae, prior, footer):
         axis.plot(epochs, [row[name] for row in rows], label="training", color="0.5")
         axis.plot(epochs, [row[f"val_{name}"] for row in rows], label="validation", color="tab:red")
         axis.set(xlabel="epoch", ylabel=label, yscale=scale)
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(frameon=False)
     _finish(figure, path, footer)

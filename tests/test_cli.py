@@ -247,7 +247,8 @@ def test_changed_data_are_refused(place, tmp_path, capsys):
         (["--prior-num-blocks", "2"], "receptive field"),
         (["--loss", "l3"], 'loss must be "l1", "l2" or "l1_ssim"'),
         (["--subject-regex", "(x"], "not a regular expression"),
-        (["--num-embeddings", "100000"], "cannot initialise a codebook"),
+        (["--num-embeddings", "20000"], "cannot initialise a codebook"),
+        (["--num-embeddings", "100000"], "must be 65536 or fewer"),
         (["--test-fraction", "2"], "--test-fraction 2"),
     ],
 )
