@@ -274,11 +274,11 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 def fit(stage, model, batches, validation, monitor, training, run_dir):
-    """Fits a stage, or what is left of it, and returns the path of its best model."""
+    """Fits a stage, or what is left of it; the best model is left in the run folder."""
     checkpoint = Checkpoint(batches, run_dir, stage, monitor, training["patience"])
     if checkpoint.finished(training["epochs"]):
         print(f"{stage}: already trained, {len(checkpoint.history)} epochs")
-        return checkpoint.best_path
+        return
     steps = training["epochs"] * len(batches)
     warm_up = min(100, steps // 10)
     rate = keras.optimizers.schedules.CosineDecay(
@@ -308,7 +308,6 @@ def fit(stage, model, batches, validation, monitor, training, run_dir):
         shuffle=False,  # Batches does it; Keras would also shuffle the batches, from a state that it does not save
         verbose=1 if sys.stdout.isatty() else 2,
     )
-    return checkpoint.best_path
 
 
 # ----------------------------------------------------------------------------------------------------------------
