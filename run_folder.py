@@ -14,6 +14,7 @@ import csv
 import json
 import os
 import platform
+import sys
 from importlib.metadata import version
 
 import keras
@@ -28,6 +29,22 @@ WHERE_AND_HOW_CALLED = ("options.data.data_dir", "options.data.cache_dir", "data
 
 class RunError(ValueError):
     """A run that cannot go on; the message is one line that says what to do."""
+
+
+def exit_status(run, args, when_stopped):
+    """Calls run(args) for a command line: 0, or a line on standard error and 1 for bad input, 130 for Ctrl-C."""
+    try:
+        run(args)
+    except (RunError, dataset.DataError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(when_stopped, file=sys.stderr)
+        return 130
+    return 0
 
 
 def count(slices):

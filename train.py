@@ -406,21 +406,7 @@ def run(args):
 
 
 def main(argv=None):
-    args = parse(argv)
-    try:
-        run(args)
-    except (run_folder.RunError, dataset.DataError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(
-            f"error: {error.filename or ''}: {error.strerror or error}; nothing saved so far is lost", file=sys.stderr
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last whole epoch", file=sys.stderr)
-        return 130
-    return 0
+    return run_folder.exit_status(run, parse(argv), "stopped; the same command goes on from the last whole epoch")
 
 
 if __name__ == "__main__":
