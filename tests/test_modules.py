@@ -184,6 +184,16 @@ def test_perplexity_is_of_the_whole_epoch(rng):
     assert float(result["codes_in_use"]) == 0.5
 
 
+def test_output_is_cut_to_unit_range_and_only_led_back_into_it():
+    x = tf.constant([-3.0, -3.0, 0.25, 1.7, 1.7])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        out = modules.clip_to_unit(x)
+        loss = tf.reduce_sum(out * [1.0, -1.0, 1.0, 1.0, -1.0])  # descent moves against the sign
+    np.testing.assert_array_equal(out, np.array([0, 0, 0.25, 1, 1], "float32"))
+    np.testing.assert_array_equal(tape.gradient(loss, x), [0, -1, 1, 1, 0])
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
