@@ -38,6 +38,11 @@ def draw_codes(logits, uniform, temperature, top_k=0, top_p=1.0):
     return ops.minimum(codes, num_codes - 1)
 
 
+def sample_noise(seed, index, grid_size):
+    """The noise of one sample: float32 in [0, 1), shape (grid, grid), from the seed and the sample's index alone."""
+    return np.random.default_rng([seed, index]).random((grid_size, grid_size), "float32")
+
+
 class PixelCNNSampler(keras.Model):
     """Draws whole grids of codes from a `PixelCNN`, each position computed once, in one compiled function.
 
@@ -174,7 +179,7 @@ class PixelCNNSampler(keras.Model):
             part = slice(start, min(start + batch_size, len(label)))
             number = part.stop - start
             fill = (0, batch_size - number)
-            noise = [np.random.default_rng([seed, i]).random((size, size), "float32") for i in noise_index[part]]
+            noise = [sample_noise(seed, i, size) for i in noise_index[part]]
             given = np.full((number, size, size), -1) if known is None else known[part]
             codes = self.predict_on_batch(
                 {

@@ -273,13 +273,8 @@ class Checkpoint(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-def fit(stage, model, batches, validation, monitor, training, run_dir):
-    """Fits a stage, or what is left of it; the best model is left in the run folder."""
-    checkpoint = Checkpoint(batches, run_dir, stage, monitor, training["patience"])
-    if checkpoint.finished(training["epochs"]):
-        print(f"{stage}: already trained, {len(checkpoint.history)} epochs")
-        return
-    steps = training["epochs"] * len(batches)
+def make_optimizer(training, steps):
+    """AdamW for so many steps of a stage, from the fields of its `VQVAETraining` or `PriorTraining`."""
     warm_up = min(100, steps // 10)
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - warm_up), warmup_target=training["learning_rate"], warmup_steps=warm_up
@@ -287,7 +282,16 @@ def fit(stage, model, batches, validation, monitor, training, run_dir):
     average = {}
     if "average_over" in training:
         average = {"use_ema": True, "ema_momentum": 1 - 1 / max(1.0, training["average_over"] * steps)}
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=1e-4, clipnorm=1.0, **average)
+    return keras.optimizers.AdamW(rate, weight_decay=1e-4, clipnorm=1.0, **average)
+
+
+def fit(stage, model, batches, validation, monitor, training, run_dir):
+    """Fits a stage, or what is left of it; the best model is left in the run folder."""
+    checkpoint = Checkpoint(batches, run_dir, stage, monitor, training["patience"])
+    if checkpoint.finished(training["epochs"]):
+        print(f"{stage}: already trained, {len(checkpoint.history)} epochs")
+        return
+    optimizer = make_optimizer(training, training["epochs"] * len(batches))
     model.compile(optimizer=optimizer)
     optimizer.build(model.trainable_variables)
     checkpoint.set_model(model)
@@ -297,7 +301,7 @@ def fit(stage, model, batches, validation, monitor, training, run_dir):
         + f", from epoch {epoch + 1}" * (epoch > 0)
     )
     callbacks = [checkpoint, keras.callbacks.TensorBoard(run_dir / "tensorboard" / stage, write_graph=False)]
-    if average:
+    if optimizer.use_ema:
         callbacks.append(keras.callbacks.SwapEMAWeights())
     model.fit(
         batches,

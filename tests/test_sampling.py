@@ -10,7 +10,7 @@ import sampling
 
 
 def noise(seed, number):
-    return np.stack([np.random.default_rng([seed, i]).random((SIZE, SIZE), "float32") for i in range(number)])
+    return np.stack([sampling.sample_noise(seed, i, SIZE) for i in range(number)])
 
 
 def naive(model, x, uniform, temperature=1.0, top_k=0, top_p=1.0, known=None):

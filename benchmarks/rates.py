@@ -1,0 +1,156 @@
+"""How rate, distortion and prior go together: grids and codebooks of several sizes, each trained and sampled.
+
+    python benchmarks/rates.py --data-dir ../shared/data/ixi --output-dir results/rates
+
+For each downsampling factor and number of codes it runs train.py and predict.py, every one with the same time for
+training (a grid of factor 8 has a quarter of the codes, so its prior gets four times the epochs), and writes
+rates.json, rates.png and samples.png. A stopped sweep goes on where it was.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import machine
+
+import dataset
+import figures
+import modules
+import predict
+import run_folder
+import sampling
+
+BATCH_SIZE, SHOWN = 32, 8
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description="Rate, distortion and sampling time of several grids and codebooks.")
+    add = parser.add_argument
+    add("--data-dir", type=Path, help="as for train.py (default: the demo cohort)")
+    add("--runs-dir", type=Path, default=Path("runs/rates"), help="(default: %(default)s)")
+    add("--output-dir", type=Path, default=Path("results/rates"), help="(default: %(default)s)")
+    add("--downsampling", type=int, nargs="+", default=[4, 8], help="(default: 4 8)")
+    add("--num-embeddings", type=int, nargs="+", default=[64, 256, 512], help="(default: 64 256 512)")
+    add("--vqvae-epochs", type=int, default=8, help="(default: %(default)s)")
+    add("--prior-epochs", type=int, default=2, help="at factor 4; more at larger factors (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def call(script, *arguments):
+    """Runs a script of the project in a process of its own."""
+    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], check=False)
+    if done.returncode:
+        raise run_folder.RunError(f"{script} {' '.join(map(str, arguments))}: ended with status {done.returncode}")
+
+
+def measure(args, factor, num_embeddings):
+    """Trains one setting and returns its row of the table and some of its samples, float in [0, 1]."""
+    run_dir = args.runs_dir / f"factor{factor}-codes{num_embeddings}"
+    data = ["--data-dir", args.data_dir] if args.data_dir else []
+    prior_epochs = args.prior_epochs * factor**2 // 16
+    size = ["--downsampling", factor, "--num-embeddings", num_embeddings]
+    epochs = ["--vqvae-epochs", args.vqvae_epochs, "--prior-epochs", prior_epochs]
+    call("train.py", *data, "--run-dir", run_dir, *size, *epochs)
+    call("predict.py", "--run-dir", run_dir, "--num-samples", 1)
+    result = json.loads((run_dir / "predictions" / "metrics.json").read_text())
+
+    vqvae = run_folder.load_model(run_dir / "vqvae.keras", modules.VQVAE)
+    prior = run_folder.load_prior(run_dir, vqvae)
+    sampler = sampling.PixelCNNSampler(prior)
+    positions = np.tile(np.linspace(0.15, 0.85, SHOWN, dtype="float32"), BATCH_SIZE // SHOWN)
+    for _ in range(2):  # the first call compiles
+        start = time.perf_counter()
+        images = predict.draw(sampler, vqvae, np.zeros(BATCH_SIZE, "int32"), positions, seed=0)
+        seconds = time.perf_counter() - start
+    ssim, head = result["reconstruction"]["ssim"], result["reconstruction"]["ssim_head"]
+    trained = {
+        f"{stage}_training_s": sum(row["seconds"] for row in run_folder.read_history(run_dir / f"{stage}_history.csv"))
+        for stage in ("vqvae", "prior")
+    }
+    return {
+        "downsampling": factor,
+        "num_embeddings": num_embeddings,
+        "ssim": ssim["mean"],
+        "ssim_ci95": ssim["ci95"],
+        "ssim_head": head["mean"],
+        "ssim_head_ci95": head["ci95"],
+        "psnr_db": result["reconstruction"]["psnr_db"]["mean"],
+        "entropy_bits_per_code": result["codebook"]["entropy_bits_per_code"],
+        "bits_per_code": result["prior"]["bits_per_code"],
+        "bits_per_image": result["prior"]["bits_per_image"],
+        "seconds_per_sample": seconds / BATCH_SIZE,
+        "vqvae_parameters": vqvae.count_params(),
+        "prior_parameters": prior.count_params(),
+        **trained,
+    }, images[:SHOWN]
+
+
+def plot(path, rows, footer):
+    """SSIM inside the head against bits per image, and time a sample, for each setting."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for colour, factor in enumerate(sorted({row["downsampling"] for row in rows})):
+        same = [row for row in rows if row["downsampling"] == factor]
+        x, y = [row["bits_per_image"] for row in same], [row["ssim_head"] for row in same]
+        error = np.abs(np.array([row["ssim_head_ci95"] for row in same]).T - y)
+        style = {"color": f"C{colour}", "label": f"factor {factor}", "marker": "o"}
+        left.errorbar(x, y, error, capsize=2, **style)
+        right.plot([row["seconds_per_sample"] for row in same], y, **style)
+        for axis, places in ((left, x), (right, [row["seconds_per_sample"] for row in same])):
+            for row, place in zip(same, places, strict=True):
+                axis.annotate(
+                    f"{row['num_embeddings']} codes",
+                    (place, row["ssim_head"]),
+                    xytext=(4, -9),
+                    textcoords="offset points",
+                    fontsize=7,
+                )
+    left.set(xlabel="bits per image, under the prior", ylabel="SSIM inside the head, test people")
+    right.set(xlabel=f"seconds a sample, in batches of {BATCH_SIZE}", ylabel="SSIM inside the head, test people")
+    left.legend(frameon=False)
+    figure.supxlabel(footer, fontsize=7, color="0.35", wrap=True)
+    figure.savefig(path, dpi=130, facecolor="white")
+
+
+def run(args):
+    settings = [(factor, number) for factor in args.downsampling for number in args.num_embeddings]
+    rows, samples = [], []
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for factor, number in settings:
+        row, images = measure(args, factor, number)
+        rows.append(row)
+        samples.append(images)
+        report = {"machine": machine.describe(), "batch": BATCH_SIZE, "rows": rows}
+        dataset.write_text(args.output_dir / "rates.json", json.dumps(report, indent=2) + "\n")
+    config = json.loads((args.runs_dir / f"factor{factor}-codes{number}" / "config.json").read_text())
+    footer = "\n".join(filter(None, (config["data"]["title"], config["data"]["credit"])))
+    plot(args.output_dir / "rates.png", rows, footer)
+    figures.image_grid(
+        args.output_dir / "samples.png",
+        np.concatenate(samples),
+        [f"at {p:.2f}" for p in np.tile(np.linspace(0.15, 0.85, SHOWN), len(rows))],
+        f"made by the models, not picked\n{footer}",
+        columns=SHOWN,
+        row_names=[f"1/{row['downsampling']}, {row['num_embeddings']} codes" for row in rows],
+    )
+
+
+def main(argv=None):
+    return run_folder.exit_status(run, parse(argv), "stopped; the same command goes on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

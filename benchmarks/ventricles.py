@@ -1,0 +1,127 @@
+"""Measures whether samples of a label have that label's ventricles: the share of the head that they fill.
+
+    python benchmarks/ventricles.py --run-dir runs/demo --output-dir results/demo
+
+Writes ventricles.json and ventricles.png. One slice of every person of the cohort, at a height where the lateral
+ventricles are wide, beside as many samples of each label at that height.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from skimage.filters import threshold_multiotsu
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import dataset
+import figures
+import metrics
+import modules
+import predict
+import run_folder
+import sampling
+
+
+def ventricle_mask(image):
+    """Fluid in the middle of a head; bool, shape of `image`, float in [0, 1].
+
+    Fluid is the darkest of three classes that Otsu's method finds inside the head; the middle is an ellipse of 0.4
+    times the head's width and 0.5 times its length.
+    """
+    head = metrics.head_mask(image)
+    rows, columns = np.nonzero(head)
+    y, x = (
+        (np.arange(size) - (lines.min() + lines.max()) / 2) / (np.ptp(lines) / 2)
+        for size, lines in zip(image.shape, (rows, columns), strict=True)
+    )
+    middle = (y[:, None] / 0.5) ** 2 + (x / 0.4) ** 2 < 1
+    return head & middle & (image < threshold_multiotsu(image[head], 3)[0])
+
+
+def ventricle_share(image):
+    """Area of the ventricles over that of the head."""
+    return float(ventricle_mask(image).sum() / metrics.head_mask(image).sum())
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description="Ventricles of samples and of the cohort, by label.")
+    add = parser.add_argument
+    add("--run-dir", type=Path, default=Path("runs/demo"), help="(default: %(default)s)")
+    add("--output-dir", type=Path, default=Path("results/demo"), help="(default: %(default)s)")
+    add("--slice-position", type=float, default=0.68, help="(default: %(default)s)")
+    add("--num-samples", type=int, default=50, help="of each label (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def draw_figure(path, shares, pictures, labels, footer):
+    """Shares by source and label on the left; on the right one picture of each with its ventricles outlined.
+
+    Args:
+        shares: {(source, label): array of shares}.
+        pictures: {(source, label): image}.
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    sources = list(dict.fromkeys(source for source, _ in shares))
+    grid = figure.add_gridspec(len(sources), len(labels) + 1, width_ratios=[2.2, *[1] * len(labels)])
+    axis = figure.add_subplot(grid[:, 0])
+    jitter = np.random.default_rng(0)
+    for place, ((source, label), values) in enumerate(shares.items()):
+        colour = f"C{labels.index(label)}"
+        axis.scatter(place + jitter.uniform(-0.15, 0.15, len(values)), 100 * values, s=8, color=colour, alpha=0.6)
+        axis.hlines(100 * values.mean(), place - 0.3, place + 0.3, color="0.1")
+        panel = figure.add_subplot(grid[sources.index(source), 1 + labels.index(label)])
+        panel.imshow(pictures[source, label], **figures.GREY)
+        panel.contour(ventricle_mask(pictures[source, label]), [0.5], colors=colour, linewidths=0.8)
+        panel.set(title=f"{label}, {source}", xticks=[], yticks=[])
+    axis.set_xticks(range(len(shares)), [f"{label}\n{source}" for source, label in shares])
+    axis.set_ylabel("ventricles, % of the head's area")
+    axis.set_ylim(0)
+    figure.supxlabel(footer, fontsize=7, color="0.35", wrap=True)
+    figure.savefig(path, dpi=130, facecolor="white")
+
+
+def run(args):
+    config, data, slices = run_folder.reopen(args.run_dir)
+    labels = config["data"]["labels"]
+    if len(labels) < 2:
+        raise run_folder.RunError(f"{args.run_dir}: its data have {len(labels)} labels; two or more can be compared")
+    vqvae = run_folder.load_model(args.run_dir / "vqvae.keras", modules.VQVAE)
+    sampler = sampling.PixelCNNSampler(run_folder.load_prior(args.run_dir, vqvae))
+
+    nearest = predict.one_of_each(slices, args.slice_position, len(slices))
+    number = args.num_samples
+    conditions = np.repeat(np.arange(1, len(labels) + 1, dtype="int32"), number)
+    drawn = predict.draw(sampler, vqvae, conditions, np.full(len(conditions), args.slice_position, "float32"), seed=0)
+    images = {
+        ("cohort", name): [data.images[slices[i].row] / 255 for i in nearest if slices[i].label == name]
+        for name in labels
+    } | {("samples", name): list(drawn[k * number : (k + 1) * number]) for k, name in enumerate(labels)}
+    shares = {key: np.array([ventricle_share(image) for image in group]) for key, group in images.items()}
+    report = {
+        f"{source} {label}": metrics.over_people(values, np.arange(len(values)))
+        for (source, label), values in shares.items()
+    }
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    dataset.write_text(args.output_dir / "ventricles.json", json.dumps(report, indent=2) + "\n")
+    middle = {key: group[int(np.argsort(shares[key])[len(group) // 2])] for key, group in images.items()}
+    footer = f"slice position {args.slice_position}; lines: means; pictures: the median of each\n{data.title}"
+    draw_figure(args.output_dir / "ventricles.png", shares, middle, labels, footer)
+    for name, values in report.items():
+        low, high = values["ci95"]
+        print(f"{name}: {values['mean']:.2%} of the head ({low:.2%} to {high:.2%}), {values['people']}")
+
+
+def main(argv=None):
+    return run_folder.exit_status(run, parse(argv), "stopped")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
