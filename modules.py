@@ -478,7 +478,8 @@ class MaskedConv2D(layers.Layer):
             1 1 X 1 1                            1 1 X . .
 
     `mask_type="B"` includes the row (vertical) or code (horizontal) marked X, for inputs that are already shifted;
-    `mask_type="A"`, for the codes themselves, is the same kernel moved up by one row or left by one column.
+    `mask_type="A"`, for the codes themselves, is the same kernel moved up by one row or left by one column. A dilated
+    horizontal kernel skips codes, and so reaches along a row in few layers.
 
     Args:
         filters: Number of output channels.
@@ -486,6 +487,7 @@ class MaskedConv2D(layers.Layer):
             in a horizontal one.
         stack: "vertical" or "horizontal".
         mask_type: "A" or "B".
+        dilation: Columns from one element of a horizontal kernel to the next.
 
     Call arguments:
         x: Features, shape (batch, height, width, channels).
@@ -494,17 +496,20 @@ class MaskedConv2D(layers.Layer):
         Features of shape (batch, height, width, filters).
     """
 
-    def __init__(self, filters, kernel_size, stack, mask_type, **kwargs):
+    def __init__(self, filters, kernel_size, stack, mask_type, dilation=1, **kwargs):
         super().__init__(**kwargs)
         rows, columns = kernel_size
         if mask_type not in ("A", "B") or stack not in ("vertical", "horizontal"):
             raise ValueError(f'stack is "vertical" or "horizontal", mask_type "A" or "B", not {stack!r}, {mask_type!r}')
         if (stack == "vertical" and columns % 2 == 0) or (stack == "horizontal" and rows != 1):
             raise ValueError(f"a {stack} kernel cannot be {rows} x {columns}: odd columns, or a single row")
+        if stack == "vertical" and dilation != 1:
+            raise ValueError(f"only a horizontal kernel is dilated, not a vertical one by {dilation}")
         self.filters = filters
         self.kernel_size = (rows, columns)
         self.stack = stack
         self.mask_type = mask_type
+        self.dilation = dilation
 
     def build(self, input_shape):
         self.kernel = self.add_weight(
@@ -520,7 +525,7 @@ class MaskedConv2D(layers.Layer):
             pads = ((rows - 1 + shift, 0), (columns // 2, columns // 2))
         else:
             x = x[:, :, : x.shape[2] - shift]
-            pads = ((0, 0), (columns - 1 + shift, 0))
+            pads = ((0, 0), ((columns - 1) * self.dilation + shift, 0))
         return self._convolve(ops.pad(x, ((0, 0), *pads, (0, 0))))
 
     def row(self, window):
@@ -529,12 +534,12 @@ class MaskedConv2D(layers.Layer):
         return self._convolve(ops.pad(window, ((0, 0), (0, 0), (side, side), (0, 0))))
 
     def position(self, window):
-        """One code of a horizontal stack, from the inputs under its kernel: (B, columns, C) -> (B, F)."""
+        """One code of a horizontal stack, from the inputs that its kernel spans: (B, span, C) -> (B, F)."""
         kernel = ops.reshape(self.kernel, (-1, self.filters))
-        return ops.matmul(ops.reshape(window, (-1, kernel.shape[0])), kernel) + self.bias
+        return ops.matmul(ops.reshape(window[:, :: self.dilation], (-1, kernel.shape[0])), kernel) + self.bias
 
     def _convolve(self, x):
-        return ops.conv(x, self.kernel, padding="valid") + self.bias
+        return ops.conv(x, self.kernel, padding="valid", dilation_rate=(1, self.dilation)) + self.bias
 
     def get_config(self):
         return {
@@ -543,6 +548,7 @@ class MaskedConv2D(layers.Layer):
             "kernel_size": self.kernel_size,
             "stack": self.stack,
             "mask_type": self.mask_type,
+            "dilation": self.dilation,
         }
 
 
@@ -568,6 +574,7 @@ class GatedBlock(layers.Layer):
         vertical_kernel: (rows, columns) of the vertical stack's masked kernel.
         horizontal_kernel: Columns of the horizontal stack's masked kernel.
         mask_type: "A" for the first block, "B" for all others.
+        dilation: Columns from one element of the horizontal kernel to the next.
         dropout: Share of gated features dropped in training.
 
     Call arguments:
@@ -578,19 +585,22 @@ class GatedBlock(layers.Layer):
         The outputs of both stacks, each of shape (batch, height, width, filters).
     """
 
-    def __init__(self, filters, vertical_kernel, horizontal_kernel, mask_type, dropout=0.0, seed=0, **kwargs):
+    def __init__(
+        self, filters, vertical_kernel, horizontal_kernel, mask_type, dilation=1, dropout=0.0, seed=0, **kwargs
+    ):
         super().__init__(**kwargs)
         self.filters = filters
         self.vertical_kernel = tuple(vertical_kernel)
         self.horizontal_kernel = horizontal_kernel
         self.mask_type = mask_type
+        self.dilation = dilation
         self.dropout = dropout
         self.seed = seed
         self.vertical_conv = MaskedConv2D(
             2 * filters, self.vertical_kernel, "vertical", mask_type, dtype=self.dtype_policy
         )
         self.horizontal_conv = MaskedConv2D(
-            2 * filters, (1, horizontal_kernel), "horizontal", mask_type, dtype=self.dtype_policy
+            2 * filters, (1, horizontal_kernel), "horizontal", mask_type, dilation, dtype=self.dtype_policy
         )
         self.vertical_to_horizontal = layers.Dense(2 * filters, dtype=self.dtype_policy)
         self.vertical_out = layers.Dense(filters, dtype=self.dtype_policy)
@@ -633,6 +643,7 @@ class GatedBlock(layers.Layer):
             "vertical_kernel": self.vertical_kernel,
             "horizontal_kernel": self.horizontal_kernel,
             "mask_type": self.mask_type,
+            "dilation": self.dilation,
             "dropout": self.dropout,
             "seed": self.seed,
         }
@@ -642,13 +653,15 @@ class GatedBlock(layers.Layer):
 class RowAttention(layers.Layer):
     """Self-attention of the vertical stack over all rows above: what convolutions cannot carry across a whole head.
 
-    Causal attention as in PixelSNAIL (Chen et al. 2018), with a mask by rows instead of by codes: the
-    vertical features of row r know only codes of rows above r, so they may look at the vertical features of every row
-    up to r. A sampler then computes it once a row instead of once a code.
+    Causal attention as in PixelSNAIL (Chen et al. 2018), with two changes that make it cheap. The mask goes by rows
+    instead of by codes: the vertical features of row r know only codes of rows above r, so they may look at the
+    vertical features of every row up to r, and a sampler computes it once a row instead of once a code. And keys and
+    values are averages of neighbouring columns, a few in each row.
 
     Args:
         num_heads: Number of heads.
         head_dim: Length of each head's queries, keys and values.
+        keys_per_row: Keys in each row, at most.
 
     Call arguments:
         v: Vertical features, shape (batch, height, width, channels).
@@ -657,44 +670,57 @@ class RowAttention(layers.Layer):
         v plus what it attended to, same shape.
     """
 
-    def __init__(self, num_heads=2, head_dim=32, **kwargs):
+    def __init__(self, num_heads=2, head_dim=32, keys_per_row=8, **kwargs):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.head_dim = head_dim
+        self.keys_per_row = keys_per_row
         self.norm = layers.LayerNormalization(dtype=self.dtype_policy)
-        self.project = layers.Dense(3 * num_heads * head_dim, use_bias=False, dtype=self.dtype_policy)
+        self.query = layers.Dense(num_heads * head_dim, use_bias=False, dtype=self.dtype_policy)
+        self.key_value = layers.Dense(2 * num_heads * head_dim, use_bias=False, dtype=self.dtype_policy)
 
     def build(self, input_shape):
+        pool = math.ceil(input_shape[2] / self.keys_per_row)
+        self.pool = layers.AveragePooling2D((1, pool), padding="same", dtype=self.dtype_policy)
+        self.keys_per_row = math.ceil(input_shape[2] / pool)
         self.norm.build(input_shape)
-        self.project.build(input_shape)
+        self.query.build(input_shape)
+        self.key_value.build(input_shape)
         self.out = layers.Dense(input_shape[-1], dtype=self.dtype_policy)
         self.out.build((*input_shape[:-1], self.num_heads * self.head_dim))
 
-    def heads(self, v):
-        """Queries, keys and values: (B, rows, W, C) -> three of (B, heads, rows * W, head_dim)."""
-        x = self.project(self.norm(v))
-        x = ops.reshape(x, (-1, v.shape[1] * v.shape[2], 3, self.num_heads, self.head_dim))
-        return ops.unstack(ops.transpose(x, (2, 0, 3, 1, 4)), 3)
+    def queries_keys_values(self, v):
+        """(B, rows, W, C) -> (B, heads, rows * W, head_dim) and twice (B, heads, rows * keys_per_row, head_dim)."""
+        x = self.norm(v)
+        key, value = ops.split(self.key_value(self.pool(x)), 2, axis=-1)
 
-    def attend(self, v, query, key, value, visible=None):
-        """Adds to v (B, rows, W, C) the values that its queries find among the keys (bool, (keys,): visible ones)."""
+        def heads(y):
+            y = ops.reshape(y, (-1, y.shape[1] * y.shape[2], self.num_heads, self.head_dim))
+            return ops.transpose(y, (0, 2, 1, 3))
+
+        return heads(self.query(x)), heads(key), heads(value)
+
+    def attend(self, v, query, key, value, visible):
+        """Adds to v (B, rows, W, C) what its queries find among the visible keys; visible: (queries or 1, keys)."""
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) / math.sqrt(self.head_dim)
-        if visible is not None:
-            scores = ops.where(visible, scores, ops.cast(-1e4, scores.dtype))
+        scores = ops.where(visible, scores, ops.cast(-1e4, scores.dtype))
         found = ops.matmul(ops.softmax(scores), value)  # (B, heads, rows * W, head_dim)
         found = ops.reshape(ops.transpose(found, (0, 2, 1, 3)), (-1, *v.shape[1:3], self.num_heads * self.head_dim))
         return v + self.out(found)
 
     def call(self, v):
-        query, key, value = self.heads(v)
-        width, rows = v.shape[2], []
-        for row in range(v.shape[1]):  # a row at a time: all (H W)^2 scores at once would fill the memory
-            here, seen = slice(row * width, (row + 1) * width), slice(0, (row + 1) * width)
-            rows.append(self.attend(v[:, row : row + 1], query[:, :, here], key[:, :, seen], value[:, :, seen]))
-        return ops.concatenate(rows, axis=1)
+        height, width = v.shape[1:3]
+        query_row = np.repeat(np.arange(height), width)
+        key_row = np.repeat(np.arange(height), self.keys_per_row)
+        return self.attend(v, *self.queries_keys_values(v), visible=key_row <= query_row[:, None])
 
     def get_config(self):
-        return {**super().get_config(), "num_heads": self.num_heads, "head_dim": self.head_dim}
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "head_dim": self.head_dim,
+            "keys_per_row": self.keys_per_row,
+        }
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -710,8 +736,10 @@ class PixelCNN(keras.Model):
         filters: Channels of both stacks.
         num_blocks: Gated blocks, the first of mask type A.
         vertical_kernel: (rows, columns) of the vertical stack's masked kernels.
-        horizontal_kernel: Columns of the horizontal stack's masked kernels; None takes the smallest that reaches
-            across a whole row.
+        max_dilation: The dilation of the horizontal kernels runs through 1, 2, 4 and so on up to this, block by block,
+            and starts again; None takes a quarter of the grid.
+        horizontal_kernel: Columns of the horizontal stack's masked kernels; None takes the smallest from 3 on that
+            reaches across a whole row.
         attention_every: A row attention after each so many blocks, but for the last; 0 for none.
         dropout: Share of gated features dropped in training.
         vqvae_fingerprint: `VQVAE.fingerprint` of the model whose codes these are; kept with the weights, so that a
@@ -734,12 +762,13 @@ class PixelCNN(keras.Model):
         num_embeddings,
         grid_size,
         num_labels=0,
-        filters=96,
+        filters=64,
         num_blocks=8,
-        vertical_kernel=(3, 5),
+        vertical_kernel=(2, 3),
+        max_dilation=None,
         horizontal_kernel=None,
         attention_every=4,
-        dropout=0.2,
+        dropout=0.1,
         vqvae_fingerprint="",
         seed=0,
         **kwargs,
@@ -747,8 +776,11 @@ class PixelCNN(keras.Model):
         super().__init__(autocast=False, **kwargs)  # slice positions stay float32
         if num_blocks < 2:
             raise ValueError(f"num_blocks must be 2 or more, not {num_blocks}")
-        if horizontal_kernel is None:  # the first block reaches k codes to the left, each other one k - 1
-            horizontal_kernel = max(2, math.ceil((grid_size - 2 + num_blocks) / num_blocks))
+        if max_dilation is None:
+            max_dilation = max(1, grid_size // 4)
+        self.dilations = [2 ** (block % max_dilation.bit_length()) for block in range(num_blocks)]
+        if horizontal_kernel is None:  # a block of dilation d reaches d (k - 1) codes to the left, the first one more
+            horizontal_kernel = max(3, 1 + math.ceil((grid_size - 2) / sum(self.dilations)))
         self._config = {
             "num_embeddings": num_embeddings,
             "grid_size": grid_size,
@@ -756,6 +788,7 @@ class PixelCNN(keras.Model):
             "filters": filters,
             "num_blocks": num_blocks,
             "vertical_kernel": tuple(vertical_kernel),
+            "max_dilation": max_dilation,
             "horizontal_kernel": horizontal_kernel,
             "attention_every": attention_every,
             "dropout": dropout,
@@ -777,6 +810,7 @@ class PixelCNN(keras.Model):
                 vertical_kernel,
                 horizontal_kernel,
                 "B" if block else "A",
+                self.dilations[block],
                 dropout,
                 seed + 2 * block,
                 name=f"block{block}",
@@ -860,21 +894,23 @@ class PixelCNN(keras.Model):
 
         def spread(field, downs, sides):
             """Union of the field moved by each (down, side)."""
-            padded = np.pad(field, ((size, 0), (size, size)))
+            width = field.shape[1]
+            padded = np.pad(field, ((size, 0), (width, width)))
             moved = [
-                padded[size - d : 2 * size - d, size - s : size - s + field.shape[1]] for d in downs for s in sides
+                padded[size - d : 2 * size - d, width - s : 2 * width - s] for d in downs for s in sides if -width < s
             ]
             return np.logical_or.reduce(moved)
 
         here = np.zeros((size, 2 * size - 1), bool)
         here[0, size - 1] = True
-        around, left = range(-(columns // 2), columns // 2 + 1), range(-self.horizontal_kernel + 1, 1)
+        around = range(-(columns // 2), columns // 2 + 1)
+        lefts = [range(-(self.horizontal_kernel - 1) * dilation, 1, dilation) for dilation in self.dilations]
         vertical = spread(here, range(1, rows + 1), around)
-        horizontal = spread(here, [0], [step - 1 for step in left]) | vertical
+        horizontal = spread(here, [0], [step - 1 for step in lefts[0]]) | vertical
         for index in range(len(self.blocks)):
             if index > 0:
                 vertical = spread(vertical, range(rows), around)
-                horizontal = spread(horizontal, [0], left) | vertical
+                horizontal = spread(horizontal, [0], lefts[index]) | vertical
             if str(index) in self.attentions:  # every place of every row up to this one, and what it sees
                 vertical = spread(vertical, range(size), range(-size + 1, size))
         return horizontal | vertical

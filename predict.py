@@ -143,7 +143,7 @@ def run(args):
     config, data, slices = run_folder.reopen(args.run_dir, args.data_dir, args.cache_dir)
     vqvae = run_folder.load_model(args.run_dir / "vqvae.keras", modules.VQVAE)
     prior = run_folder.load_prior(args.run_dir, vqvae)
-    codes = run_folder.extract_codes(args.run_dir, vqvae, data, slices, BATCH_SIZE)
+    codes = run_folder.extract_codes(args.run_dir, vqvae, data, slices)
     labels = config["data"]["labels"]
     if args.label is not None and args.label not in labels:
         raise run_folder.RunError(f"--label {args.label}: the run knows {', '.join(labels) or 'no labels'}")

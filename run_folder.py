@@ -203,7 +203,7 @@ def load_prior(run_dir, vqvae):
     return prior
 
 
-def extract_codes(run_dir, vqvae, data, slices, batch_size):
+def extract_codes(run_dir, vqvae, data, slices, batch_size=32):
     """Codes of every slice, uint16, in the order of `slices`; computed once and kept in codes.npz."""
     path, fingerprint = run_dir / "codes.npz", vqvae.fingerprint()
     if path.exists():

@@ -87,12 +87,13 @@ class PixelCNNSampler(keras.Model):
         def zeros(*shape):
             return ops.zeros((batch, *shape), "float32")
 
-        rows, columns, filters = prior.vertical_kernel[0], prior.horizontal_kernel, place.shape[-1]
+        rows, filters = prior.vertical_kernel[0], place.shape[-1]
         # Cached inputs of each layer: the rows above the present one, starting with the blank above the image.
         row_caches = [zeros(rows if i == 0 else rows - 1, size, filters) for i in range(len(prior.blocks))]
-        heads = [(a.num_heads, size * size, a.head_dim) for a in prior.attentions.values()]
-        attention_caches = [(zeros(*shape), zeros(*shape)) for shape in heads]
-        grid_row = ops.repeat(ops.arange(size), size)
+        attention_caches = [
+            tuple(zeros(a.num_heads, size * a.keys_per_row, a.head_dim) for _ in ("keys", "values"))
+            for a in prior.attentions.values()
+        ]
 
         def draw_row(row, state):
             codes, row_caches, attention_caches = state
@@ -110,8 +111,9 @@ class PixelCNNSampler(keras.Model):
                     v = v + row_place
                 if str(i) in prior.attentions:
                     attention = prior.attentions[str(i)]
-                    query, key, value = attention.heads(v)
-                    here = ops.equal(grid_row, row)[:, None]
+                    query, key, value = attention.queries_keys_values(v)
+                    key_row = ops.repeat(ops.arange(size), attention.keys_per_row)
+                    here = ops.equal(key_row, row)[:, None]
                     # Each row's keys and values, repeated down the grid and kept where the row is this one.
                     keys, values = (
                         ops.where(here, ops.tile(new, (1, 1, size, 1)), old)
@@ -119,7 +121,7 @@ class PixelCNNSampler(keras.Model):
                     )
                     attention_caches[attention_index] = (keys, values)
                     attention_index += 1
-                    v = attention.attend(v, query, keys, values, grid_row <= row)
+                    v = attention.attend(v, query, keys, values, (key_row <= row)[None])
             messages = ops.transpose(ops.stack(messages), (2, 0, 1, 3))  # (W, blocks, B, 2 filters)
             above = ops.transpose(v[:, 0], (1, 0, 2))  # (W, B, filters)
             row_uniform = ops.transpose(ops.take(uniform, row, axis=1))  # (W, B)
@@ -146,7 +148,8 @@ class PixelCNNSampler(keras.Model):
                 caches[0] = ops.concatenate([caches[0][:, 1:], prior.embedding(code)[:, None]], axis=1)
                 return row_codes, tuple(caches)
 
-            caches = tuple(zeros(columns if i == 0 else columns - 1, filters) for i in range(len(prior.blocks)))
+            reach = [(prior.horizontal_kernel - 1) * dilation for dilation in prior.dilations]
+            caches = tuple(zeros(n + 1 if i == 0 else n, filters) for i, n in enumerate(reach))
             row_codes, _ = ops.fori_loop(0, size, draw_code, (ops.zeros((batch, size), "int32"), caches))
             codes = ops.where(ops.equal(ops.arange(size), row)[:, None], row_codes[:, None], codes)
             row_caches[0] = ops.concatenate([row_caches[0][:, 1:], prior.embedding(row_codes)[:, None]], axis=1)

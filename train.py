@@ -49,6 +49,7 @@ class VQVAETraining:
     """How stage 1 is fitted: AdamW, 100 steps of warm-up, cosine decay to 0 over all epochs."""
 
     epochs: int = 60
+    batch_size: int = 16
     learning_rate: float = 2e-3
     patience: int = 15  # epochs without a better reconstruction of the validation people
 
@@ -58,6 +59,7 @@ class PriorTraining:
     """How stage 2 is fitted: the same, with an exponential average of the weights, which is what is kept."""
 
     epochs: int = 40
+    batch_size: int = 8
     learning_rate: float = 2e-3
     patience: int = 8  # epochs without fewer bits per code on the validation people
     average_over: float = 0.05  # share of all steps, which the average reaches back
@@ -96,7 +98,6 @@ def parse(argv):
         help="of the VQ-VAE and its loss (default: %(default)s)",
     )
     add("--seed", type=int, default=0, help="of splits, weights, order and dropout (default: %(default)s)")
-    add("--batch-size", type=int, default=16, help="slices (default: %(default)s)")
     precisions = ("auto", "float32", "bfloat16")
     add("--precision", choices=precisions, default="auto", help="auto: bfloat16 where the hardware has it")
     data = parser.add_argument_group("data").add_argument
@@ -138,8 +139,8 @@ def resolve(args):
     Raises:
         run_folder.RunError: For a number that makes no sense.
     """
-    positive = ("batch_size", "vqvae_epochs", "prior_epochs", "vqvae_patience", "prior_patience", "vqvae_learning_rate")
-    for name in (*positive, "prior_learning_rate"):
+    fields = ("epochs", "batch_size", "learning_rate", "patience")
+    for name in (f"{stage}_{field}" for stage in ("vqvae", "prior") for field in fields):
         if getattr(args, name) <= 0:
             raise run_folder.RunError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be above 0")
     if not 0 <= args.seed < 2**32:
@@ -174,7 +175,6 @@ def resolve(args):
         "vqvae_training": {field.name: given[f"vqvae_{field.name}"] for field in dataclasses.fields(VQVAETraining)},
         "prior": prior,
         "prior_training": {field.name: given[f"prior_{field.name}"] for field in dataclasses.fields(PriorTraining)},
-        "batch_size": args.batch_size,
         "precision": resolve_precision(args.precision),
     }
 
@@ -343,7 +343,7 @@ def build_models(image_size, num_labels, options, vqvae_fingerprint=""):
 
 def train_vqvae(model, run_dir, data, slices, options):
     """Stage 1: fits the VQ-VAE to the training people's slices."""
-    batch_size = options["batch_size"]
+    batch_size = options["vqvae_training"]["batch_size"]
     batches = dataset.image_batches(data, slices, "train", batch_size, options["data"]["seed"])
     validation = dataset.image_batches(data, slices, "validation", batch_size)
     # The codebook starts as encoder outputs: at another scale, two entries would take every vector for epochs.
@@ -360,7 +360,7 @@ def train_prior(run_dir, data, slices, options):
     vqvae = run_folder.load_model(run_dir / "vqvae.keras", modules.VQVAE)
     if (run_dir / "prior.keras").exists():
         run_folder.load_prior(run_dir, vqvae)  # raises if it belongs to another VQ-VAE
-    codes = run_folder.extract_codes(run_dir, vqvae, data, slices, options["batch_size"])
+    codes = run_folder.extract_codes(run_dir, vqvae, data, slices)
     labels = dataset.label_names(slices)
     _, model = build_models(data.image_size, len(labels), options, vqvae.fingerprint())
     inputs = run_folder.prior_inputs(codes, slices, labels)
@@ -373,7 +373,7 @@ def train_prior(run_dir, data, slices, options):
             batch = {key: values[indices] for key, values in chosen.items()}
             return {**batch, "codes": batch["codes"].astype("int32")}
 
-        return dataset.Batches(len(chosen["label"]), fetch, options["batch_size"], seed)
+        return dataset.Batches(len(chosen["label"]), fetch, options["prior_training"]["batch_size"], seed)
 
     train = batches("train", options["data"]["seed"])
     fit("prior", model, train, batches("validation"), "bits_per_code", options["prior_training"], run_dir)

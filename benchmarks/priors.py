@@ -5,8 +5,8 @@
 
 Every row is trained in this process on the codes of the run's training people: same batches, optimiser, precision and
 wall-clock time, which is turned into a number of steps by timing a few; the cosine decay ends with the last one. Bits
-per code are those of the validation people, under the averaged weights. `--width` sets the filters of every variant;
-the textbook's are chosen for as many parameters as the default has.
+per code are those of the validation people, under the averaged weights. The textbook's filters are chosen for as many
+parameters as the default has.
 """
 
 import os
@@ -26,14 +26,14 @@ from keras import layers, ops
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import machine
-
 import dataset
 import modules
 import run_folder
 import train
+from benchmarks import machine
 
-BATCH_SIZE = 16
+TRAINING = dataclasses.asdict(train.PriorTraining())
+BATCH_SIZE = TRAINING["batch_size"]
 
 
 class TextbookConv2D(layers.Conv2D):
@@ -132,11 +132,16 @@ class FrozenCodebook(layers.Layer):
         return self.project(ops.take(ops.convert_to_tensor(self.codebook), codes, axis=0))
 
 
-def make_variants(vqvae, labels, width):
+class NoAttention(modules.PixelCNN):
+    """Without the attention, and so blind to what lies more rows above than its kernels reach."""
+
+    def _assert_receptive_field(self):
+        pass
+
+
+def make_variants(vqvae, labels):
     """Functions that build each variant, by name."""
     common = {"num_embeddings": vqvae.quantizer.num_embeddings, "grid_size": vqvae.grid_size, "num_labels": labels}
-    if width:
-        common["filters"] = width
 
     def frozen():
         codebook = ops.convert_to_numpy(vqvae.quantizer.codebook)
@@ -163,8 +168,10 @@ def make_variants(vqvae, labels, width):
     return {
         "default": lambda: modules.PixelCNN(**common),
         "textbook": textbook,
-        "no attention": lambda: modules.PixelCNN(**common, attention_every=0),
+        "no attention": lambda: NoAttention(**common, attention_every=0),
+        "attention every 2 blocks": lambda: modules.PixelCNN(**common, attention_every=2),
         "no position embedding": lambda: NoPositions(**common),
+        "no dilation": lambda: modules.PixelCNN(**common, max_dilation=1),
         "frozen codebook": frozen,
     }
 
@@ -176,7 +183,6 @@ def parse(argv):
     add("--output", type=Path, required=True, help="a JSON file")
     add("--minutes", type=float, default=6.0, help="training time of each (default: %(default)s)")
     add("--variant", nargs="+", help="(default: all)")
-    add("--width", type=int, default=0, help="filters of the project's priors (default: the model's own)")
     return parser.parse_args(argv)
 
 
@@ -190,7 +196,7 @@ def compiled(build, steps):
     """A new model of the same seed, with the optimiser that train.py gives a stage of so many steps."""
     keras.utils.set_random_seed(0)
     model = build()
-    model.compile(optimizer=train.make_optimizer(dataclasses.asdict(train.PriorTraining()), steps))
+    model.compile(optimizer=train.make_optimizer(TRAINING, steps))
     return model
 
 
@@ -237,7 +243,7 @@ def measure(name, build, inputs, validation, seconds):
 def run(args):
     config, data, slices = run_folder.reopen(args.run_dir)
     vqvae = run_folder.load_model(args.run_dir / "vqvae.keras", modules.VQVAE)
-    codes = run_folder.extract_codes(args.run_dir, vqvae, data, slices, BATCH_SIZE)
+    codes = run_folder.extract_codes(args.run_dir, vqvae, data, slices)
     labels = config["data"]["labels"]
     inputs = run_folder.prior_inputs(codes, slices, labels)
     split = np.array([one.split for one in slices])
@@ -245,7 +251,7 @@ def run(args):
     validation = select(inputs, split == "validation")
     precision = train.resolve_precision("auto")
     train.set_precision(precision)
-    variants = make_variants(vqvae, len(labels), args.width)
+    variants = make_variants(vqvae, len(labels))
     unknown = set(args.variant or ()) - set(variants)
     if unknown or args.minutes <= 0:
         raise run_folder.RunError(

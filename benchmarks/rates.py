@@ -21,10 +21,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import machine
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dataset
 import figures
@@ -32,7 +29,9 @@ import modules
 import predict
 import run_folder
 import sampling
+from benchmarks import machine
 
+ROOT = Path(__file__).resolve().parent.parent
 BATCH_SIZE, SHOWN = 32, 8
 
 

@@ -1,6 +1,6 @@
 """Times three ways through one prior: the textbook loop, the cached sampler, one teacher-forced pass.
 
-    python benchmarks/sampling.py --output results/sampling.json      # all sizes, about a quarter of an hour on two cores
+    python benchmarks/sampling.py --output results/sampling.json      # every size
     python benchmarks/sampling.py --output /tmp/sampling.json --grid 32 --batch 16 --naive-steps 4
 
 The prior has 10 layers of 96 features, 256 codes and random weights: how long a draw takes does not depend on them. The
@@ -24,12 +24,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import machine
-
 import dataset
 import modules
 import run_folder
 import sampling
+from benchmarks import machine
 
 NUM_CODES, NUM_LABELS, SEED = 256, 2, 0
 

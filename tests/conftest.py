@@ -99,9 +99,9 @@ def randomise(model, rng, scale=0.3):
     )
 
 
-def small_prior(rng, **changes):
+def small_prior(rng, size=SIZE, **changes):
     options = {"num_labels": 2, "filters": 8, "num_blocks": 4, "attention_every": 2, "dropout": 0.1} | changes
-    model = modules.PixelCNN(CODES, SIZE, **options)
+    model = modules.PixelCNN(CODES, size, **options)
     randomise(model, rng)
     return model
 

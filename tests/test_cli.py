@@ -18,7 +18,7 @@ import train
 SMALL = {
     "--vqvae-epochs": 3,
     "--prior-epochs": 3,
-    "--batch-size": 8,
+    "--vqvae-batch-size": 8,
     "--base-filters": 4,
     "--num-embeddings": 16,
     "--embedding-dim": 4,
@@ -240,7 +240,7 @@ def test_changed_data_are_refused(place, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--image-size", "30"], "must be a multiple of --downsampling 4"),
-        (["--batch-size", "0"], "--batch-size 0: must be above 0"),
+        (["--prior-batch-size", "0"], "--prior-batch-size 0: must be above 0"),
         (["--downsampling", "3"], "downsampling must be 2, 4, 8 or 16"),
         (["--downsampling", "0", "--image-size", "32"], "must be a multiple of --downsampling 0"),
         (["--seed", "-1"], "--seed -1: must be from 0"),
@@ -271,7 +271,7 @@ def test_skipped_files_are_listed_in_the_run_folder(tmp_path, capsys):
 
 def test_256_by_256(tmp_path):
     write_oasis(tmp_path / "adni", train=2, validate=1, test=1, slices=2, size=256)
-    few = ["--vqvae-epochs", "1", "--prior-epochs", "1", "--batch-size", "2", "--prior-filters", "8"]
+    few = ["--vqvae-epochs", "1", "--prior-epochs", "1", "--vqvae-batch-size", "2", "--prior-filters", "8"]
     assert train.main([*command(tmp_path, "run"), *few]) == 0
     assert predict.main(["--run-dir", str(tmp_path / "run"), "--num-samples", "1"]) == 0
     with PIL.Image.open(tmp_path / "run" / "predictions" / "samples" / "sample_0000.png") as image:

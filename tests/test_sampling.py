@@ -9,15 +9,15 @@ import modules
 import sampling
 
 
-def noise(seed, number):
-    return np.stack([sampling.sample_noise(seed, i, SIZE) for i in range(number)])
+def noise(seed, number, size=SIZE):
+    return np.stack([sampling.sample_noise(seed, i, size) for i in range(number)])
 
 
 def naive(model, x, uniform, temperature=1.0, top_k=0, top_p=1.0, known=None):
     """The textbook loop: the whole network for every code."""
     codes = np.zeros_like(x["codes"])
-    for r in range(SIZE):
-        for c in range(SIZE):
+    for r in range(model.grid_size):
+        for c in range(model.grid_size):
             logits = model({**x, "codes": codes})[:, r, c]
             codes[:, r, c] = sampling.draw_codes(logits, uniform[:, r, c], temperature, top_k, top_p)
             if known is not None:
@@ -38,14 +38,22 @@ def test_sampler_draws_what_the_naive_loop_draws(rng, options, number):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"attention_every": 0}, {"num_labels": 0}, {"num_blocks": 6, "attention_every": 3}]
+    "changes",
+    [
+        {"attention_every": 0, "num_blocks": 6},
+        {"num_labels": 0},
+        {"num_blocks": 6, "attention_every": 3, "max_dilation": 2},
+        {"size": 9},
+    ],
 )
 def test_sampler_is_exact_for_other_priors_and_after_loading(tmp_path, rng, changes):
     small_prior(rng, **changes).save(tmp_path / "prior.keras")
     model = keras.saving.load_model(tmp_path / "prior.keras")
-    x = prior_inputs(rng) if changes.get("num_labels") is None else {**prior_inputs(rng), "label": np.zeros(3, "int32")}
+    x = prior_inputs(rng, size=model.grid_size)
+    if model.num_labels == 0:
+        x["label"][:] = 0
     drawn = next(sampling.PixelCNNSampler(model).sample(x["label"], x["slice_position"], 0, batch_size=3))
-    np.testing.assert_array_equal(drawn, naive(model, x, noise(0, 3)))
+    np.testing.assert_array_equal(drawn, naive(model, x, noise(0, 3, model.grid_size)))
 
 
 def test_sampler_is_exact_on_trained_weights(rng):
