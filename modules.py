@@ -533,10 +533,10 @@ class MaskedConv2D(layers.Layer):
         side = self.kernel_size[1] // 2
         return self._convolve(ops.pad(window, ((0, 0), (0, 0), (side, side), (0, 0))))
 
-    def position(self, window):
-        """One code of a horizontal stack, from the inputs that its kernel spans: (B, span, C) -> (B, F)."""
+    def position(self, inputs):
+        """One code of a horizontal stack, from those under its kernel, left to right: `columns` (B, C) -> (B, F)."""
         kernel = ops.reshape(self.kernel, (-1, self.filters))
-        return ops.matmul(ops.reshape(window[:, :: self.dilation], (-1, kernel.shape[0])), kernel) + self.bias
+        return ops.matmul(ops.concatenate(inputs, axis=-1), kernel) + self.bias
 
     def _convolve(self, x):
         return ops.conv(x, self.kernel, padding="valid", dilation_rate=(1, self.dilation)) + self.bias
@@ -626,15 +626,15 @@ class GatedBlock(layers.Layer):
         out = self.vertical_out(self.vertical_dropout(gate(convolved + bias), training=training))
         return out if self.mask_type == "A" else out + v, self.vertical_to_horizontal(convolved)
 
-    def horizontal(self, convolved, h, message, bias, training=False):
-        """The horizontal stack after its convolution."""
-        out = self.horizontal_out(self.horizontal_dropout(gate(convolved + message + bias), training=training))
+    def horizontal(self, convolved, h, message, training=False):
+        """The horizontal stack after its convolution; the message has the condition's bias added."""
+        out = self.horizontal_out(self.horizontal_dropout(gate(convolved + message), training=training))
         return out if self.mask_type == "A" else out + h
 
     def call(self, v, h, condition, training=False):
         v_bias, h_bias = (bias[:, None, None] for bias in self.conditioning(condition))
         v, message = self.vertical(self.vertical_conv(v), v, v_bias, training)
-        return v, self.horizontal(self.horizontal_conv(h), h, message, h_bias, training)
+        return v, self.horizontal(self.horizontal_conv(h), h, message + h_bias, training)
 
     def get_config(self):
         return {

@@ -95,22 +95,35 @@ def choose_conditions(training, number, seed, label=None, slice_position=None):
 
 
 def draw(sampler, vqvae, labels, positions, seed, noise_index=None, description="samples"):
-    """New images, float32 in [0, 1], shape (n, S, S); the arguments as for `PixelCNNSampler.sample`."""
-    images = []
-    with tqdm(total=len(labels), desc=description, leave=False, disable=None) as bar:
+    """Yields new images a batch at a time, float32 in [0, 1], shape (m, S, S).
+
+    The arguments are those of `PixelCNNSampler.sample`. Progress is shown on standard error, every ten seconds where
+    that is not a terminal.
+    """
+    pause = 0.1 if sys.stderr.isatty() else 10
+    with tqdm(total=len(labels), desc=description, leave=False, mininterval=pause, unit="slice") as bar:
         for codes in sampler.sample(labels, positions, seed, noise_index=noise_index, batch_size=BATCH_SIZE):
-            images.append(vqvae.decode(codes, BATCH_SIZE)[..., 0])
+            yield vqvae.decode(codes, BATCH_SIZE)[..., 0]
             bar.update(len(codes))
-    return np.concatenate(images)
 
 
-def write_samples(images, folder):
-    """Writes each image as 8-bit grey PNG, and removes what an earlier, longer call left."""
+def write_samples(batches, folder, keep):
+    """Writes each image as 8-bit grey PNG as soon as it is drawn, removes what an earlier call left; returns a few.
+
+    Args:
+        batches: Iterable of arrays of images.
+        folder: Where to write.
+        keep: How many of the first images to return.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("sample_*.png"):
         old.unlink()
-    for i, image in enumerate(images):
+    kept = []
+    for i, image in enumerate(image for images in batches for image in images):
         PIL.Image.fromarray((image * 255).round().astype("uint8")).save(folder / f"sample_{i:04d}.png")
+        if i < keep:
+            kept.append(image)
+    return kept
 
 
 def one_of_each(slices, position, most):
@@ -196,20 +209,20 @@ def run(args):
     train = np.array([one.split == "train" for one in slices])
     training = run_folder.prior_inputs(codes[train], [one for one in slices if one.split == "train"], labels)
     sample_labels, positions = choose_conditions(training, args.num_samples, args.seed, label, args.slice_position)
-    images = draw(sampler, vqvae, sample_labels, positions, args.seed)
-    write_samples(images, output_dir / "samples")
+    drawn = draw(sampler, vqvae, sample_labels, positions, args.seed)
+    images = write_samples(drawn, output_dir / "samples", keep=32)
     names = ["", *labels]
     titles = [f"{names[k]} at {p:.2f}".strip() for k, p in zip(sample_labels, positions, strict=True)]
-    figures.image_grid(output_dir / "samples.png", images[:32], titles[:32], f"made by the model\n{footer}")
+    figures.image_grid(output_dir / "samples.png", images, titles[: len(images)], f"made by the model\n{footer}")
 
     # The same noise at eight heights, for each label.
     kinds = [label] if label is not None else list(range(1, len(labels) + 1)) or [0]
     heights = np.tile(np.linspace(0, 1, 8, dtype="float32"), len(kinds))
     rows = np.repeat(np.array(kinds, "int32"), 8)
-    images = draw(sampler, vqvae, rows, heights, args.seed, np.zeros(len(rows), int), "positions")
+    drawn = draw(sampler, vqvae, rows, heights, args.seed, np.zeros(len(rows), int), "positions")
     figures.image_grid(
         output_dir / "positions.png",
-        images,
+        np.concatenate(list(drawn)),
         [f"at {p:.2f}" for p in heights],
         f"made by the model from one noise, from the lowest slice position to the highest\n{footer}",
         row_names=[names[k] for k in kinds],

@@ -130,13 +130,14 @@ class PixelCNNSampler(keras.Model):
             def draw_code(column, state):
                 row_codes, caches = state
                 caches = list(caches)
-                message = ops.take(messages, column, axis=0)  # (blocks, B, 2 filters)
+                message = ops.unstack(ops.take(messages, column, axis=0), len(prior.blocks))  # each (B, 2 filters)
                 h = None
                 for i, block in enumerate(prior.blocks):  # the horizontal stack: one code
-                    window = caches[i] if i == 0 else ops.concatenate([caches[i], h[:, None]], axis=1)
+                    taps = [caches[i][j] for j in range(0, caches[i].shape[0], prior.dilations[i])]
                     if i > 0:
-                        caches[i] = window[:, 1:]
-                    h = block.horizontal(block.horizontal_conv.position(window), h, message[i], 0.0)
+                        taps.append(h)
+                        caches[i] = ops.concatenate([caches[i][1:], h[None]], axis=0)
+                    h = block.horizontal(block.horizontal_conv.position(taps), h, message[i])
                     if i == 0:
                         h = h + ops.take(row_place, column, axis=0)
                 logits = prior.head(ops.take(above, column, axis=0), h)
@@ -145,11 +146,11 @@ class PixelCNNSampler(keras.Model):
                 given = ops.take(row_known, column, axis=0)
                 code = ops.where(given >= 0, given, drawn)
                 row_codes = ops.where(ops.equal(ops.arange(size), column), code[:, None], row_codes)
-                caches[0] = ops.concatenate([caches[0][:, 1:], prior.embedding(code)[:, None]], axis=1)
+                caches[0] = ops.concatenate([caches[0][1:], prior.embedding(code)[None]], axis=0)
                 return row_codes, tuple(caches)
 
             reach = [(prior.horizontal_kernel - 1) * dilation for dilation in prior.dilations]
-            caches = tuple(zeros(n + 1 if i == 0 else n, filters) for i, n in enumerate(reach))
+            caches = tuple(ops.zeros((n + 1 if i == 0 else n, batch, filters), "float32") for i, n in enumerate(reach))
             row_codes, _ = ops.fori_loop(0, size, draw_code, (ops.zeros((batch, size), "int32"), caches))
             codes = ops.where(ops.equal(ops.arange(size), row)[:, None], row_codes[:, None], codes)
             row_caches[0] = ops.concatenate([row_caches[0][:, 1:], prior.embedding(row_codes)[:, None]], axis=1)

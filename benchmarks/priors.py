@@ -16,6 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import argparse
 import dataclasses
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -227,7 +228,10 @@ def measure(name, build, inputs, validation, seconds):
     history = model.fit(batches, callbacks=[averaged], shuffle=False, verbose=0).history
     trained_s = time.perf_counter() - start
     bits = model.evaluate(validation, batch_size=BATCH_SIZE, verbose=0, return_dict=True)["bits_per_code"]
-    count = model.count_visible() if isinstance(model, TextbookPixelCNN) else model.count_params()
+    if isinstance(model, TextbookPixelCNN):
+        count = model.count_visible()
+    else:
+        count = sum(math.prod(variable.shape) for variable in model.trainable_variables)
     return {
         "variant": name,
         "validation_bits_per_code": bits,

@@ -72,7 +72,7 @@ def measure(args, factor, num_embeddings):
     positions = np.tile(np.linspace(0.15, 0.85, SHOWN, dtype="float32"), BATCH_SIZE // SHOWN)
     for _ in range(2):  # the first call compiles
         start = time.perf_counter()
-        images = predict.draw(sampler, vqvae, np.zeros(BATCH_SIZE, "int32"), positions, seed=0)
+        images = next(predict.draw(sampler, vqvae, np.zeros(BATCH_SIZE, "int32"), positions, seed=0))
         seconds = time.perf_counter() - start
     ssim, head = result["reconstruction"]["ssim"], result["reconstruction"]["ssim_head"]
     trained = {

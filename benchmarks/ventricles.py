@@ -99,7 +99,8 @@ def run(args):
     nearest = predict.one_of_each(slices, args.slice_position, len(slices))
     number = args.num_samples
     conditions = np.repeat(np.arange(1, len(labels) + 1, dtype="int32"), number)
-    drawn = predict.draw(sampler, vqvae, conditions, np.full(len(conditions), args.slice_position, "float32"), seed=0)
+    heights = np.full(len(conditions), args.slice_position, "float32")
+    drawn = np.concatenate(list(predict.draw(sampler, vqvae, conditions, heights, seed=0)))
     images = {
         ("cohort", name): [data.images[slices[i].row] / 255 for i in nearest if slices[i].label == name]
         for name in labels
