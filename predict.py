@@ -101,7 +101,7 @@ def draw(sampler, vqvae, labels, positions, seed, noise_index=None, description=
     that is not a terminal.
     """
     pause = 0.1 if sys.stderr.isatty() else 10
-    with tqdm(total=len(labels), desc=description, leave=False, mininterval=pause, unit="slice") as bar:
+    with tqdm(total=len(labels), desc=description, unit="slice", leave=False, delay=1, mininterval=pause) as bar:
         for codes in sampler.sample(labels, positions, seed, noise_index=noise_index, batch_size=BATCH_SIZE):
             yield vqvae.decode(codes, BATCH_SIZE)[..., 0]
             bar.update(len(codes))

@@ -70,8 +70,7 @@ DEMO = {
     "image_size": 128,
     "downsampling": 8,
     "vqvae_epochs": 14,
-    "prior_epochs": 10,
-    "prior_filters": 64,
+    "prior_epochs": 18,
 }
 
 

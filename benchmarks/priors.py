@@ -72,6 +72,7 @@ class TextbookPixelCNN(keras.Model):
 
     def __init__(self, num_embeddings, grid_size, num_labels=0, filters=256, num_blocks=12, **kwargs):
         super().__init__(**kwargs)
+        self.grid_size = grid_size
         self.embedding = layers.Embedding(num_embeddings, 64)
         self.condition = layers.Dense(filters)
         self.label_embedding = layers.Embedding(num_labels + 1, filters)

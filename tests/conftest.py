@@ -114,6 +114,20 @@ def prior_inputs(rng, number=3, size=SIZE):
     }
 
 
+def assert_causal(model, rng):
+    """Changing one code moves no logit up to its own place, and some logit after it."""
+    size = model.grid_size
+    x = prior_inputs(rng, size=size)
+    before = np.asarray(model(x)).reshape(3, size * size, CODES)
+    for place in range(size * size):
+        codes = x["codes"].reshape(3, -1).copy()
+        codes[:, place] = (codes[:, place] + 1) % CODES
+        after = np.asarray(model({**x, "codes": codes.reshape(3, size, size)})).reshape(before.shape)
+        np.testing.assert_array_equal(after[:, : place + 1], before[:, : place + 1])
+        if place + 1 < size * size:
+            assert np.abs(after[:, place + 1 :] - before[:, place + 1 :]).max() > 1e-6
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
