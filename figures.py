@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 GREY = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
 
 
-def _finish(figure, path, footer):
+def finish(figure, path, footer):
+    """Writes a figure with the footer under it."""
     figure.supxlabel(footer, fontsize=7, color="0.35", wrap=True)
     figure.savefig(path, dpi=130, facecolor="white")
 
@@ -36,7 +37,7 @@ def reconstructions(path, images, outputs, titles, footer):
     for axis, name in zip(axes[:, 0], ("input", "output", "output - input"), strict=True):
         axis.set_ylabel(name)
     figure.colorbar(shown, ax=axes[2, :], label="intensity", fraction=0.02)
-    _finish(figure, path, footer)
+    finish(figure, path, footer)
 
 
 def image_grid(path, images, titles, footer, columns=8, row_names=None):
@@ -50,7 +51,7 @@ def image_grid(path, images, titles, footer, columns=8, row_names=None):
         axis.set_title(title, fontsize=7)
     for axis, name in zip(axes[:, 0], row_names or (), strict=False):
         axis.set_ylabel(name)
-    _finish(figure, path, footer)
+    finish(figure, path, footer)
 
 
 def codebook(path, codes, num_embeddings, footer):
@@ -68,7 +69,7 @@ def codebook(path, codes, num_embeddings, footer):
     shown = right.imshow(different, cmap="viridis", interpolation="nearest")
     right.set(xlabel="column of the grid", ylabel="row of the grid", title="different codes at each place")
     figure.colorbar(shown, ax=right, label="codes")
-    _finish(figure, path, footer)
+    finish(figure, path, footer)
 
 
 def history(path, vqvae, prior, footer):
@@ -87,4 +88,4 @@ def history(path, vqvae, prior, footer):
         axis.set(xlabel="epoch", ylabel=label, yscale=scale)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(frameon=False)
-    _finish(figure, path, footer)
+    finish(figure, path, footer)

@@ -4,7 +4,8 @@ Read from top to bottom:
 
 1. reconstruction losses (L1, L2, L1 + SSIM);
 2. the VQ-VAE: `VectorQuantizer`, encoder, decoder, `VQVAE`      (van den Oord et al. 2017);
-3. the prior: `MaskedConv2D`, `GatedBlock`, `PixelCNN`           (van den Oord et al. 2016).
+3. the prior: `MaskedConv2D`, `GatedBlock`, `PixelCNN`           (van den Oord et al. 2016),
+   with `RowAttention`                                           (Chen et al. 2018).
 
 `sampling.py` draws from the prior. Everything is written in `keras.ops`, so the models run under every Keras backend.
 Images are float32 in [0, 1], shape (batch, height, width, 1); grids of codes are int32, shape
@@ -661,7 +662,7 @@ class RowAttention(layers.Layer):
     Args:
         num_heads: Number of heads.
         head_dim: Length of each head's queries, keys and values.
-        keys_per_row: Keys in each row, at most.
+        keys_per_row: Keys in each row, at most: the row is cut into parts of equal length.
 
     Call arguments:
         v: Vertical features, shape (batch, height, width, channels).
@@ -680,9 +681,9 @@ class RowAttention(layers.Layer):
         self.key_value = layers.Dense(2 * num_heads * head_dim, use_bias=False, dtype=self.dtype_policy)
 
     def build(self, input_shape):
-        pool = math.ceil(input_shape[2] / self.keys_per_row)
-        self.pool = layers.AveragePooling2D((1, pool), padding="same", dtype=self.dtype_policy)
-        self.keys_per_row = math.ceil(input_shape[2] / pool)
+        width = input_shape[2]
+        self.row_keys = max(n for n in range(1, self.keys_per_row + 1) if width % n == 0)
+        self.pool = layers.AveragePooling2D((1, width // self.row_keys), dtype=self.dtype_policy)
         self.norm.build(input_shape)
         self.query.build(input_shape)
         self.key_value.build(input_shape)
@@ -690,7 +691,7 @@ class RowAttention(layers.Layer):
         self.out.build((*input_shape[:-1], self.num_heads * self.head_dim))
 
     def queries_keys_values(self, v):
-        """(B, rows, W, C) -> (B, heads, rows * W, head_dim) and twice (B, heads, rows * keys_per_row, head_dim)."""
+        """(B, rows, W, C) -> (B, heads, rows * W, head_dim) and twice (B, heads, rows * row_keys, head_dim)."""
         x = self.norm(v)
         key, value = ops.split(self.key_value(self.pool(x)), 2, axis=-1)
 
@@ -711,7 +712,7 @@ class RowAttention(layers.Layer):
     def call(self, v):
         height, width = v.shape[1:3]
         query_row = np.repeat(np.arange(height), width)
-        key_row = np.repeat(np.arange(height), self.keys_per_row)
+        key_row = np.repeat(np.arange(height), self.row_keys)
         return self.attend(v, *self.queries_keys_values(v), visible=key_row <= query_row[:, None])
 
     def get_config(self):
@@ -729,8 +730,12 @@ class PixelCNN(keras.Model):
 
     `p(x) = prod_i p(x_i | x_1, ..., x_{i-1}, label, position)` (van den Oord et al. 2016, eq. 1 and 3).
 
+    A code enters as a row of a table of its own plus a projection of its entry in the VQ-VAE's codebook, which stays as
+    it is (`set_codebook`): codes that look alike begin alike, and a table alone takes long to find out which do.
+
     Args:
         num_embeddings: Number of codes, K.
+        embedding_dim: Length of the codebook's entries, D.
         grid_size: Codes along each side of the square grid.
         num_labels: Number of known labels; a label is 1 ... num_labels, and 0 says that it is not known.
         filters: Channels of both stacks.
@@ -760,6 +765,7 @@ class PixelCNN(keras.Model):
     def __init__(
         self,
         num_embeddings,
+        embedding_dim,
         grid_size,
         num_labels=0,
         filters=64,
@@ -778,11 +784,14 @@ class PixelCNN(keras.Model):
             raise ValueError(f"num_blocks must be 2 or more, not {num_blocks}")
         if max_dilation is None:
             max_dilation = max(1, grid_size // 4)
+        if max_dilation < 1:
+            raise ValueError(f"max_dilation must be 1 or more, not {max_dilation}")
         self.dilations = [2 ** (block % max_dilation.bit_length()) for block in range(num_blocks)]
         if horizontal_kernel is None:  # a block of dilation d reaches d (k - 1) codes to the left, the first one more
             horizontal_kernel = max(3, 1 + math.ceil((grid_size - 2) / sum(self.dilations)))
         self._config = {
             "num_embeddings": num_embeddings,
+            "embedding_dim": embedding_dim,
             "grid_size": grid_size,
             "num_labels": num_labels,
             "filters": filters,
@@ -801,7 +810,8 @@ class PixelCNN(keras.Model):
         self.num_labels = num_labels
         self.vertical_kernel = tuple(vertical_kernel)
         self.horizontal_kernel = horizontal_kernel
-        self.embedding = layers.Embedding(num_embeddings, filters, name="code_embedding")
+        self.code_embedding = layers.Embedding(num_embeddings, filters, name="code_embedding")
+        self.codebook_projection = layers.Dense(filters, use_bias=False, name="codebook_projection")
         self.label_embedding = layers.Embedding(num_labels + 1, filters, name="label_embedding")
         self.position_features = layers.Dense(filters, name="position_features")
         self.blocks = [
@@ -832,13 +842,18 @@ class PixelCNN(keras.Model):
         if self.built:
             return
         filters, grid = self._config["filters"], (None, self.grid_size, self.grid_size)
+        codebook_shape = (self.num_embeddings, self._config["embedding_dim"])
+        self.codebook = self.add_weight(
+            shape=codebook_shape, initializer=keras.initializers.RandomNormal(0, 1), trainable=False, name="codebook"
+        )
         self.row_embedding = self.add_weight(
             shape=(self.grid_size, 1, filters), initializer=keras.initializers.RandomNormal(0, 0.02), name="rows"
         )
         self.column_embedding = self.add_weight(
             shape=(1, self.grid_size, filters), initializer=keras.initializers.RandomNormal(0, 0.02), name="columns"
         )
-        self.embedding.build(grid)
+        self.code_embedding.build(grid)
+        self.codebook_projection.build(codebook_shape)
         self.label_embedding.build((None,))
         self.position_features.build((None, 16))
         for block in self.blocks:
@@ -848,6 +863,14 @@ class PixelCNN(keras.Model):
         self.hidden.build((*grid, filters))
         self.logits.build((*grid, filters))
         self.built = True
+
+    def set_codebook(self, codebook):
+        """Takes over a VQ-VAE's codebook, NumPy (K, D), moved and scaled to mean 0 and variance 1."""
+        self.codebook.assign((codebook - codebook.mean(axis=0)) / codebook.std())
+
+    def embed(self, codes):
+        """What enters both stacks for each code: (...) -> (..., filters)."""
+        return self.code_embedding(codes) + self.codebook_projection(ops.take(self.codebook, codes, axis=0))
 
     def condition(self, label, slice_position):
         """Label (B,) and slice position (B,) as one vector (B, filters); the position enters as 16 cosines."""
@@ -865,7 +888,7 @@ class PixelCNN(keras.Model):
     def call(self, inputs, training=False):
         condition = self.condition(inputs["label"], inputs["slice_position"])
         place = self.grid_positions()
-        v = h = self.embedding(inputs["codes"])  # (B, H, W, filters)
+        v = h = self.embed(inputs["codes"])  # (B, H, W, filters)
         for index, block in enumerate(self.blocks):
             v, h = block(v, h, condition, training=training)
             if index == 0:

@@ -60,6 +60,9 @@ class PixelCNNSampler(keras.Model):
 
     Returns:
         Codes, int32, shape (batch, grid, grid).
+
+    Raises:
+        ValueError: For an option out of range, or a prior of another precision.
     """
 
     def __init__(self, prior, temperature=1.0, top_k=0, top_p=1.0, **kwargs):
@@ -91,7 +94,7 @@ class PixelCNNSampler(keras.Model):
         # Cached inputs of each layer: the rows above the present one, starting with the blank above the image.
         row_caches = [zeros(rows if i == 0 else rows - 1, size, filters) for i in range(len(prior.blocks))]
         attention_caches = [
-            tuple(zeros(a.num_heads, size * a.keys_per_row, a.head_dim) for _ in ("keys", "values"))
+            tuple(zeros(a.num_heads, size * a.row_keys, a.head_dim) for _ in ("keys", "values"))
             for a in prior.attentions.values()
         ]
 
@@ -112,7 +115,7 @@ class PixelCNNSampler(keras.Model):
                 if str(i) in prior.attentions:
                     attention = prior.attentions[str(i)]
                     query, key, value = attention.queries_keys_values(v)
-                    key_row = ops.repeat(ops.arange(size), attention.keys_per_row)
+                    key_row = ops.repeat(ops.arange(size), attention.row_keys)
                     here = ops.equal(key_row, row)[:, None]
                     # Each row's keys and values, repeated down the grid and kept where the row is this one.
                     keys, values = (
@@ -146,14 +149,14 @@ class PixelCNNSampler(keras.Model):
                 given = ops.take(row_known, column, axis=0)
                 code = ops.where(given >= 0, given, drawn)
                 row_codes = ops.where(ops.equal(ops.arange(size), column), code[:, None], row_codes)
-                caches[0] = ops.concatenate([caches[0][1:], prior.embedding(code)[None]], axis=0)
+                caches[0] = ops.concatenate([caches[0][1:], prior.embed(code)[None]], axis=0)
                 return row_codes, tuple(caches)
 
             reach = [(prior.horizontal_kernel - 1) * dilation for dilation in prior.dilations]
             caches = tuple(ops.zeros((n + 1 if i == 0 else n, batch, filters), "float32") for i, n in enumerate(reach))
             row_codes, _ = ops.fori_loop(0, size, draw_code, (ops.zeros((batch, size), "int32"), caches))
             codes = ops.where(ops.equal(ops.arange(size), row)[:, None], row_codes[:, None], codes)
-            row_caches[0] = ops.concatenate([row_caches[0][:, 1:], prior.embedding(row_codes)[:, None]], axis=1)
+            row_caches[0] = ops.concatenate([row_caches[0][:, 1:], prior.embed(row_codes)[:, None]], axis=1)
             return codes, tuple(row_caches), tuple(attention_caches)
 
         start = (ops.zeros((batch, size, size), "int32"), tuple(row_caches), tuple(attention_caches))
@@ -176,21 +179,35 @@ class PixelCNNSampler(keras.Model):
 
         Yields:
             NumPy int32 codes of at most `batch_size` samples at a time, shape (m, grid, grid).
+
+        Raises:
+            ValueError: For a label, position or known code that the prior cannot have, or lengths that differ.
         """
-        size = self.prior.grid_size
-        noise_index = range(len(label)) if noise_index is None else noise_index
-        for start in range(0, len(label), batch_size):
-            part = slice(start, min(start + batch_size, len(label)))
-            number = part.stop - start
-            fill = (0, batch_size - number)
+        size, number = self.prior.grid_size, len(label)
+        label, slice_position = np.asarray(label), np.asarray(slice_position)
+        noise_index = range(number) if noise_index is None else noise_index
+        if not len(slice_position) == len(noise_index) == number:
+            raise ValueError(f"{number} labels, {len(slice_position)} slice positions, {len(noise_index)} noises")
+        if number and not 0 <= label.min() <= label.max() <= self.prior.num_labels:
+            raise ValueError(f"labels are 0 to {self.prior.num_labels}, not {label.min()} to {label.max()}")
+        if number and not 0 <= slice_position.min() <= slice_position.max() <= 1:
+            raise ValueError(f"slice positions are 0 to 1, not {slice_position.min()} to {slice_position.max()}")
+        if known is not None and known.shape != (number, size, size):
+            raise ValueError(f"known codes have shape {known.shape}, not {(number, size, size)}")
+        if known is not None and number and not -1 <= known.min() <= known.max() < self.prior.num_embeddings:
+            raise ValueError(f"known codes are -1 to {self.prior.num_embeddings - 1}, not up to {known.max()}")
+        for start in range(0, number, batch_size):
+            part = slice(start, min(start + batch_size, number))
+            size_of_part = part.stop - start
+            fill = (0, batch_size - size_of_part)
             noise = [sample_noise(seed, i, size) for i in noise_index[part]]
-            given = np.full((number, size, size), -1) if known is None else known[part]
+            given = np.full((size_of_part, size, size), -1) if known is None else known[part]
             codes = self.predict_on_batch(
                 {
                     "uniform": np.pad(np.stack(noise), (fill, (0, 0), (0, 0))),
                     "known": np.pad(given, (fill, (0, 0), (0, 0))).astype("int32"),
-                    "label": np.pad(np.asarray(label[part], "int32"), fill),
-                    "slice_position": np.pad(np.asarray(slice_position[part], "float32"), fill),
+                    "label": np.pad(label[part].astype("int32"), fill),
+                    "slice_position": np.pad(slice_position[part].astype("float32"), fill),
                 }
             )
-            yield ops.convert_to_numpy(codes)[:number]
+            yield ops.convert_to_numpy(codes)[:size_of_part]

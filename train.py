@@ -330,6 +330,7 @@ def build_models(image_size, num_labels, options, vqvae_fingerprint=""):
     try:
         return modules.VQVAE(image_size, **vqvae, seed=seed), modules.PixelCNN(
             vqvae["num_embeddings"],
+            vqvae["embedding_dim"],
             image_size // vqvae["downsampling"],
             num_labels,
             vqvae_fingerprint=vqvae_fingerprint,
@@ -362,6 +363,7 @@ def train_prior(run_dir, data, slices, options):
     codes = run_folder.extract_codes(run_dir, vqvae, data, slices)
     labels = dataset.label_names(slices)
     _, model = build_models(data.image_size, len(labels), options, vqvae.fingerprint())
+    model.set_codebook(keras.ops.convert_to_numpy(vqvae.quantizer.codebook))
     inputs = run_folder.prior_inputs(codes, slices, labels)
     split = np.array([one.split for one in slices])
 

@@ -1,12 +1,12 @@
 """Which prior says most about the same codes in the same time: the project's, variants of it, and the textbook's.
 
-    python benchmarks/priors.py --run-dir runs/ixi --minutes 6 --output results/ixi/priors.json
-    python benchmarks/priors.py --run-dir runs/ixi --minutes 6 --output /tmp/priors.json --variant default textbook
+    python benchmarks/priors.py --run-dir runs/ixi --minutes 5 --output results/ixi/priors.json
+    python benchmarks/priors.py --run-dir runs/ixi --minutes 5 --output /tmp/priors.json --variant default textbook
 
-Every row is trained in this process on the codes of the run's training people: same batches, optimiser, precision and
-wall-clock time, which is turned into a number of steps by timing a few; the cosine decay ends with the last one. Bits
-per code are those of the validation people, under the averaged weights. The textbook's filters are chosen for as many
-parameters as the default has.
+Every row is trained in this process on the codes of the run's training people: same batches in the same order, same
+optimiser and precision, and the same seconds, counted from the sixth step on, when everything is compiled; the learning
+rate goes by that clock. Bits per code are those of the validation people, under averaged weights. The textbook's
+filters are chosen for as many parameters as the default has.
 """
 
 import os
@@ -35,43 +35,52 @@ from benchmarks import machine
 
 TRAINING = dataclasses.asdict(train.PriorTraining())
 BATCH_SIZE = TRAINING["batch_size"]
+COMPILED_AFTER = 5  # steps
+WARM_UP = 0.1  # of the time
+MOST_EPOCHS = 1000
 
 
-class TextbookConv2D(layers.Conv2D):
-    """A convolution whose kernel is multiplied by the mask of van den Oord, Kalchbrenner, Kavukcuoglu 2016, figure 2.
+class TextbookConv2D(layers.Layer):
+    """A convolution with the mask of van den Oord, Kalchbrenner, Kavukcuoglu 2016 (arXiv:1601.06759), figure 2.
 
-    It lets through the rows above the centre and what lies left of it in its row; the centre itself for mask_type "B".
+    It sees the rows above the centre and what lies left of it in its own row; the centre itself for mask_type "B". The
+    rows below are not stored; of the last row, what lies to the right is multiplied by 0.
     """
 
     def __init__(self, filters, kernel_size, mask_type, **kwargs):
-        super().__init__(filters, kernel_size, padding="same", **kwargs)
-        mask = np.ones((kernel_size, kernel_size, 1, 1), "float32")
-        mask[kernel_size // 2, kernel_size // 2 + (mask_type == "B") :] = 0
-        mask[kernel_size // 2 + 1 :] = 0
-        self.mask = mask
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.side = kernel_size // 2
+        self.mask = np.ones((self.side + 1, kernel_size, 1, 1), "float32")
+        self.mask[-1, self.side + (mask_type == "B") :] = 0
 
-    def convolution_op(self, inputs, kernel):
-        return super().convolution_op(inputs, kernel * ops.cast(self.mask, kernel.dtype))
+    def build(self, input_shape):
+        shape = (*self.mask.shape[:2], input_shape[-1], self.filters)
+        self.kernel = self.add_weight(shape=shape, initializer="glorot_uniform", name="kernel")
+        self.bias = self.add_weight(shape=(self.filters,), initializer="zeros", name="bias")
 
-    def count_visible(self):
-        """Parameters that the mask lets through."""
-        per_place = int(np.prod(self.kernel.shape[2:]))
-        return int(self.mask.sum()) * per_place + int(np.prod(self.bias.shape))
+    def call(self, x):
+        x = ops.pad(x, ((0, 0), (self.side, 0), (self.side, self.side), (0, 0)))
+        return ops.conv(x, self.kernel * ops.cast(self.mask, self.kernel.dtype), padding="valid") + self.bias
+
+    def count_hidden(self):
+        """Weights that the mask sets to 0."""
+        return int((self.mask == 0).sum()) * math.prod(self.kernel.shape[2:])
 
 
 class TextbookPixelCNN(keras.Model):
     """The PixelCNN of "Pixel Recurrent Neural Networks" (arXiv:1601.06759, table 1), over codes.
 
     One 7 x 7 convolution of mask type A, residual blocks (figure 5: 1 x 1 to half the channels, 3 x 3 of type B, 1 x 1
-    back), two 1 x 1 layers. It has a single stack, hence a blind spot. Codes enter through an embedding, and it is
-    told the label and the slice position as the project's prior is, added after the first convolution: without that
-    the comparison would be one of what they are told.
+    back), two 1 x 1 layers. It has a single stack, hence a blind spot. Codes enter through an embedding. It is told the
+    label and the slice position once, after the first convolution: without that the comparison would be one of what
+    the two are told.
 
     Args, inputs and output as for `modules.PixelCNN`; `filters` is the paper's 2h.
     """
 
     def __init__(self, num_embeddings, grid_size, num_labels=0, filters=256, num_blocks=12, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # slice positions stay float32
         self.grid_size = grid_size
         self.embedding = layers.Embedding(num_embeddings, 64)
         self.condition = layers.Dense(filters)
@@ -83,12 +92,12 @@ class TextbookPixelCNN(keras.Model):
         ]
         self.last = [layers.Conv2D(filters, 1), layers.Conv2D(num_embeddings, 1, dtype="float32")]
         self.bits_tracker = keras.metrics.Mean(name="bits_per_code")
-        nothing = np.zeros(1, "int32")
-        self({"codes": np.zeros((1, grid_size, grid_size), "int32"), "label": nothing, "slice_position": nothing})
+        one = {"codes": np.zeros((1, grid_size, grid_size), "int32"), "label": np.zeros(1, "int32")}
+        self({**one, "slice_position": np.zeros(1, "float32")})  # builds every layer
 
     def call(self, inputs, training=False):
-        position = ops.cast(inputs["slice_position"], "float32")[:, None]
-        condition = self.condition(ops.cos(np.pi * position * ops.arange(16, dtype="float32")))
+        waves = ops.cos(math.pi * inputs["slice_position"][:, None] * ops.arange(16, dtype="float32"))
+        condition = self.condition(waves)
         condition = condition + self.label_embedding(inputs["label"])
         x = self.first(self.embedding(inputs["codes"])) + condition[:, None, None]
         for block in self.blocks:
@@ -104,9 +113,9 @@ class TextbookPixelCNN(keras.Model):
     compute_metrics = modules.PixelCNN.compute_metrics
 
     def count_visible(self):
-        """Parameters without the masked ones, which no gradient ever reaches."""
+        """Parameters without those that the masks set to 0."""
         masked = [layer for layer in self._flatten_layers() if isinstance(layer, TextbookConv2D)]
-        return self.count_params() - sum(layer.count_params() - layer.count_visible() for layer in masked)
+        return self.count_params() - sum(layer.count_hidden() for layer in masked)
 
 
 class NoPositions(modules.PixelCNN):
@@ -119,19 +128,26 @@ class NoPositions(modules.PixelCNN):
             weight.trainable = False
 
 
-class FrozenCodebook(layers.Layer):
-    """Embeds codes by the VQ-VAE's own codebook, which is not trained, and a matrix, which is."""
-
-    def __init__(self, codebook, filters):
-        super().__init__()
-        self.codebook = codebook
-        self.project = layers.Dense(filters)
+class TableAlone(modules.PixelCNN):
+    """Codes embedded by a table alone."""
 
     def build(self, input_shape):
-        self.project.build((None, self.codebook.shape[1]))
+        super().build(input_shape)
+        self.codebook_projection.trainable = False
 
-    def call(self, codes):
-        return self.project(ops.take(ops.convert_to_tensor(self.codebook), codes, axis=0))
+    def embed(self, codes):
+        return self.code_embedding(codes)
+
+
+class CodebookAlone(modules.PixelCNN):
+    """Codes embedded by the VQ-VAE's codebook alone."""
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.code_embedding.trainable = False
+
+    def embed(self, codes):
+        return self.codebook_projection(ops.take(self.codebook, codes, axis=0))
 
 
 class NoAttention(modules.PixelCNN):
@@ -141,41 +157,36 @@ class NoAttention(modules.PixelCNN):
         pass
 
 
-def make_variants(vqvae, labels):
-    """Functions that build each variant, by name."""
-    common = {"num_embeddings": vqvae.quantizer.num_embeddings, "grid_size": vqvae.grid_size, "num_labels": labels}
+def make_variants(codebook, grid_size, num_labels):
+    """Functions that build each variant, by name; `codebook` is NumPy (K, D)."""
+    sizes = {"num_embeddings": len(codebook), "grid_size": grid_size, "num_labels": num_labels}
 
-    def frozen():
-        codebook = ops.convert_to_numpy(vqvae.quantizer.codebook)
-
-        class CodebookPixelCNN(modules.PixelCNN):
-            def build(self, input_shape):
-                del self.embedding
-                self.embedding = FrozenCodebook(codebook / codebook.std(), self.get_config()["filters"])
-                super().build(input_shape)
-
-        return CodebookPixelCNN(**common)
+    def ours(kind=modules.PixelCNN, **changes):
+        model = kind(embedding_dim=codebook.shape[1], **sizes, **changes)
+        model.set_codebook(codebook)
+        return model
 
     def textbook():
-        target = modules.PixelCNN(**common).count_params()
-        sizes = range(32, 1024, 8)
-        counts = []
-        for filters in sizes:
-            counts.append(TextbookPixelCNN(**common | {"filters": filters}).count_visible())
-            if counts[-1] > target:
-                break
-        best = int(np.argmin(np.abs(np.array(counts) - target)))
-        return TextbookPixelCNN(**common | {"filters": sizes[best]})
+        target = count(ours())
+        filters = next(n for n in range(32, 1024, 8) if count(TextbookPixelCNN(**sizes, filters=n)) > 0.98 * target)
+        return TextbookPixelCNN(**sizes, filters=filters)
 
     return {
-        "default": lambda: modules.PixelCNN(**common),
+        "default": ours,
         "textbook": textbook,
-        "no attention": lambda: NoAttention(**common, attention_every=0),
-        "attention every 2 blocks": lambda: modules.PixelCNN(**common, attention_every=2),
-        "no position embedding": lambda: NoPositions(**common),
-        "no dilation": lambda: modules.PixelCNN(**common, max_dilation=1),
-        "frozen codebook": frozen,
+        "no attention": lambda: ours(NoAttention, attention_every=0),
+        "no position embedding": lambda: ours(NoPositions),
+        "table alone": lambda: ours(TableAlone),
+        "codebook alone": lambda: ours(CodebookAlone),
+        "no dilation": lambda: ours(max_dilation=1),
     }
+
+
+def count(model):
+    """Trained parameters; of a textbook model those that its masks let through."""
+    if isinstance(model, TextbookPixelCNN):
+        return model.count_visible()
+    return sum(math.prod(variable.shape) for variable in model.trainable_variables)
 
 
 def parse(argv):
@@ -183,7 +194,7 @@ def parse(argv):
     add = parser.add_argument
     add("--run-dir", type=Path, required=True, help="a run whose VQ-VAE is trained")
     add("--output", type=Path, required=True, help="a JSON file")
-    add("--minutes", type=float, default=6.0, help="training time of each (default: %(default)s)")
+    add("--minutes", type=float, default=5.0, help="training time of each (default: %(default)s)")
     add("--variant", nargs="+", help="(default: all)")
     return parser.parse_args(argv)
 
@@ -194,76 +205,70 @@ def select(inputs, chosen):
     return {**batch, "codes": batch["codes"].astype("int32")}
 
 
-def compiled(build, steps):
-    """A new model of the same seed, with the optimiser that train.py gives a stage of so many steps."""
-    keras.utils.set_random_seed(0)
-    model = build()
-    model.compile(optimizer=train.make_optimizer(TRAINING, steps))
-    return model
+class ByTheClock(keras.callbacks.Callback):
+    """The recipe of train.py for a span of time: warm-up, cosine decay of the learning rate, and the end."""
 
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+        self.steps = 0
 
-def seconds_a_step(build, inputs):
-    """How long a training step takes, on a model that is thrown away."""
-    model = compiled(build, 100)
-    batch = select(inputs, np.arange(BATCH_SIZE))
-    for _ in range(3):
-        model.train_on_batch(batch)
-    start = time.perf_counter()
-    for _ in range(12):
-        model.train_on_batch(batch)
-    return (time.perf_counter() - start) / 12
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == COMPILED_AFTER:
+            self.started = time.perf_counter()
+        done = (time.perf_counter() - self.started) / self.seconds if batch >= COMPILED_AFTER else 0.0
+        decay = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, done - WARM_UP) / (1 - WARM_UP))))
+        self.model.optimizer.learning_rate = TRAINING["learning_rate"] * min(1.0, done / WARM_UP) * decay
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch >= COMPILED_AFTER:
+            self.steps += 1
+            self.trained_s = time.perf_counter() - self.started
+            self.model.stop_training = self.trained_s >= self.seconds
 
 
 def measure(name, build, inputs, validation, seconds):
     """Trains one variant for so many seconds and returns its row."""
-    number = len(inputs["label"])
-    step_s = seconds_a_step(build, inputs)
-    steps = max(1, round(seconds / step_s))
-    model = compiled(build, steps)
-    rng = np.random.default_rng(0)
-    passes = -(-steps * BATCH_SIZE // number)
-    order = np.concatenate([rng.permutation(number) for _ in range(passes)])[: steps * BATCH_SIZE]
+    keras.utils.set_random_seed(0)
+    model = build()
+    average = {"use_ema": True, "ema_momentum": 0.98}  # over some 50 steps
+    rate = TRAINING["learning_rate"]
+    model.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=1e-4, clipnorm=1.0, **average))
+    number, rng = len(inputs["label"]), np.random.default_rng(0)
+    order = np.concatenate([rng.permutation(number) for _ in range(MOST_EPOCHS)])
     batches = dataset.Batches(len(order), lambda indices: select(inputs, order[indices]), BATCH_SIZE)
-    averaged = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
-    start = time.perf_counter()
-    history = model.fit(batches, callbacks=[averaged], shuffle=False, verbose=0).history
-    trained_s = time.perf_counter() - start
+    clock = ByTheClock(seconds)
+    model.fit(batches, callbacks=[clock], shuffle=False, verbose=0)  # and leaves the averaged weights
     bits = model.evaluate(validation, batch_size=BATCH_SIZE, verbose=0, return_dict=True)["bits_per_code"]
-    if isinstance(model, TextbookPixelCNN):
-        count = model.count_visible()
-    else:
-        count = sum(math.prod(variable.shape) for variable in model.trainable_variables)
+    epochs = clock.steps * BATCH_SIZE / number
     return {
         "variant": name,
         "validation_bits_per_code": bits,
-        "training_bits_per_code": history["bits_per_code"][-1],
-        "parameters": count,
-        "seconds_an_epoch": step_s * number / BATCH_SIZE,
-        "steps": steps,
-        "epochs": steps * BATCH_SIZE / number,
-        "training_s": trained_s,
+        "parameters": count(model),
+        "seconds_an_epoch": clock.trained_s / epochs,
+        "training_s": clock.trained_s,
+        "steps": clock.steps,
+        "epochs": epochs,
     }
 
 
 def run(args):
+    if not 0 < args.minutes < math.inf:
+        raise run_folder.RunError(f"--minutes {args.minutes}: must be above 0")
     config, data, slices = run_folder.reopen(args.run_dir)
     vqvae = run_folder.load_model(args.run_dir / "vqvae.keras", modules.VQVAE)
     codes = run_folder.extract_codes(args.run_dir, vqvae, data, slices)
     labels = config["data"]["labels"]
     inputs = run_folder.prior_inputs(codes, slices, labels)
     split = np.array([one.split for one in slices])
-    training = {name: values[split == "train"] for name, values in inputs.items()}
-    validation = select(inputs, split == "validation")
+    training, validation = select(inputs, split == "train"), select(inputs, split == "validation")
+    codebook = ops.convert_to_numpy(vqvae.quantizer.codebook)
     precision = train.resolve_precision("auto")
     train.set_precision(precision)
-    variants = make_variants(vqvae, len(labels))
-    unknown = set(args.variant or ()) - set(variants)
-    if unknown or args.minutes <= 0:
-        raise run_folder.RunError(
-            f"--variant {', '.join(unknown)}: choose among {', '.join(variants)}"
-            if unknown
-            else f"--minutes {args.minutes}: must be above 0"
-        )
+    variants = make_variants(codebook, vqvae.grid_size, len(labels))
+    for name in args.variant or ():
+        if name not in variants:
+            raise run_folder.RunError(f"--variant {name}: choose among {', '.join(variants)}")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in args.variant or variants:

@@ -2,9 +2,9 @@
 
     python benchmarks/rates.py --data-dir ../shared/data/ixi --output-dir results/rates
 
-For each downsampling factor and number of codes it runs train.py and predict.py, every one with the same time for
-training (a grid of factor 8 has a quarter of the codes, so its prior gets four times the epochs), and writes
-rates.json, rates.png and samples.png. A stopped sweep goes on where it was.
+For each downsampling factor and number of codes it runs train.py and predict.py, each with about the same time for
+training (a grid of factor 8 has a quarter of the codes, so its prior gets four times the epochs; rates.json says the
+seconds), and writes rates.json, rates.png and samples.png. A stopped sweep goes on where it was.
 """
 
 import os
@@ -59,7 +59,7 @@ def measure(args, factor, num_embeddings):
     """Trains one setting and returns its row of the table and some of its samples, float in [0, 1]."""
     run_dir = args.runs_dir / f"factor{factor}-codes{num_embeddings}"
     data = ["--data-dir", args.data_dir] if args.data_dir else []
-    prior_epochs = args.prior_epochs * factor**2 // 16
+    prior_epochs = max(1, args.prior_epochs * factor**2 // 16)
     size = ["--downsampling", factor, "--num-embeddings", num_embeddings]
     epochs = ["--vqvae-epochs", args.vqvae_epochs, "--prior-epochs", prior_epochs]
     call("train.py", *data, "--run-dir", run_dir, *size, *epochs)
@@ -104,7 +104,7 @@ def plot(path, rows, footer):
     for colour, factor in enumerate(sorted({row["downsampling"] for row in rows})):
         same = [row for row in rows if row["downsampling"] == factor]
         x, y = [row["bits_per_image"] for row in same], [row["ssim_head"] for row in same]
-        error = np.abs(np.array([row["ssim_head_ci95"] for row in same]).T - y)
+        error = np.abs(np.array([row["ssim_head_ci95"] or [row["ssim_head"]] * 2 for row in same]).T - y)
         style = {"color": f"C{colour}", "label": f"factor {factor}", "marker": "o"}
         left.errorbar(x, y, error, capsize=2, **style)
         right.plot([row["seconds_per_sample"] for row in same], y, **style)
@@ -120,8 +120,7 @@ def plot(path, rows, footer):
     left.set(xlabel="bits per image, under the prior", ylabel="SSIM inside the head, test people")
     right.set(xlabel=f"seconds a sample, in batches of {BATCH_SIZE}", ylabel="SSIM inside the head, test people")
     left.legend(frameon=False)
-    figure.supxlabel(footer, fontsize=7, color="0.35", wrap=True)
-    figure.savefig(path, dpi=130, facecolor="white")
+    figures.finish(figure, path, footer)
 
 
 def run(args):

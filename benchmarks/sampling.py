@@ -105,7 +105,7 @@ def run(args):
     args.output.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for grid in args.grid:
-        prior = modules.PixelCNN(NUM_CODES, grid, NUM_LABELS, filters=96, num_blocks=10)
+        prior = modules.PixelCNN(NUM_CODES, 64, grid, NUM_LABELS, filters=96, num_blocks=10)
         for batch in args.batch:
             rows.append(measure(prior, batch, args.naive_steps))
             report = {

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy import stats
 from skimage.filters import threshold_multiotsu
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -47,8 +48,11 @@ def ventricle_mask(image):
 
 
 def ventricle_share(image):
-    """Area of the ventricles over that of the head."""
-    return float(ventricle_mask(image).sum() / metrics.head_mask(image).sum())
+    """Area of the ventricles over that of the head; NaN for an image without a head of three greys."""
+    head = metrics.head_mask(image)
+    if len(np.unique(image[head])) < 3:
+        return np.nan
+    return float(ventricle_mask(image).sum() / head.sum())
 
 
 def parse(argv):
@@ -84,11 +88,25 @@ def draw_figure(path, shares, pictures, labels, footer):
     axis.set_xticks(range(len(shares)), [f"{label}\n{source}" for source, label in shares])
     axis.set_ylabel("ventricles, % of the head's area")
     axis.set_ylim(0)
-    figure.supxlabel(footer, fontsize=7, color="0.35", wrap=True)
-    figure.savefig(path, dpi=130, facecolor="white")
+    figures.finish(figure, path, footer)
+
+
+def difference(shares, source, labels):
+    """Mean share of the first label less that of the last, with a 95 % bootstrap interval."""
+
+    def apart(a, b, axis=-1):
+        return np.mean(a, axis=axis) - np.mean(b, axis=axis)
+
+    groups = [shares[source, labels[0]], shares[source, labels[-1]]]
+    interval = stats.bootstrap(groups, apart, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    return {"difference": float(apart(*groups)), "ci95": [float(interval.low), float(interval.high)]}
 
 
 def run(args):
+    if args.num_samples < 2 or not 0 <= args.slice_position <= 1:
+        raise run_folder.RunError(
+            f"--num-samples {args.num_samples} must be 2 or more, --slice-position {args.slice_position} from 0 to 1"
+        )
     config, data, slices = run_folder.reopen(args.run_dir)
     labels = config["data"]["labels"]
     if len(labels) < 2:
@@ -106,18 +124,20 @@ def run(args):
         for name in labels
     } | {("samples", name): list(drawn[k * number : (k + 1) * number]) for k, name in enumerate(labels)}
     shares = {key: np.array([ventricle_share(image) for image in group]) for key, group in images.items()}
-    report = {
-        f"{source} {label}": metrics.over_people(values, np.arange(len(values)))
-        for (source, label), values in shares.items()
-    }
+    report = {"slice_position": args.slice_position, "labels": labels}
+    for source in ("cohort", "samples"):
+        for name in labels:
+            values = shares[source, name] = shares[source, name][np.isfinite(shares[source, name])]
+            report[f"{source} {name}"] = {"number": len(values), "mean": float(values.mean())}
+        report[f"{source}: {labels[0]} less {labels[-1]}"] = difference(shares, source, labels)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     dataset.write_text(args.output_dir / "ventricles.json", json.dumps(report, indent=2) + "\n")
-    middle = {key: group[int(np.argsort(shares[key])[len(group) // 2])] for key, group in images.items()}
-    footer = f"slice position {args.slice_position}; lines: means; pictures: the median of each\n{data.title}"
+    middle = {key: group[int(np.argsort(shares[key])[len(shares[key]) // 2])] for key, group in images.items()}
+    footer = f"slice position {args.slice_position}; lines: means; pictures: the median of each"
+    footer = "\n".join(filter(None, (footer, data.title, data.credit)))
     draw_figure(args.output_dir / "ventricles.png", shares, middle, labels, footer)
     for name, values in report.items():
-        low, high = values["ci95"]
-        print(f"{name}: {values['mean']:.2%} of the head ({low:.2%} to {high:.2%}), {values['people']}")
+        print(f"{name}: {json.dumps(values)}")
 
 
 def main(argv=None):

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from conftest import CODES, SIZE, assert_causal, randomise
+from conftest import CODES, SIZE, assert_causal, prior_inputs, randomise
 
+import modules
 import sampling
-from benchmarks import priors, ventricles
+from benchmarks import priors, rates, ventricles
 from benchmarks import sampling as sampling_benchmark
 
 
@@ -44,9 +45,55 @@ def test_textbook_prior_is_causal_and_counts_what_its_masks_let_through(rng):
     model = priors.TextbookPixelCNN(CODES, SIZE, num_labels=2, filters=16, num_blocks=3)
     randomise(model, rng, scale=0.2)
     assert_causal(model, rng)
-    assert model.first.count_visible() == (7 * 3 + 3) * 64 * 16 + 16
-    hidden = (7 * 7 - (7 * 3 + 3)) * 64 * 16 + 3 * (9 - 5) * 8 * 8
-    assert model.count_visible() == model.count_params() - hidden
+    seen = {
+        "embeddings": CODES * 64 + 3 * 16,
+        "condition": 16 * 16 + 16,
+        "first": (7 * 3 + 3) * 64 * 16 + 16,
+        "blocks": 3 * ((16 * 8 + 8) + (5 * 8 * 8 + 8) + (8 * 16 + 16)),
+        "last": (16 * 16 + 16) + (16 * CODES + CODES),
+    }
+    assert model.count_visible() == sum(seen.values())
+
+
+def test_every_variant_builds_and_the_textbook_has_as_many_parameters(rng):
+    variants = priors.make_variants(rng.standard_normal((64, 8)).astype("float32"), grid_size=16, num_labels=0)
+    counts = {name: priors.count(build()) for name, build in variants.items()}
+    assert abs(counts["textbook"] / counts["default"] - 1) < 0.1
+    assert counts["no attention"] < counts["default"]
+    assert counts["no position embedding"] == counts["default"] - 2 * 16 * 64
+    assert counts["table alone"] == counts["default"] - 8 * 64
+    assert counts["codebook alone"] == counts["default"] - 64 * 64
+
+
+def test_priors_are_trained_for_the_time_asked_for(rng):
+    inputs = prior_inputs(rng, 40)
+    inputs["codes"][:] = 3
+
+    def build():
+        return modules.PixelCNN(CODES, 5, SIZE, 2, filters=8, num_blocks=4, attention_every=2)
+
+    row = priors.measure("small", build, inputs, inputs, seconds=2.0)
+    assert row["training_s"] == pytest.approx(2.0, abs=0.5)
+    assert row["epochs"] == pytest.approx(row["steps"] * 8 / 40)
+    assert row["validation_bits_per_code"] < 1.0
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "arguments", "message"),
+    [
+        (priors, ["--run-dir", "nowhere", "--output", "a.json"], "nowhere: no run here"),
+        (priors, ["--run-dir", "nowhere", "--output", "a.json", "--minutes", "nan"], "--minutes nan: must be above 0"),
+        (ventricles, ["--num-samples", "0"], "--num-samples 0 must be 2 or more"),
+        (sampling_benchmark, ["--output", "a.json", "--grid", "0"], "--grid [0]: must be 1 or more"),
+        (rates, ["--data-dir", "nowhere", "--runs-dir", "runs", "--output-dir", "out"], "ended with status 1"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, benchmark, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert benchmark.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
 
 
 def test_ventricles_are_measured():
@@ -58,3 +105,4 @@ def test_ventricles_are_measured():
         image[x**2 + y**2 < radius**2] = 0.15
         shares.append(ventricles.ventricle_share(image))
     np.testing.assert_allclose(shares, [0.15**2, 0.25**2], rtol=0.05)
+    assert np.isnan(ventricles.ventricle_share(np.zeros((64, 64))))
