@@ -3,14 +3,15 @@
 # make lint      ruff, notebooks too
 # make notebook  runs notebooks/walkthrough.ipynb again, outputs kept
 # make results   makes results/demo, and results/ixi where IXI=folder is given, again
+# make benchmarks   after make results: sampling times, and with IXI=folder priors and rates
 # make clean     removes the environment, the cache and the runs
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-IXI_RUN := --run-dir runs/ixi --vqvae-epochs 24 --prior-epochs 5 --prior-filters 64
+IXI_RUN := --run-dir runs/ixi --vqvae-epochs 24 --prior-epochs 8
 
-.PHONY: demo test lint notebook results clean
+.PHONY: demo test lint notebook results benchmarks clean
 
 demo: .venv/run
 	$(BIN)/python train.py
@@ -30,10 +31,18 @@ notebook: .venv/run
 results: demo
 	$(BIN)/python predict.py --run-dir runs/demo --num-samples 32 --output-dir results/demo
 	rm -r results/demo/samples
+	$(BIN)/python benchmarks/ventricles.py --run-dir runs/demo --output-dir results/demo
 ifdef IXI
 	$(BIN)/python train.py --data-dir $(IXI) $(IXI_RUN)
 	$(BIN)/python predict.py --run-dir runs/ixi --num-samples 32 --output-dir results/ixi
 	rm -r results/ixi/samples
+endif
+
+benchmarks: .venv/run
+	$(BIN)/python benchmarks/sampling.py --output results/sampling.json
+ifdef IXI
+	$(BIN)/python benchmarks/priors.py --run-dir runs/ixi --output results/ixi/priors.json
+	$(BIN)/python benchmarks/rates.py --data-dir $(IXI) --output-dir results/rates
 endif
 
 .venv/run: requirements.txt

@@ -774,7 +774,7 @@ class PixelCNN(keras.Model):
         max_dilation=None,
         horizontal_kernel=None,
         attention_every=4,
-        dropout=0.1,
+        dropout=0.0,
         vqvae_fingerprint="",
         seed=0,
         **kwargs,

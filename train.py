@@ -60,7 +60,7 @@ class PriorTraining:
 
     epochs: int = 40
     batch_size: int = 8
-    learning_rate: float = 2e-3
+    learning_rate: float = 6e-3
     patience: int = 8  # epochs without fewer bits per code on the validation people
     average_over: float = 0.05  # share of all steps, which the average reaches back
 
@@ -71,6 +71,7 @@ DEMO = {
     "downsampling": 8,
     "vqvae_epochs": 14,
     "prior_epochs": 18,
+    "prior_dropout": 0.1,
 }
 
 

@@ -1,7 +1,7 @@
 """Which prior says most about the same codes in the same time: the project's, variants of it, and the textbook's.
 
-    python benchmarks/priors.py --run-dir runs/ixi --minutes 5 --output results/ixi/priors.json
-    python benchmarks/priors.py --run-dir runs/ixi --minutes 5 --output /tmp/priors.json --variant default textbook
+    python benchmarks/priors.py --run-dir runs/ixi --minutes 2 --output results/ixi/priors.json
+    python benchmarks/priors.py --run-dir runs/ixi --minutes 2 --output /tmp/priors.json --variant default textbook
 
 Every row is trained in this process on the codes of the run's training people: same batches in the same order, same
 optimiser and precision, and the same seconds, counted from the sixth step on, when everything is compiled; the learning
@@ -72,19 +72,20 @@ class TextbookPixelCNN(keras.Model):
     """The PixelCNN of "Pixel Recurrent Neural Networks" (arXiv:1601.06759, table 1), over codes.
 
     One 7 x 7 convolution of mask type A, residual blocks (figure 5: 1 x 1 to half the channels, 3 x 3 of type B, 1 x 1
-    back), two 1 x 1 layers. It has a single stack, hence a blind spot. Codes enter through an embedding. It is told the
-    label and the slice position once, after the first convolution: without that the comparison would be one of what
-    the two are told.
+    back), two 1 x 1 layers. It has a single stack, hence a blind spot. Codes enter through an embedding. The paper's
+    model is told nothing; with `told`, label and slice position are added after the first convolution.
 
     Args, inputs and output as for `modules.PixelCNN`; `filters` is the paper's 2h.
     """
 
-    def __init__(self, num_embeddings, grid_size, num_labels=0, filters=256, num_blocks=12, **kwargs):
+    def __init__(self, num_embeddings, grid_size, num_labels=0, filters=256, num_blocks=12, told=False, **kwargs):
         super().__init__(autocast=False, **kwargs)  # slice positions stay float32
         self.grid_size = grid_size
         self.embedding = layers.Embedding(num_embeddings, 64)
-        self.condition = layers.Dense(filters)
-        self.label_embedding = layers.Embedding(num_labels + 1, filters)
+        self.told = told
+        if told:
+            self.condition = layers.Dense(filters)
+            self.label_embedding = layers.Embedding(num_labels + 1, filters)
         self.first = TextbookConv2D(filters, 7, "A")
         self.blocks = [
             [layers.Conv2D(filters // 2, 1), TextbookConv2D(filters // 2, 3, "B"), layers.Conv2D(filters, 1)]
@@ -96,10 +97,11 @@ class TextbookPixelCNN(keras.Model):
         self({**one, "slice_position": np.zeros(1, "float32")})  # builds every layer
 
     def call(self, inputs, training=False):
-        waves = ops.cos(math.pi * inputs["slice_position"][:, None] * ops.arange(16, dtype="float32"))
-        condition = self.condition(waves)
-        condition = condition + self.label_embedding(inputs["label"])
-        x = self.first(self.embedding(inputs["codes"])) + condition[:, None, None]
+        x = self.first(self.embedding(inputs["codes"]))
+        if self.told:
+            waves = ops.cos(math.pi * inputs["slice_position"][:, None] * ops.arange(16, dtype="float32"))
+            condition = self.condition(waves) + self.label_embedding(inputs["label"])
+            x = x + ops.cast(condition, x.dtype)[:, None, None]
         for block in self.blocks:
             y = x
             for layer in block:
@@ -166,14 +168,15 @@ def make_variants(codebook, grid_size, num_labels):
         model.set_codebook(codebook)
         return model
 
-    def textbook():
+    def textbook(told=False):
         target = count(ours())
         filters = next(n for n in range(32, 1024, 8) if count(TextbookPixelCNN(**sizes, filters=n)) > 0.98 * target)
-        return TextbookPixelCNN(**sizes, filters=filters)
+        return TextbookPixelCNN(**sizes, filters=filters, told=told)
 
     return {
         "default": ours,
         "textbook": textbook,
+        "textbook, told the position": lambda: textbook(told=True),
         "no attention": lambda: ours(NoAttention, attention_every=0),
         "no position embedding": lambda: ours(NoPositions),
         "table alone": lambda: ours(TableAlone),
@@ -194,7 +197,7 @@ def parse(argv):
     add = parser.add_argument
     add("--run-dir", type=Path, required=True, help="a run whose VQ-VAE is trained")
     add("--output", type=Path, required=True, help="a JSON file")
-    add("--minutes", type=float, default=5.0, help="training time of each (default: %(default)s)")
+    add("--minutes", type=float, default=2.0, help="training time of each (default: %(default)s)")
     add("--variant", nargs="+", help="(default: all)")
     return parser.parse_args(argv)
 

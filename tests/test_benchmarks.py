@@ -42,7 +42,7 @@ def test_sampling_benchmark_refuses_nothing_to_do(tmp_path, capsys):
 
 
 def test_textbook_prior_is_causal_and_counts_what_its_masks_let_through(rng):
-    model = priors.TextbookPixelCNN(CODES, SIZE, num_labels=2, filters=16, num_blocks=3)
+    model = priors.TextbookPixelCNN(CODES, SIZE, num_labels=2, filters=16, num_blocks=3, told=True)
     randomise(model, rng, scale=0.2)
     assert_causal(model, rng)
     seen = {
