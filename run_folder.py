@@ -58,8 +58,10 @@ def count(slices):
     }
 
 
-def open_run(run_dir, options, data, slices, notices):
+def open_run(run_dir, options, models, data, slices, notices):
     """Writes config.json, splits.csv and, where files were skipped, bad_files.txt; or checks those of an earlier call.
+
+    `models` are the two models, untrained; config.json gets what they were built with, defaults included.
 
     Raises:
         RunError: If the folder holds a run of other settings or other data.
@@ -67,6 +69,7 @@ def open_run(run_dir, options, data, slices, notices):
     run_dir.mkdir(parents=True, exist_ok=True)
     config = {
         "options": options,
+        "models": {name: model.get_config() for name, model in zip(("vqvae", "prior"), models, strict=True)},
         "data": {
             "title": data.title,
             "credit": data.credit,

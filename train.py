@@ -402,10 +402,10 @@ def run(args):
     for notice in notices:
         print(f"note: {notice}" if len(notice) < 400 else f"note: {notice[:360]} … (all of it in config.json)")
     # Both models are built before anything is written, so that a mistake in the options shows now.
-    vqvae, _ = build_models(data.image_size, len(dataset.label_names(slices)), options)
-    run_folder.open_run(run_dir, options, data, slices, notices)
+    models = build_models(data.image_size, len(dataset.label_names(slices)), options)
+    run_folder.open_run(run_dir, options, models, data, slices, notices)
     if args.stage in ("all", "vqvae"):
-        train_vqvae(vqvae, run_dir, data, slices, options)
+        train_vqvae(models[0], run_dir, data, slices, options)
     if args.stage in ("all", "prior"):
         train_prior(run_dir, data, slices, options)
     print(f"done: {run_dir}; now: python predict.py --run-dir {run_dir}")
