@@ -14,6 +14,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import argparse
+import bisect
 import dataclasses
 import json
 import math
@@ -170,8 +171,9 @@ def make_variants(codebook, grid_size, num_labels):
 
     def textbook(told=False):
         target = count(ours())
-        filters = next(n for n in range(32, 1024, 8) if count(TextbookPixelCNN(**sizes, filters=n)) > 0.98 * target)
-        return TextbookPixelCNN(**sizes, filters=filters, told=told)
+        widths = range(32, 1024, 8)
+        nearest = bisect.bisect_left(widths, target, key=lambda n: count(TextbookPixelCNN(**sizes, filters=n)))
+        return TextbookPixelCNN(**sizes, filters=widths[nearest], told=told)
 
     return {
         "default": ours,
