@@ -564,8 +564,9 @@ class GatedBlock(layers.Layer):
     """One layer of the gated PixelCNN: both stacks, gates, conditioning (van den Oord et al. 2016, figure 2, eq. 4).
 
     The vertical stack sees the rows above; its features before the gate are added, through a 1 x 1 convolution, to the
-    horizontal stack, which also sees the codes to the left. A block of mask type B adds its input to its output in
-    both stacks; type A cannot, since its input holds the very codes to be predicted.
+    horizontal stack, which also sees the codes to the left. A block of mask type B adds its input to its output, here
+    in both stacks and in the paper in the horizontal one alone; type A cannot, since its input holds the very codes to
+    be predicted.
 
     The maths stands in three methods, `conditioning`, `vertical` and `horizontal`, which `call` applies to whole grids
     and the sampler to single rows and codes.
