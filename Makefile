@@ -39,7 +39,7 @@ ifdef IXI
 endif
 
 benchmarks: .venv/run
-	$(BIN)/python benchmarks/sampling.py --output results/sampling.json
+	$(BIN)/python benchmarks/sampling.py --output results/sampling.json --naive-steps 2
 ifdef IXI
 	$(BIN)/python benchmarks/priors.py --run-dir runs/ixi --output results/ixi/priors.json
 	$(BIN)/python benchmarks/rates.py --data-dir $(IXI) --output-dir results/rates

@@ -2,8 +2,8 @@
 
     python benchmarks/ventricles.py --run-dir runs/demo --output-dir results/demo
 
-Writes ventricles.json and ventricles.png. One slice of every person of the cohort, at a height where the lateral
-ventricles are wide, beside as many samples of each label at that height.
+Writes ventricles.json and ventricles.png: one slice of every person of the cohort, at a height where the lateral
+ventricles are wide, its reconstruction, which shows what the decoder does to them, and samples of each label there.
 """
 
 import os
@@ -72,7 +72,7 @@ def draw_figure(path, shares, pictures, labels, footer):
         shares: {(source, label): array of shares}.
         pictures: {(source, label): image}.
     """
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(11, 6), layout="constrained")
     sources = list(dict.fromkeys(source for source, _ in shares))
     grid = figure.add_gridspec(len(sources), len(labels) + 1, width_ratios=[2.2, *[1] * len(labels)])
     axis = figure.add_subplot(grid[:, 0])
@@ -85,7 +85,7 @@ def draw_figure(path, shares, pictures, labels, footer):
         panel.imshow(pictures[source, label], **figures.GREY)
         panel.contour(ventricle_mask(pictures[source, label]), [0.5], colors=colour, linewidths=0.8)
         panel.set(title=f"{label}, {source}", xticks=[], yticks=[])
-    axis.set_xticks(range(len(shares)), [f"{label}\n{source}" for source, label in shares])
+    axis.set_xticks(range(len(shares)), [f"{label}\n{source}" for source, label in shares], fontsize=7)
     axis.set_ylabel("ventricles, % of the head's area")
     axis.set_ylim(0)
     figures.finish(figure, path, footer)
@@ -119,13 +119,18 @@ def run(args):
     conditions = np.repeat(np.arange(1, len(labels) + 1, dtype="int32"), number)
     heights = np.full(len(conditions), args.slice_position, "float32")
     drawn = np.concatenate(list(predict.draw(sampler, vqvae, conditions, heights, seed=0)))
-    images = {
-        ("cohort", name): [data.images[slices[i].row] / 255 for i in nearest if slices[i].label == name]
-        for name in labels
-    } | {("samples", name): list(drawn[k * number : (k + 1) * number]) for k, name in enumerate(labels)}
+    images = {}
+    for name in labels:
+        rows = [slices[i].row for i in nearest if slices[i].label == name]
+        images["cohort", name] = data.images[rows] / 255
+    for name in labels:
+        codes = vqvae.encode(images["cohort", name][..., None].astype("float32"))
+        images["reconstructions", name] = vqvae.decode(codes)[..., 0]
+    for k, name in enumerate(labels):
+        images["samples", name] = drawn[k * number : (k + 1) * number]
     shares = {key: np.array([ventricle_share(image) for image in group]) for key, group in images.items()}
     report = {"slice_position": args.slice_position, "labels": labels}
-    for source in ("cohort", "samples"):
+    for source in dict.fromkeys(source for source, _ in images):
         for name in labels:
             values = shares[source, name] = shares[source, name][np.isfinite(shares[source, name])]
             report[f"{source} {name}"] = {"number": len(values), "mean": float(values.mean())}
