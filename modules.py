@@ -504,8 +504,8 @@ class MaskedConv2D(layers.Layer):
             raise ValueError(f'stack is "vertical" or "horizontal", mask_type "A" or "B", not {stack!r}, {mask_type!r}')
         if (stack == "vertical" and columns % 2 == 0) or (stack == "horizontal" and rows != 1):
             raise ValueError(f"a {stack} kernel cannot be {rows} x {columns}: odd columns, or a single row")
-        if stack == "vertical" and dilation != 1:
-            raise ValueError(f"only a horizontal kernel is dilated, not a vertical one by {dilation}")
+        if dilation < 1 or (stack == "vertical" and dilation != 1):
+            raise ValueError(f"dilation is 1 or more in a horizontal kernel and 1 in a vertical one, not {dilation}")
         self.filters = filters
         self.kernel_size = (rows, columns)
         self.stack = stack

@@ -75,8 +75,7 @@ def prior_bits(prior, inputs):
     """Bits that each code of the grids costs, float64, shape of inputs["codes"]."""
     bits = []
     for start in tqdm(range(0, len(inputs["label"]), BATCH_SIZE), "prior", leave=False, disable=None):
-        batch = {name: values[start : start + BATCH_SIZE] for name, values in inputs.items()}
-        batch["codes"] = batch["codes"].astype("int32")
+        batch = run_folder.select(inputs, slice(start, start + BATCH_SIZE))
         bits.append(metrics.code_bits(prior.predict_on_batch(batch), batch["codes"]))
     return np.concatenate(bits)
 

@@ -206,7 +206,7 @@ def load_prior(run_dir, vqvae):
     return prior
 
 
-def extract_codes(run_dir, vqvae, data, slices, batch_size=32):
+def extract_codes(run_dir, vqvae, data, slices):
     """Codes of every slice, uint16, in the order of `slices`; computed once and kept in codes.npz."""
     path, fingerprint = run_dir / "codes.npz", vqvae.fingerprint()
     if path.exists():
@@ -217,9 +217,9 @@ def extract_codes(run_dir, vqvae, data, slices, batch_size=32):
         except Exception as error:  # zipfile and NumPy raise many kinds
             raise RunError(f"{path}: cannot be read ({type(error).__name__}); remove it and run again") from error
     codes = np.empty((len(slices), vqvae.grid_size, vqvae.grid_size), "uint16")
-    for start in tqdm(range(0, len(slices), batch_size), "extracting codes", leave=False, disable=None):
-        rows = [one.row for one in slices[start : start + batch_size]]
-        codes[start : start + batch_size] = vqvae.encode(dataset.as_float(data.images[rows]))
+    for start in tqdm(range(0, len(slices), 32), "extracting codes", leave=False, disable=None):
+        rows = [one.row for one in slices[start : start + 32]]
+        codes[start : start + 32] = vqvae.encode(dataset.as_float(data.images[rows]))
     save(lambda partial: np.savez_compressed(partial, codes=codes, vqvae_fingerprint=fingerprint), path)
     return codes
 
@@ -231,3 +231,9 @@ def prior_inputs(codes, slices, labels):
         "label": np.array([labels.index(one.label) + 1 if one.label else 0 for one in slices], "int32"),
         "slice_position": np.array([one.slice_position for one in slices], "float32"),
     }
+
+
+def select(inputs, chosen):
+    """Those of `prior_inputs` that are chosen by indices or a mask, codes as int32."""
+    batch = {name: values[chosen] for name, values in inputs.items()}
+    return {**batch, "codes": batch["codes"].astype("int32")}

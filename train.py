@@ -273,16 +273,10 @@ class Checkpoint(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-def make_optimizer(training, steps):
-    """AdamW for so many steps of a stage, from the fields of its `VQVAETraining` or `PriorTraining`."""
-    warm_up = min(100, steps // 10)
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - warm_up), warmup_target=training["learning_rate"], warmup_steps=warm_up
-    )
-    average = {}
-    if "average_over" in training:
-        average = {"use_ema": True, "ema_momentum": 1 - 1 / max(1.0, training["average_over"] * steps)}
-    return keras.optimizers.AdamW(rate, weight_decay=1e-4, clipnorm=1.0, **average)
+def make_optimizer(learning_rate, average_steps=None):
+    """AdamW as both stages use it; with `average_steps`, it averages the weights over about so many steps."""
+    average = {"use_ema": True, "ema_momentum": 1 - 1 / max(1.0, average_steps)} if average_steps else {}
+    return keras.optimizers.AdamW(learning_rate, weight_decay=1e-4, clipnorm=1.0, **average)
 
 
 def fit(stage, model, batches, validation, monitor, training, run_dir):
@@ -291,7 +285,12 @@ def fit(stage, model, batches, validation, monitor, training, run_dir):
     if checkpoint.finished(training["epochs"]):
         print(f"{stage}: already trained, {len(checkpoint.history)} epochs")
         return
-    optimizer = make_optimizer(training, training["epochs"] * len(batches))
+    steps = training["epochs"] * len(batches)
+    warm_up = min(100, steps // 10)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, steps - warm_up), warmup_target=training["learning_rate"], warmup_steps=warm_up
+    )
+    optimizer = make_optimizer(rate, steps * training["average_over"] if "average_over" in training else None)
     model.compile(optimizer=optimizer)
     optimizer.build(model.trainable_variables)
     checkpoint.set_model(model)
@@ -369,13 +368,9 @@ def train_prior(run_dir, data, slices, options):
     split = np.array([one.split for one in slices])
 
     def batches(name, seed=None):
-        chosen = {key: values[split == name] for key, values in inputs.items()}
-
-        def fetch(indices):
-            batch = {key: values[indices] for key, values in chosen.items()}
-            return {**batch, "codes": batch["codes"].astype("int32")}
-
-        return dataset.Batches(len(chosen["label"]), fetch, options["prior_training"]["batch_size"], seed)
+        rows = np.flatnonzero(split == name)
+        batch_size = options["prior_training"]["batch_size"]
+        return dataset.Batches(len(rows), lambda i: run_folder.select(inputs, rows[i]), batch_size, seed)
 
     train = batches("train", options["data"]["seed"])
     fit("prior", model, train, batches("validation"), "bits_per_code", options["prior_training"], run_dir)

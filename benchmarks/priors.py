@@ -16,7 +16,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import argparse
 import bisect
 import dataclasses
-import json
 import math
 import sys
 import time
@@ -32,7 +31,7 @@ import dataset
 import modules
 import run_folder
 import train
-from benchmarks import machine
+from benchmarks import report
 
 TRAINING = dataclasses.asdict(train.PriorTraining())
 BATCH_SIZE = TRAINING["batch_size"]
@@ -204,12 +203,6 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def select(inputs, chosen):
-    """The inputs of some grids, codes as int32."""
-    batch = {name: values[chosen] for name, values in inputs.items()}
-    return {**batch, "codes": batch["codes"].astype("int32")}
-
-
 class ByTheClock(keras.callbacks.Callback):
     """The recipe of train.py for a span of time: warm-up, cosine decay of the learning rate, and the end."""
 
@@ -236,12 +229,10 @@ def measure(name, build, inputs, validation, seconds):
     """Trains one variant for so many seconds and returns its row."""
     keras.utils.set_random_seed(0)
     model = build()
-    average = {"use_ema": True, "ema_momentum": 0.98}  # over some 50 steps
-    rate = TRAINING["learning_rate"]
-    model.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=1e-4, clipnorm=1.0, **average))
+    model.compile(optimizer=train.make_optimizer(TRAINING["learning_rate"], average_steps=50))
     number, rng = len(inputs["label"]), np.random.default_rng(0)
     order = np.concatenate([rng.permutation(number) for _ in range(MOST_EPOCHS)])
-    batches = dataset.Batches(len(order), lambda indices: select(inputs, order[indices]), BATCH_SIZE)
+    batches = dataset.Batches(len(order), lambda indices: run_folder.select(inputs, order[indices]), BATCH_SIZE)
     clock = ByTheClock(seconds)
     model.fit(batches, callbacks=[clock], shuffle=False, verbose=0)  # and leaves the averaged weights
     bits = model.evaluate(validation, batch_size=BATCH_SIZE, verbose=0, return_dict=True)["bits_per_code"]
@@ -266,7 +257,7 @@ def run(args):
     labels = config["data"]["labels"]
     inputs = run_folder.prior_inputs(codes, slices, labels)
     split = np.array([one.split for one in slices])
-    training, validation = select(inputs, split == "train"), select(inputs, split == "validation")
+    training, validation = (run_folder.select(inputs, split == name) for name in ("train", "validation"))
     codebook = ops.convert_to_numpy(vqvae.quantizer.codebook)
     precision = train.resolve_precision("auto")
     train.set_precision(precision)
@@ -274,20 +265,17 @@ def run(args):
     for name in args.variant or ():
         if name not in variants:
             raise run_folder.RunError(f"--variant {name}: choose among {', '.join(variants)}")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    about = {
+        "data": data.title,
+        "splits_sha256": config["splits_sha256"],
+        "vqvae_fingerprint": vqvae.fingerprint(),
+        "minutes": args.minutes,
+        "precision": precision,
+    }
     rows = []
     for name in args.variant or variants:
         rows.append(measure(name, variants[name], training, validation, 60 * args.minutes))
-        report = {
-            "machine": machine.describe(),
-            "data": data.title,
-            "splits_sha256": config["splits_sha256"],
-            "vqvae_fingerprint": vqvae.fingerprint(),
-            "minutes": args.minutes,
-            "precision": precision,
-            "rows": rows,
-        }
-        dataset.write_text(args.output, json.dumps(report, indent=2) + "\n")
+        report.write(args.output, rows, **about)
         print(
             "{variant}: {validation_bits_per_code:.3f} bits per code, {parameters:,} parameters, "
             "{seconds_an_epoch:.0f} s an epoch, {epochs:.1f} epochs".format(**rows[-1]),

@@ -23,13 +23,12 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import dataset
 import figures
 import modules
 import predict
 import run_folder
 import sampling
-from benchmarks import machine
+from benchmarks import report
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH_SIZE, SHOWN = 32, 8
@@ -72,7 +71,7 @@ def measure(args, factor, num_embeddings):
     positions = np.tile(np.linspace(0.15, 0.85, SHOWN, dtype="float32"), BATCH_SIZE // SHOWN)
     for _ in range(2):  # the first call compiles
         start = time.perf_counter()
-        images = next(predict.draw(sampler, vqvae, np.zeros(BATCH_SIZE, "int32"), positions, seed=0))
+        images = np.concatenate(list(predict.draw(sampler, vqvae, np.zeros(BATCH_SIZE, "int32"), positions, seed=0)))
         seconds = time.perf_counter() - start
     ssim, head = result["reconstruction"]["ssim"], result["reconstruction"]["ssim_head"]
     trained = {
@@ -126,13 +125,11 @@ def plot(path, rows, footer):
 def run(args):
     settings = [(factor, number) for factor in args.downsampling for number in args.num_embeddings]
     rows, samples = [], []
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     for factor, number in settings:
         row, images = measure(args, factor, number)
         rows.append(row)
         samples.append(images)
-        report = {"machine": machine.describe(), "batch": BATCH_SIZE, "rows": rows}
-        dataset.write_text(args.output_dir / "rates.json", json.dumps(report, indent=2) + "\n")
+        report.write(args.output_dir / "rates.json", rows, batch=BATCH_SIZE)
     config = json.loads((args.runs_dir / f"factor{factor}-codes{number}" / "config.json").read_text())
     footer = "\n".join(filter(None, (config["data"]["title"], config["data"]["credit"])))
     plot(args.output_dir / "rates.png", rows, footer)

@@ -16,7 +16,6 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -25,11 +24,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import dataset
 import modules
 import run_folder
 import sampling
-from benchmarks import machine
+from benchmarks import report
 
 NUM_CODES, NUM_LABELS, SEED = 256, 2, 0
 
@@ -104,18 +102,13 @@ def run(args):
     for name in ("grid", "batch", "naive_steps"):
         if np.min(getattr(args, name)) < 1:
             raise run_folder.RunError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be 1 or more")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for grid in args.grid:
         prior = modules.PixelCNN(NUM_CODES, 64, grid, NUM_LABELS, filters=96, num_blocks=10)
         for batch in args.batch:
             rows.append(measure(prior, batch, args.naive_steps))
-            report = {
-                "machine": machine.describe(),
-                "prior": {"filters": 96, "num_blocks": 10, "parameters": prior.count_params(), "precision": "float32"},
-                "rows": rows,
-            }
-            dataset.write_text(args.output, json.dumps(report, indent=2) + "\n")
+            about = {"filters": 96, "num_blocks": 10, "parameters": prior.count_params(), "precision": "float32"}
+            report.write(args.output, rows, prior=about)
             print(
                 "{grid}x{grid}, batch {batch}: naive {naive_s:.0f} s, cached {cached_s:.2f} s ({speedup:.0f} times "
                 "faster), teacher-forced {teacher_forced_s:.2f} s, exact: {exact}".format(**rows[-1]),

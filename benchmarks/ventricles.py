@@ -129,15 +129,23 @@ def run(args):
     for k, name in enumerate(labels):
         images["samples", name] = drawn[k * number : (k + 1) * number]
     shares = {key: np.array([ventricle_share(image) for image in group]) for key, group in images.items()}
+    measured = {key: np.flatnonzero(np.isfinite(values)) for key, values in shares.items()}
+    for (source, name), found in measured.items():
+        if len(found) < 2:
+            raise run_folder.RunError(f"{args.run_dir}: {len(found)} heads of {name} among the {source}; 2 are needed")
+    # Of each group the picture with the median share, then the shares without those that could not be measured.
+    middle = {
+        key: images[key][found[np.argsort(shares[key][found])[len(found) // 2]]] for key, found in measured.items()
+    }
+    shares = {key: shares[key][found] for key, found in measured.items()}
     report = {"slice_position": args.slice_position, "labels": labels}
     for source in dict.fromkeys(source for source, _ in images):
         for name in labels:
-            values = shares[source, name] = shares[source, name][np.isfinite(shares[source, name])]
+            values = shares[source, name]
             report[f"{source} {name}"] = {"number": len(values), "mean": float(values.mean())}
         report[f"{source}: {labels[0]} less {labels[-1]}"] = difference(shares, source, labels)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     dataset.write_text(args.output_dir / "ventricles.json", json.dumps(report, indent=2) + "\n")
-    middle = {key: group[int(np.argsort(shares[key])[len(shares[key]) // 2])] for key, group in images.items()}
     footer = f"slice position {args.slice_position}; lines: means; pictures: the median of each"
     footer = "\n".join(filter(None, (footer, data.title, data.credit)))
     draw_figure(args.output_dir / "ventricles.png", shares, middle, labels, footer)

@@ -96,6 +96,24 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, benchmark, argumen
     assert "Traceback" not in error
 
 
+def test_rates_are_written_with_their_pictures(tmp_path, monkeypatch):
+    def measure(args, factor, number):
+        run_dir = args.runs_dir / f"factor{factor}-codes{number}"
+        run_dir.mkdir(parents=True)
+        (run_dir / "config.json").write_text(json.dumps({"data": {"title": "made up", "credit": ""}}))
+        row = {"downsampling": factor, "num_embeddings": number, "ssim_head": 0.9 - factor / 100}
+        row |= {"ssim_head_ci95": None if number == 64 else [0.7, 0.95]}
+        return row | {"bits_per_image": 9.0 * number, "seconds_per_sample": 0.1}, np.zeros((rates.SHOWN, 32, 32))
+
+    monkeypatch.setattr(rates, "measure", measure)
+    monkeypatch.chdir(tmp_path)
+    assert rates.main(["--output-dir", "out", "--num-embeddings", "64", "512"]) == 0
+    rows = json.loads((tmp_path / "out" / "rates.json").read_text())["rows"]
+    assert [(row["downsampling"], row["num_embeddings"]) for row in rows] == [(4, 64), (4, 512), (8, 64), (8, 512)]
+    for name in ("rates.png", "samples.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 5000
+
+
 def test_ventricles_are_measured():
     y, x = (np.indices((128, 128)) - 63.5) / 50
     head = (x**2 + y**2 < 1) * 0.9 - (np.hypot(x, y) > 0.8) * (x**2 + y**2 < 1) * 0.4  # white, with a grey rim

@@ -112,6 +112,22 @@ def test_drawn_codes_have_the_right_frequencies(rng):
     np.testing.assert_allclose(frequencies(temperature=0.5), sharp, atol=0.012)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": [0, 3]}, "labels are 0 to 2, not 0 to 3"),
+        ({"slice_position": [0.5, 1.5]}, "slice positions are 0 to 1, not 0.5 to 1.5"),
+        ({"slice_position": [0.5]}, "2 labels, 1 slice positions, 2 noises"),
+        ({"known": np.zeros((2, SIZE, SIZE - 1), int)}, "known codes have shape"),
+        ({"known": np.full((2, SIZE, SIZE), CODES)}, f"known codes are -1 to {CODES - 1}, not up to {CODES}"),
+    ],
+)
+def test_sampler_refuses_what_the_prior_cannot_have(rng, changes, message):
+    sampler = sampling.PixelCNNSampler(small_prior(rng))
+    with pytest.raises(ValueError, match=message):
+        next(sampler.sample(**{"label": [0, 1], "slice_position": [0.5, 0.5], "seed": 0} | changes))
+
+
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
 def test_sampler_refuses_bad_arguments(rng, options):
     with pytest.raises(ValueError, match="must be"):

@@ -1,11 +1,20 @@
-"""What a benchmark was run on, for its JSON."""
+"""What a benchmark writes: its rows, and the machine they were measured on."""
 
+import json
 import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
 
 import keras
+
+import dataset
+
+
+def write(path, rows, **about):
+    """Writes a JSON file with what a benchmark is about, the machine and the rows so far."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.write_text(path, json.dumps({"machine": describe(), **about, "rows": rows}, indent=2) + "\n")
 
 
 def describe():
