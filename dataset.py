@@ -738,7 +738,7 @@ class Batches(keras.utils.PyDataset):
         number: Number of examples.
         fetch: Function from an array of indices to what the model is fed.
         batch_size: Examples a batch; the last one may be smaller.
-        seed: Seed of the shuffling; None keeps the order.
+        seed: Seed of the shuffling, which `set_epoch` does; None keeps the order.
     """
 
     def __init__(self, number, fetch, batch_size, seed=None):
@@ -747,13 +747,12 @@ class Batches(keras.utils.PyDataset):
         self.fetch = fetch
         self.batch_size = batch_size
         self.seed = seed
-        self.set_epoch(0)
+        self.order = np.arange(number)
 
     def set_epoch(self, epoch):
         """Draws the order of one epoch; to be called when it begins."""
-        self.order = np.arange(self.number)
         if self.seed is not None:
-            np.random.default_rng([self.seed, epoch]).shuffle(self.order)
+            self.order = np.random.default_rng([self.seed, epoch]).permutation(self.number)
 
     def __len__(self):
         return math.ceil(self.number / self.batch_size)
@@ -766,6 +765,14 @@ def image_batches(data, slices, split, batch_size, seed=None):
     """Batches of images of one split: float32 in [0, 1], shape (batch, image_size, image_size, 1)."""
     rows = np.array([one.row for one in slices if one.split == split])
     return Batches(len(rows), lambda i: as_float(data.images[rows[i]]), batch_size, seed)
+
+
+def move(images, down, right):
+    """uint8 images (n, S, S), each moved by its own whole number of pixels, (n,) and (n,); what comes in is black."""
+    size, most = images.shape[1], int(max(np.abs(down).max(), np.abs(right).max()))
+    padded = np.pad(images, ((0, 0), (most, most), (most, most)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(1, 2))
+    return windows[np.arange(len(images)), most - down, most - right]
 
 
 def as_float(images):

@@ -480,7 +480,8 @@ class MaskedConv2D(layers.Layer):
 
     `mask_type="B"` includes the row (vertical) or code (horizontal) marked X, for inputs that are already shifted;
     `mask_type="A"`, for the codes themselves, is the same kernel moved up by one row or left by one column. A dilated
-    horizontal kernel skips codes, and so reaches along a row in few layers.
+    horizontal kernel skips codes, and so reaches along a row in few layers. The kernel is kept as a matrix, which is
+    how the optimiser (Muon) and the sampler take it.
 
     Args:
         filters: Number of output channels.
@@ -513,9 +514,9 @@ class MaskedConv2D(layers.Layer):
         self.dilation = dilation
 
     def build(self, input_shape):
-        self.kernel = self.add_weight(
-            shape=(*self.kernel_size, input_shape[-1], self.filters), initializer="glorot_uniform", name="kernel"
-        )
+        self.patch_size = (*self.kernel_size, input_shape[-1])
+        shape = (math.prod(self.patch_size), self.filters)
+        self.kernel = self.add_weight(shape=shape, initializer="glorot_uniform", name="kernel")
         self.bias = self.add_weight(shape=(self.filters,), initializer="zeros", name="bias")
 
     def call(self, x):
@@ -536,11 +537,11 @@ class MaskedConv2D(layers.Layer):
 
     def position(self, inputs):
         """One code of a horizontal stack, from those under its kernel, left to right: `columns` (B, C) -> (B, F)."""
-        kernel = ops.reshape(self.kernel, (-1, self.filters))
-        return ops.matmul(ops.concatenate(inputs, axis=-1), kernel) + self.bias
+        return ops.matmul(ops.concatenate(inputs, axis=-1), self.kernel) + self.bias
 
     def _convolve(self, x):
-        return ops.conv(x, self.kernel, padding="valid", dilation_rate=(1, self.dilation)) + self.bias
+        kernel = ops.reshape(self.kernel, (*self.patch_size, self.filters))
+        return ops.conv(x, kernel, padding="valid", dilation_rate=(1, self.dilation)) + self.bias
 
     def get_config(self):
         return {

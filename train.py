@@ -56,13 +56,14 @@ class VQVAETraining:
 
 @dataclasses.dataclass(frozen=True)
 class PriorTraining:
-    """How stage 2 is fitted: the same, with an exponential average of the weights, which is what is kept."""
+    """How stage 2 is fitted: Muon, the same schedule, an exponential average of the weights, which is what is kept."""
 
     epochs: int = 40
     batch_size: int = 8
     learning_rate: float = 6e-3
     patience: int = 8  # epochs without fewer bits per code on the validation people
     average_over: float = 0.05  # share of all steps, which the average reaches back
+    max_shift: int = 4  # pixels by which each training slice is moved before it is encoded, anew each epoch
 
 
 # Without --data-dir: a few minutes on two cores.
@@ -143,6 +144,8 @@ def resolve(args):
     for name in (f"{stage}_{field}" for stage in ("vqvae", "prior") for field in fields):
         if getattr(args, name) <= 0:
             raise run_folder.RunError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be above 0")
+    if not 0 <= args.prior_max_shift <= 64:
+        raise run_folder.RunError(f"--prior-max-shift {args.prior_max_shift}: must be from 0 to 64 pixels")
     if not 0 <= args.seed < 2**32:
         raise run_folder.RunError(f"--seed {args.seed}: must be from 0 to 4294967295")
     given = vars(args)
@@ -273,14 +276,32 @@ class Checkpoint(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-def make_optimizer(learning_rate, average_steps=None):
-    """AdamW as both stages use it; with `average_steps`, it averages the weights over about so many steps."""
-    average = {"use_ema": True, "ema_momentum": 1 - 1 / max(1.0, average_steps)} if average_steps else {}
-    return keras.optimizers.AdamW(learning_rate, weight_decay=1e-4, clipnorm=1.0, **average)
+def vqvae_optimizer(learning_rate):
+    """AdamW (Loshchilov & Hutter 2019)."""
+    return keras.optimizers.AdamW(learning_rate, weight_decay=1e-4, clipnorm=1.0)
 
 
-def fit(stage, model, batches, validation, monitor, training, run_dir):
-    """Fits a stage, or what is left of it; the best model is left in the run folder."""
+def prior_optimizer(learning_rate, average_steps):
+    """Muon (Liu et al. 2025, arXiv:2502.16982) for every matrix, AdamW for embeddings, biases and the logits' layer.
+
+    Weights are averaged over about `average_steps` steps.
+    """
+    return keras.optimizers.Muon(
+        learning_rate,
+        weight_decay=1e-4,
+        adam_weight_decay=1e-4,
+        clipnorm=1.0,
+        exclude_layers=["logits"],
+        use_ema=True,
+        ema_momentum=1 - 1 / max(1.0, average_steps),
+    )
+
+
+def fit(stage, model, make_optimizer, batches, validation, monitor, training, run_dir):
+    """Fits a stage, or what is left of it; the best model is left in the run folder.
+
+    `make_optimizer` is a function of the learning rate's schedule and the number of steps.
+    """
     checkpoint = Checkpoint(batches, run_dir, stage, monitor, training["patience"])
     if checkpoint.finished(training["epochs"]):
         print(f"{stage}: already trained, {len(checkpoint.history)} epochs")
@@ -290,7 +311,7 @@ def fit(stage, model, batches, validation, monitor, training, run_dir):
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - warm_up), warmup_target=training["learning_rate"], warmup_steps=warm_up
     )
-    optimizer = make_optimizer(rate, steps * training["average_over"] if "average_over" in training else None)
+    optimizer = make_optimizer(rate, steps)
     model.compile(optimizer=optimizer)
     optimizer.build(model.trainable_variables)
     checkpoint.set_model(model)
@@ -347,12 +368,55 @@ def train_vqvae(model, run_dir, data, slices, options):
     batches = dataset.image_batches(data, slices, "train", batch_size, options["data"]["seed"])
     validation = dataset.image_batches(data, slices, "validation", batch_size)
     # The codebook starts as encoder outputs: at another scale, two entries would take every vector for epochs.
+    batches.set_epoch(0)
     sample = np.concatenate([batches[i][0] for i in range(min(8, len(batches)))])
     try:
         model.quantizer.initialise(model.encoder.predict(sample, batch_size=batch_size, verbose=0))
     except ValueError as error:
         raise run_folder.RunError(f"{error}; give more slices, or a smaller --num-embeddings") from error
-    fit("vqvae", model, batches, validation, "reconstruction_loss", options["vqvae_training"], run_dir)
+    training = options["vqvae_training"]
+    fit(
+        "vqvae",
+        model,
+        lambda rate, steps: vqvae_optimizer(rate),
+        batches,
+        validation,
+        "reconstruction_loss",
+        training,
+        run_dir,
+    )
+
+
+class MovedCodes(dataset.Batches):
+    """Batches of a prior's training inputs, whose codes are those of the slices moved a little, anew each epoch.
+
+    A slice moved by a pixel has quite other codes, so that no pattern of codes can be learned by heart.
+
+    Args:
+        inputs: What `run_folder.prior_inputs` tells of the training slices.
+        images, rows: All images, uint8, shape (m, image_size, image_size), and which of them are these slices'.
+        vqvae: The model that encodes them.
+        max_shift: Most pixels they are moved, up, down, left and right; 0 leaves the codes of `inputs`.
+        batch_size, seed: As for `dataset.Batches`; the shifts, too, depend on the seed and the epoch alone.
+    """
+
+    def __init__(self, inputs, images, rows, vqvae, max_shift, batch_size, seed):
+        self.inputs, self.images, self.rows, self.vqvae, self.max_shift = inputs, images, rows, vqvae, max_shift
+        super().__init__(len(rows), lambda indices: run_folder.select(self.inputs, indices), batch_size, seed)
+
+    def set_epoch(self, epoch):
+        """Draws the order and the shifts of one epoch, and encodes; to be called when it begins."""
+        super().set_epoch(epoch)
+        if not self.max_shift:
+            return
+        rng = np.random.default_rng([self.seed, epoch])
+        shifts = rng.integers(-self.max_shift, self.max_shift + 1, (2, self.number))
+        codes = np.empty_like(self.inputs["codes"])
+        for start in range(0, self.number, 32):
+            part = slice(start, start + 32)
+            moved = dataset.move(self.images[self.rows[part]], *shifts[:, part])
+            codes[part] = self.vqvae.encode(dataset.as_float(moved))
+        self.inputs["codes"] = codes
 
 
 def train_prior(run_dir, data, slices, options):
@@ -365,15 +429,27 @@ def train_prior(run_dir, data, slices, options):
     _, model = build_models(data.image_size, len(labels), options, vqvae.fingerprint())
     model.set_codebook(keras.ops.convert_to_numpy(vqvae.quantizer.codebook))
     inputs = run_folder.prior_inputs(codes, slices, labels)
-    split = np.array([one.split for one in slices])
-
-    def batches(name, seed=None):
-        rows = np.flatnonzero(split == name)
-        batch_size = options["prior_training"]["batch_size"]
-        return dataset.Batches(len(rows), lambda i: run_folder.select(inputs, rows[i]), batch_size, seed)
-
-    train = batches("train", options["data"]["seed"])
-    fit("prior", model, train, batches("validation"), "bits_per_code", options["prior_training"], run_dir)
+    rows, split = np.array([one.row for one in slices]), np.array([one.split for one in slices])
+    training = options["prior_training"]
+    train, validation = np.flatnonzero(split == "train"), np.flatnonzero(split == "validation")
+    fit(
+        "prior",
+        model,
+        lambda rate, steps: prior_optimizer(rate, steps * training["average_over"]),
+        MovedCodes(
+            run_folder.select(inputs, train),
+            data.images,
+            rows[train],
+            vqvae,
+            training["max_shift"],
+            training["batch_size"],
+            options["data"]["seed"],
+        ),
+        dataset.Batches(len(validation), lambda i: run_folder.select(inputs, validation[i]), training["batch_size"]),
+        "bits_per_code",
+        training,
+        run_dir,
+    )
 
 
 def run(args):

@@ -3,10 +3,11 @@
     python benchmarks/priors.py --run-dir runs/ixi --minutes 2 --output results/ixi/priors.json
     python benchmarks/priors.py --run-dir runs/ixi --minutes 2 --output /tmp/priors.json --variant default textbook
 
-Every row is trained in this process on the codes of the run's training people: same batches in the same order, same
-optimiser and precision, and the same seconds, counted from the sixth step on, when everything is compiled; the learning
-rate goes by that clock. Bits per code are those of the validation people, under averaged weights. The textbook's
-filters are chosen for as many parameters as the default has.
+Every row is trained in this process on the run's training people: the same slices in the same order, the same precision
+and the same seconds, counted from the sixth step on, when everything is compiled. The rows that do not say otherwise
+have the recipe of train.py, with the learning rate going by that clock. The textbook's filters are chosen for as many
+parameters as the default has; it is shown as it is usually trained (Adam at 1e-3, nothing else) and with the recipe
+here. Bits per code are those of the validation people's codes.
 """
 
 import os
@@ -19,6 +20,7 @@ import dataclasses
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -27,7 +29,6 @@ from keras import layers, ops
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import dataset
 import modules
 import run_folder
 import train
@@ -35,6 +36,7 @@ from benchmarks import report
 
 TRAINING = dataclasses.asdict(train.PriorTraining())
 BATCH_SIZE = TRAINING["batch_size"]
+AVERAGE_STEPS = 50
 COMPILED_AFTER = 5  # steps
 WARM_UP = 0.1  # of the time
 MOST_EPOCHS = 1000
@@ -43,29 +45,28 @@ MOST_EPOCHS = 1000
 class TextbookConv2D(layers.Layer):
     """A convolution with the mask of van den Oord, Kalchbrenner, Kavukcuoglu 2016 (arXiv:1601.06759), figure 2.
 
-    It sees the rows above the centre and what lies left of it in its own row; the centre itself for mask_type "B". The
-    rows below are not stored; of the last row, what lies to the right is multiplied by 0.
+    It sees the rows above the centre and what lies left of it in its own row; the centre itself for mask_type "B". Only
+    that part is stored, as a matrix, like the kernels of `modules.MaskedConv2D`.
     """
 
     def __init__(self, filters, kernel_size, mask_type, **kwargs):
         super().__init__(**kwargs)
         self.filters = filters
-        self.side = kernel_size // 2
-        self.mask = np.ones((self.side + 1, kernel_size, 1, 1), "float32")
-        self.mask[-1, self.side + (mask_type == "B") :] = 0
+        self.size = (kernel_size // 2 + 1, kernel_size)
+        self.visible = math.prod(self.size) - kernel_size // 2 - (mask_type == "A")
 
     def build(self, input_shape):
-        shape = (*self.mask.shape[:2], input_shape[-1], self.filters)
+        self.channels = input_shape[-1]
+        shape = (self.visible * self.channels, self.filters)
         self.kernel = self.add_weight(shape=shape, initializer="glorot_uniform", name="kernel")
         self.bias = self.add_weight(shape=(self.filters,), initializer="zeros", name="bias")
 
     def call(self, x):
-        x = ops.pad(x, ((0, 0), (self.side, 0), (self.side, self.side), (0, 0)))
-        return ops.conv(x, self.kernel * ops.cast(self.mask, self.kernel.dtype), padding="valid") + self.bias
-
-    def count_hidden(self):
-        """Weights that the mask sets to 0."""
-        return int((self.mask == 0).sum()) * math.prod(self.kernel.shape[2:])
+        side = self.size[1] // 2
+        hidden = (math.prod(self.size) - self.visible) * self.channels
+        kernel = ops.reshape(ops.pad(self.kernel, ((0, hidden), (0, 0))), (*self.size, self.channels, self.filters))
+        x = ops.pad(x, ((0, 0), (side, 0), (side, side), (0, 0)))
+        return ops.conv(x, kernel, padding="valid") + self.bias
 
 
 class TextbookPixelCNN(keras.Model):
@@ -88,10 +89,10 @@ class TextbookPixelCNN(keras.Model):
             self.label_embedding = layers.Embedding(num_labels + 1, filters)
         self.first = TextbookConv2D(filters, 7, "A")
         self.blocks = [
-            [layers.Conv2D(filters // 2, 1), TextbookConv2D(filters // 2, 3, "B"), layers.Conv2D(filters, 1)]
+            [layers.Dense(filters // 2), TextbookConv2D(filters // 2, 3, "B"), layers.Dense(filters)]
             for _ in range(num_blocks)
         ]
-        self.last = [layers.Conv2D(filters, 1), layers.Conv2D(num_embeddings, 1, dtype="float32")]
+        self.last = [layers.Dense(filters), layers.Dense(num_embeddings, dtype="float32", name="logits")]
         self.bits_tracker = keras.metrics.Mean(name="bits_per_code")
         one = {"codes": np.zeros((1, grid_size, grid_size), "int32"), "label": np.zeros(1, "int32")}
         self({**one, "slice_position": np.zeros(1, "float32")})  # builds every layer
@@ -113,11 +114,6 @@ class TextbookPixelCNN(keras.Model):
 
     compute_loss = modules.PixelCNN.compute_loss
     compute_metrics = modules.PixelCNN.compute_metrics
-
-    def count_visible(self):
-        """Parameters without those that the masks set to 0."""
-        masked = [layer for layer in self._flatten_layers() if isinstance(layer, TextbookConv2D)]
-        return self.count_params() - sum(layer.count_hidden() for layer in masked)
 
 
 class NoPositions(modules.PixelCNN):
@@ -159,8 +155,36 @@ class NoAttention(modules.PixelCNN):
         pass
 
 
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A prior and how it is trained.
+
+    Attributes:
+        build: Function that returns the model.
+        optimizer: Function of the learning rate and of the steps to average over.
+        learning_rate: Highest learning rate; None takes that of train.py and its schedule, a number stays as it is.
+        max_shift: As in `train.PriorTraining`.
+    """
+
+    build: Callable
+    optimizer: Callable = train.prior_optimizer
+    learning_rate: float | None = None
+    max_shift: int = TRAINING["max_shift"]
+
+
+def adamw(learning_rate, average_steps):
+    """AdamW where the project takes Muon."""
+    average = {"use_ema": True, "ema_momentum": 1 - 1 / average_steps}
+    return keras.optimizers.AdamW(learning_rate, weight_decay=1e-4, clipnorm=1.0, **average)
+
+
+def adam(learning_rate, average_steps):
+    """Plain Adam, without averages."""
+    return keras.optimizers.Adam(learning_rate)
+
+
 def make_variants(codebook, grid_size, num_labels):
-    """Functions that build each variant, by name; `codebook` is NumPy (K, D)."""
+    """Each `Variant` by name; `codebook` is NumPy (K, D)."""
     sizes = {"num_embeddings": len(codebook), "grid_size": grid_size, "num_labels": num_labels}
 
     def ours(kind=modules.PixelCNN, **changes):
@@ -175,21 +199,22 @@ def make_variants(codebook, grid_size, num_labels):
         return TextbookPixelCNN(**sizes, filters=widths[nearest], told=told)
 
     return {
-        "default": ours,
-        "textbook": textbook,
-        "textbook, told the position": lambda: textbook(told=True),
-        "no attention": lambda: ours(NoAttention, attention_every=0),
-        "no position embedding": lambda: ours(NoPositions),
-        "table alone": lambda: ours(TableAlone),
-        "codebook alone": lambda: ours(CodebookAlone),
-        "no dilation": lambda: ours(max_dilation=1),
+        "default": Variant(ours),
+        "textbook": Variant(textbook, adam, learning_rate=1e-3, max_shift=0),
+        "textbook, recipe of the default": Variant(textbook),
+        "textbook, recipe of the default, told the position": Variant(lambda: textbook(told=True)),
+        "AdamW for Muon": Variant(ours, adamw),
+        "slices not moved": Variant(ours, max_shift=0),
+        "no attention": Variant(lambda: ours(NoAttention, attention_every=0)),
+        "no position embedding": Variant(lambda: ours(NoPositions)),
+        "table alone": Variant(lambda: ours(TableAlone)),
+        "codebook alone": Variant(lambda: ours(CodebookAlone)),
+        "no dilation": Variant(lambda: ours(max_dilation=1)),
     }
 
 
 def count(model):
-    """Trained parameters; of a textbook model those that its masks let through."""
-    if isinstance(model, TextbookPixelCNN):
-        return model.count_visible()
+    """Trained parameters."""
     return sum(math.prod(variable.shape) for variable in model.trainable_variables)
 
 
@@ -204,39 +229,45 @@ def parse(argv):
 
 
 class ByTheClock(keras.callbacks.Callback):
-    """The recipe of train.py for a span of time: warm-up, cosine decay of the learning rate, and the end."""
+    """Trains for a span of time; without a fixed learning rate, by the schedule of train.py: warm-up, cosine decay."""
 
-    def __init__(self, seconds):
+    def __init__(self, batches, learning_rate, seconds):
         super().__init__()
+        self.batches = batches
+        self.learning_rate = learning_rate
         self.seconds = seconds
-        self.steps = 0
+        self.steps = -COMPILED_AFTER
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.batches.set_epoch(epoch)
 
     def on_train_batch_begin(self, batch, logs=None):
-        if batch == COMPILED_AFTER:
+        if self.steps == 0:
             self.started = time.perf_counter()
-        done = (time.perf_counter() - self.started) / self.seconds if batch >= COMPILED_AFTER else 0.0
-        decay = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, done - WARM_UP) / (1 - WARM_UP))))
-        self.model.optimizer.learning_rate = TRAINING["learning_rate"] * min(1.0, done / WARM_UP) * decay
+        done = (time.perf_counter() - self.started) / self.seconds if self.steps >= 0 else 0.0
+        if self.learning_rate is None:
+            decay = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, done - WARM_UP) / (1 - WARM_UP))))
+            self.model.optimizer.learning_rate = TRAINING["learning_rate"] * min(1.0, done / WARM_UP) * decay
 
     def on_train_batch_end(self, batch, logs=None):
-        if batch >= COMPILED_AFTER:
-            self.steps += 1
+        self.steps += 1
+        if self.steps > 0:
             self.trained_s = time.perf_counter() - self.started
             self.model.stop_training = self.trained_s >= self.seconds
 
 
-def measure(name, build, inputs, validation, seconds):
-    """Trains one variant for so many seconds and returns its row."""
+def measure(name, variant, make_batches, validation, seconds):
+    """Trains one variant for so many seconds and returns its row; `make_batches` is a function of `max_shift`."""
     keras.utils.set_random_seed(0)
-    model = build()
-    model.compile(optimizer=train.make_optimizer(TRAINING["learning_rate"], average_steps=50))
-    number, rng = len(inputs["label"]), np.random.default_rng(0)
-    order = np.concatenate([rng.permutation(number) for _ in range(MOST_EPOCHS)])
-    batches = dataset.Batches(len(order), lambda indices: run_folder.select(inputs, order[indices]), BATCH_SIZE)
-    clock = ByTheClock(seconds)
-    model.fit(batches, callbacks=[clock], shuffle=False, verbose=0)  # and leaves the averaged weights
+    model = variant.build()
+    rate = TRAINING["learning_rate"] if variant.learning_rate is None else variant.learning_rate
+    model.compile(optimizer=variant.optimizer(rate, AVERAGE_STEPS))
+    batches = make_batches(variant.max_shift)
+    clock = ByTheClock(batches, variant.learning_rate, seconds)
+    # The clock ends it; it leaves the averaged weights.
+    model.fit(batches, epochs=MOST_EPOCHS, callbacks=[clock], shuffle=False, verbose=0)
     bits = model.evaluate(validation, batch_size=BATCH_SIZE, verbose=0, return_dict=True)["bits_per_code"]
-    epochs = clock.steps * BATCH_SIZE / number
+    epochs = clock.steps * BATCH_SIZE / batches.number
     return {
         "variant": name,
         "validation_bits_per_code": bits,
@@ -258,6 +289,11 @@ def run(args):
     inputs = run_folder.prior_inputs(codes, slices, labels)
     split = np.array([one.split for one in slices])
     training, validation = (run_folder.select(inputs, split == name) for name in ("train", "validation"))
+    rows_of_images = np.array([one.row for one in slices])[split == "train"]
+
+    def make_batches(max_shift):
+        return train.MovedCodes(dict(training), data.images, rows_of_images, vqvae, max_shift, BATCH_SIZE, seed=0)
+
     codebook = ops.convert_to_numpy(vqvae.quantizer.codebook)
     precision = train.resolve_precision("auto")
     train.set_precision(precision)
@@ -274,7 +310,7 @@ def run(args):
     }
     rows = []
     for name in args.variant or variants:
-        rows.append(measure(name, variants[name], training, validation, 60 * args.minutes))
+        rows.append(measure(name, variants[name], make_batches, validation, 60 * args.minutes))
         report.write(args.output, rows, **about)
         print(
             "{variant}: {validation_bits_per_code:.3f} bits per code, {parameters:,} parameters, "

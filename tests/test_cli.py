@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 from conftest import write_adni, write_image, write_oasis
 
+import dataset
 import modules
 import predict
 import run_folder
@@ -108,6 +109,31 @@ def test_resumed_equals_uninterrupted(place, monkeypatch, stage):
         models = [keras.saving.load_model(place / r / f"{name}.keras", compile=False) for r in (run, "run")]
         for resumed, whole_run in zip(models[0].get_weights(), models[1].get_weights(), strict=True):
             np.testing.assert_array_equal(resumed, whole_run)
+
+
+def test_the_prior_learns_codes_of_moved_slices_anew_each_epoch(place):
+    _, data, slices = run_folder.reopen(place / "run")
+    vqvae = run_folder.load_model(place / "run" / "vqvae.keras", modules.VQVAE)
+    codes = run_folder.extract_codes(place / "run", vqvae, data, slices)
+    train_rows = np.flatnonzero([one.split == "train" for one in slices])
+    inputs = run_folder.select(run_folder.prior_inputs(codes, slices, ["AD", "NC"]), train_rows)
+
+    def epoch(number, max_shift):
+        images = [slices[i].row for i in train_rows]
+        batches = train.MovedCodes(dict(inputs), data.images, np.array(images), vqvae, max_shift, len(images), seed=0)
+        batches.set_epoch(number)
+        (batch,) = batches[0]  # all of them, in order
+        return batch
+
+    for name, values in epoch(0, 0).items():
+        np.testing.assert_array_equal(values, inputs[name])
+    first, second, again = epoch(0, 3), epoch(1, 3), epoch(0, 3)
+    np.testing.assert_array_equal(first["codes"], again["codes"])
+    assert (first["codes"] != second["codes"]).mean() > 0.05
+    np.testing.assert_array_equal(first["slice_position"], inputs["slice_position"])
+    down, right = np.random.default_rng([0, 1]).integers(-3, 4, (2, len(train_rows)))
+    moved = np.roll(data.images[slices[train_rows[2]].row], (down[2], right[2]), (0, 1))  # its edges are black
+    np.testing.assert_array_equal(second["codes"][2], vqvae.encode(dataset.as_float(moved[None]))[0])
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +267,7 @@ def test_changed_data_are_refused(place, tmp_path, capsys):
     [
         (["--image-size", "30"], "must be a multiple of --downsampling 4"),
         (["--prior-batch-size", "0"], "--prior-batch-size 0: must be above 0"),
+        (["--prior-max-shift", "-1"], "--prior-max-shift -1: must be from 0 to 64"),
         (["--downsampling", "3"], "downsampling must be 2, 4, 8 or 16"),
         (["--downsampling", "0", "--image-size", "32"], "must be a multiple of --downsampling 0"),
         (["--seed", "-1"], "--seed -1: must be from 0"),

@@ -424,3 +424,13 @@ def test_every_epoch_feeds_every_slice_once_in_an_order_of_its_own(tmp_path, cac
     expected = np.sort([data.images[one.row].sum() for one in slices if one.split == "train"])
     for images in (first, second):
         np.testing.assert_array_equal(np.sort((images * 255).round().sum(axis=(1, 2, 3))), expected)
+
+
+def test_moved_slices_are_the_slices_elsewhere_and_black_at_the_edge(rng):
+    images = rng.integers(1, 256, (4, 6, 6)).astype("uint8")
+    down, right = np.array([0, 2, -1, 3]), np.array([0, -3, 1, 0])
+    for image, moved, d, r in zip(images, dataset.move(images, down, right), down, right, strict=True):
+        for y in range(6):
+            for x in range(6):
+                inside = 0 <= y - d < 6 and 0 <= x - r < 6
+                assert moved[y, x] == (image[y - d, x - r] if inside else 0)

@@ -265,7 +265,7 @@ def test_masked_convolution_is_a_convolution_with_a_mask(rng):
             if mask_type == "A":  # one row up or one column left, so a larger masked kernel
                 rows, columns = (rows + 2, columns) if stack == "vertical" else (rows, columns + 2)
             masked = np.zeros((rows, columns, 3, 4), "float32")
-            masked[place] = np.asarray(layer.kernel)
+            masked[place] = np.asarray(layer.kernel).reshape(masked[place].shape)
             expected = tf.nn.conv2d(x, masked, 1, "SAME") + layer.bias
             np.testing.assert_allclose(out, expected, atol=1e-5)
 
