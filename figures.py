@@ -40,6 +40,18 @@ def reconstructions(path, images, outputs, titles, footer):
     finish(figure, path, footer)
 
 
+def closest_pairs(path, samples, training, titles, footer):
+    """Samples above the training slices most like them, a column for each pair."""
+    figure, axes = _image_axes(2, len(samples))
+    for column, (sample, other, title) in enumerate(zip(samples, training, titles, strict=True)):
+        axes[0, column].imshow(sample, **GREY)
+        axes[1, column].imshow(other, **GREY)
+        axes[0, column].set_title(title, fontsize=7)
+    for axis, name in zip(axes[:, 0], ("sample", "training slice"), strict=True):
+        axis.set_ylabel(name)
+    finish(figure, path, footer)
+
+
 def image_grid(path, images, titles, footer, columns=8, row_names=None):
     """Images in a grid, float in [0, 1], shape (n, height, width), each under its title."""
     columns = min(columns, len(images))

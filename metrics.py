@@ -7,6 +7,7 @@ interval is a bootstrap over people.
 import math
 
 import numpy as np
+import tensorflow as tf
 from scipy import ndimage, stats
 from skimage.filters import threshold_otsu
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -51,6 +52,45 @@ def slice_metrics(image, reconstruction):
         "psnr_db": math.inf if identical else float(peak_signal_noise_ratio(image, reconstruction, data_range=1.0)),
         "l1": float(np.abs(image - reconstruction).mean()),
     }
+
+
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 3.2
+SSIM_WINDOW = 11
+
+
+def ms_ssim(images, others):
+    """MS-SSIM of pairs of images (Wang, Simoncelli, Bovik 2003, eq. 7), data range 1.
+
+    Five scales where the smallest of them still holds the window of 11 pixels, which takes 176 pixels; four from 88 on,
+    and so on, with the weights of those that are left scaled to a sum of 1.
+
+    Args:
+        images, others: float in [0, 1], shape (n, S, S) with S from 11 on.
+
+    Returns:
+        float32, shape (n,).
+    """
+    images, others = (np.asarray(x, "float32")[..., None] for x in (images, others))
+    scales = min(len(MS_SSIM_WEIGHTS), 1 + int(math.log2(images.shape[1] / SSIM_WINDOW)))
+    weights = np.array(MS_SSIM_WEIGHTS[:scales])
+    found = [
+        tf.image.ssim_multiscale(images[i : i + 64], others[i : i + 64], 1.0, (weights / weights.sum()).tolist())
+        for i in range(0, len(images), 64)
+    ]
+    return np.concatenate(found)
+
+
+def batch_metrics(images, outputs):
+    """`slice_metrics` and `ms_ssim` of each pair: float in [0, 1], shape (n, S, S) -> n dictionaries."""
+    return [
+        {**slice_metrics(image, output), "ms_ssim": float(likeness)}
+        for image, output, likeness in zip(images, outputs, ms_ssim(images, outputs), strict=True)
+    ]
+
+
+def summarise(per_slice, subject_ids):
+    """`over_people` of each metric of a list of dictionaries, one a slice."""
+    return {name: over_people([one[name] for one in per_slice], subject_ids) for name in per_slice[0]}
 
 
 def over_people(values, subject_ids):

@@ -4,7 +4,7 @@
     python predict.py --run-dir runs/ixi --num-samples 64 --slice-position 0.6
 
 Writes to --output-dir: reconstructions.png, samples.png, positions.png, samples/sample_0000.png and so on (8-bit grey),
-codebook.png, history.png and metrics.json.
+codebook.png, history.png and metrics.json; from 100 samples on, also closest.png and how samples stand to test people.
 """
 
 import os
@@ -21,14 +21,17 @@ import numpy as np
 import PIL.Image
 from tqdm import tqdm
 
+import baselines
 import dataset
 import figures
 import metrics
 import modules
+import realism
 import run_folder
 import sampling
 
 BATCH_SIZE = 32
+FEWEST_JUDGED, MOST_JUDGED = 100, 2000  # samples
 
 
 def parse(argv):
@@ -67,8 +70,46 @@ def reconstruct(vqvae, data, slices, keep):
         codes.append(vqvae.encode(images))
         outputs = vqvae.decode(codes[-1], BATCH_SIZE)[..., 0]
         kept.update({i: outputs[i - len(per_slice)] for i in keep if 0 <= i - len(per_slice) < len(outputs)})
-        per_slice += [metrics.slice_metrics(a, b) for a, b in zip(images[..., 0], outputs, strict=True)]
+        per_slice += metrics.batch_metrics(images[..., 0], outputs)
     return np.concatenate(codes), per_slice, [kept[i] for i in keep]
+
+
+def measure_baselines(data, slices, bits_per_pixel, blur):
+    """Metrics of what needs no model, on the same test slices.
+
+    Args:
+        data, slices: The data set and its slices with their splits.
+        bits_per_pixel: What JPEG and PCA may take.
+        blur: Standard deviation of the blur in pixels.
+
+    Returns:
+        For each baseline its metrics over people, and `bits_per_pixel` where it is one that compresses.
+    """
+    train = [one for one in slices if one.split == "train"]
+    test = [one for one in slices if one.split == "test"]
+    rows, positions = np.array([one.row for one in train]), np.array([one.slice_position for one in train])
+    mean_slice = baselines.MeanSlice(data.images, rows, positions)
+    components = baselines.PrincipalComponents(data.images, rows, bits_per_pixel)
+    per_slice, jpeg_bits = {}, []
+    for start in tqdm(range(0, len(test), BATCH_SIZE), "baselines", leave=False, disable=None):
+        chosen = test[start : start + BATCH_SIZE]
+        images = dataset.as_float(data.images[[one.row for one in chosen]])[..., 0]
+        compressed = [baselines.jpeg(image, bits_per_pixel) for image in images]
+        jpeg_bits += [bits for _, bits in compressed]
+        outputs = {
+            "black": np.zeros_like(images),
+            "mean slice": [mean_slice(one.slice_position) for one in chosen],
+            f"blur, sigma {blur:g} pixels": [baselines.blur(image, blur) for image in images],
+            "JPEG": [image for image, _ in compressed],
+            "PCA": [components(image) for image in images],
+        }
+        for name, made in outputs.items():
+            per_slice.setdefault(name, []).extend(metrics.batch_metrics(images, np.array(made)))
+    people = [one.subject_id for one in test]
+    result = {name: metrics.summarise(rows, people) for name, rows in per_slice.items()}
+    result["JPEG"]["bits_per_pixel"] = float(np.mean(jpeg_bits))
+    result["PCA"]["bits_per_pixel"] = components.bits_per_pixel
+    return result
 
 
 def prior_bits(prior, inputs):
@@ -107,7 +148,7 @@ def draw(sampler, vqvae, labels, positions, seed, noise_index=None, description=
 
 
 def write_samples(batches, folder, keep):
-    """Writes each image as 8-bit grey PNG as soon as it is drawn, removes what an earlier call left; returns a few.
+    """Writes each image as 8-bit grey PNG as soon as it is drawn, removes what an earlier call left; returns some.
 
     Args:
         batches: Iterable of arrays of images.
@@ -134,6 +175,10 @@ def one_of_each(slices, position, most):
     people = list(nearest)
     spread = np.linspace(0, len(people) - 1, min(most, len(people))).round().astype(int)
     return [nearest[people[p]][1] for p in spread]
+
+
+def write_json(path, result):
+    dataset.write_text(path, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
 
 def check(args):
@@ -185,15 +230,15 @@ def run(args):
     bits = prior_bits(prior, run_folder.prior_inputs(test_codes, test, labels))
     per_code = metrics.over_people(bits.mean(axis=(1, 2)), people)
     codes_per_image = bits[0].size
+    codebook = metrics.codebook_metrics(test_codes, vqvae.quantizer.num_embeddings, vqvae.downsampling**2)
     result = {
         "data": config["data"]["title"],
         "split": "test",
         "splits_sha256": config["splits_sha256"],
         "slices": len(test),
-        "reconstruction": {
-            name: metrics.over_people([one[name] for one in per_slice], people) for name in per_slice[0]
-        },
-        "codebook": metrics.codebook_metrics(test_codes, vqvae.quantizer.num_embeddings, vqvae.downsampling**2),
+        "reconstruction": metrics.summarise(per_slice, people),
+        "codebook": codebook,
+        "baselines": measure_baselines(data, slices, codebook["bits_per_pixel"], blur=vqvae.downsampling / 2),
         "prior": {
             "bits_per_code": per_code["mean"],
             "bits_per_code_ci95": per_code["ci95"],
@@ -201,7 +246,7 @@ def run(args):
             "bits_per_pixel": per_code["mean"] / vqvae.downsampling**2,
         },
     }
-    dataset.write_text(output_dir / "metrics.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    write_json(output_dir / "metrics.json", result)
 
     # New slices.
     sampler = sampling.PixelCNNSampler(prior, args.temperature, args.top_k, args.top_p)
@@ -209,10 +254,10 @@ def run(args):
     training = run_folder.prior_inputs(codes[train], [one for one in slices if one.split == "train"], labels)
     sample_labels, positions = choose_conditions(training, args.num_samples, args.seed, label, args.slice_position)
     drawn = draw(sampler, vqvae, sample_labels, positions, args.seed)
-    images = write_samples(drawn, output_dir / "samples", keep=32)
+    images = write_samples(drawn, output_dir / "samples", keep=MOST_JUDGED)
     names = ["", *labels]
     titles = [f"{names[k]} at {p:.2f}".strip() for k, p in zip(sample_labels, positions, strict=True)]
-    figures.image_grid(output_dir / "samples.png", images, titles[: len(images)], f"made by the model\n{footer}")
+    figures.image_grid(output_dir / "samples.png", images[:32], titles[:32], f"made by the model\n{footer}")
 
     # The same noise at eight heights, for each label.
     kinds = [label] if label is not None else list(range(1, len(labels) + 1)) or [0]
@@ -226,6 +271,22 @@ def run(args):
         f"made by the model from one noise, from the lowest slice position to the highest\n{footer}",
         row_names=[names[k] for k in kinds],
     )
+
+    # Samples against the test people.
+    if len(images) >= FEWEST_JUDGED:
+        result["realism"], closest = realism.judge(np.array(images), positions[: len(images)], data.images, slices)
+        write_json(output_dir / "metrics.json", result)
+        figures.closest_pairs(
+            output_dir / "closest.png",
+            [images[i] for i, _, _ in closest],
+            [data.images[slices[k].row] / 255 for _, k, _ in closest],
+            [f"MS-SSIM {likeness:.3f}" for _, _, likeness in closest],
+            footer,
+        )
+    else:
+        print(
+            f"samples are not judged: that takes --num-samples {FEWEST_JUDGED} or more, and figures hold from 1000 on"
+        )
 
     means = {name: values["mean"] or math.nan for name, values in result["reconstruction"].items()}
     print(

@@ -1,0 +1,407 @@
+"""How samples stand to real slices: distances between sets of images, and copies of training slices.
+
+No figure here means much alone, so each comes with its floor: the same figure for as many slices of training people
+that had no part in making it. A set of samples that reaches its floor cannot be told from real slices by that figure.
+"""
+
+import numpy as np
+import scipy.fft
+import tensorflow_probability as tfp
+from scipy import stats
+from scipy.spatial.distance import cdist
+from skimage.registration import phase_cross_correlation
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
+
+import metrics
+
+WAVELENGTHS = (3, 6, 12, 24)  # pixels; the codes' grid of factor 4 or 8 lies among them
+ORIENTATIONS = 6
+CELLS, THUMBNAIL = 4, 8  # cells along each side over which energies are averaged; side of the thumbnail
+COMPONENTS = 64
+NEIGHBOURS = 5
+BANDS = 8
+FOLDS = 5
+MOST_FITTED = 2000  # training slices that the feature space is fitted to
+CANDIDATES = 8  # training slices looked at closely for each image
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Features
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def texture_filters(size):
+    """Log-Gabor filters (Field 1987) in the frequency plane: float32, shape (filters, size, size).
+
+    Each lets a band of one and a third octaves and 30 degrees pass, on one side of the plane, so that the magnitude of
+    a filtered image is its local energy there.
+    """
+    y, x = np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size), indexing="ij")
+    radius, angle = np.hypot(y, x), np.arctan2(y, x)
+    radius[0, 0] = 1.0  # the mean passes none of them
+    filters = []
+    for wavelength in WAVELENGTHS:
+        radial = np.exp(-(np.log(radius * wavelength) ** 2) / (2 * np.log(0.65) ** 2))
+        radial[0, 0] = 0.0
+        for k in range(ORIENTATIONS):
+            away = np.angle(np.exp(1j * (angle - np.pi * k / ORIENTATIONS)))
+            filters.append(radial * np.exp(-(away**2) / (2 * (np.pi / ORIENTATIONS / 1.5) ** 2)))
+    return np.array(filters, "float32")
+
+
+def features(images):
+    """What an eye could go by in a slice: texture of each size and orientation, roughly where, and the rough picture.
+
+    Mean log-Gabor energy in each of 4 x 4 cells for 4 wavelengths (3 to 24 pixels) and 6 orientations, and a thumbnail
+    of 8 x 8. It is no part of either model, needs no download, and sees what goes wrong in samples: blur and grain (the
+    short wavelengths), broken folds (the middle ones), ventricles and outline (the long ones and the thumbnail).
+
+    Args:
+        images: float in [0, 1], shape (n, S, S).
+
+    Returns:
+        float32, shape (n, 448).
+    """
+    size = images.shape[1]
+    filters = texture_filters(size)
+    found = []
+    for image in images:
+        energy = np.abs(scipy.fft.ifft2(scipy.fft.fft2(image.astype("float32")) * filters, workers=-1))
+        found.append(np.concatenate([_cells(energy, CELLS).ravel(), _cells(image[None], THUMBNAIL).ravel()]))
+    return np.array(found, "float32")
+
+
+def _cells(planes, number):
+    """Means of (n, S, S) over number x number cells."""
+    rows = np.array_split(planes, number, axis=1)
+    return np.array([[cell.mean(axis=(1, 2)) for cell in np.array_split(row, number, axis=2)] for row in rows])
+
+
+class FeatureSpace:
+    """Features scaled to variance 1 and turned to their 64 main directions, both by some training people's slices."""
+
+    def __init__(self, training_features):
+        number = min(COMPONENTS, *training_features.shape)
+        self._pipeline = make_pipeline(StandardScaler(), PCA(number, svd_solver="full")).fit(training_features)
+
+    def __call__(self, found):
+        """(n, 448) -> (n, 64), float64."""
+        return self._pipeline.transform(found).astype("float64")
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Distances between two sets
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def frechet_distance(a, b):
+    """Squared Fréchet distance of two normal distributions with the sets' means and covariances.
+
+    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)): Heusel et al. 2017 (arXiv:1706.08500), eq. 6.
+
+    Args:
+        a, b: float, shapes (n, d) and (m, d).
+    """
+    covariances = [np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b)]
+    # The eigenvalues of C_a C_b are real and not negative; rounding may make them a little so.
+    roots = np.sqrt(np.maximum(np.linalg.eigvals(covariances[0] @ covariances[1]).real, 0))
+    difference = a.mean(axis=0) - b.mean(axis=0)
+    return float(difference @ difference + sum(np.trace(c) for c in covariances) - 2 * roots.sum())
+
+
+def mmd(a, b):
+    """Squared maximum mean discrepancy, unbiased (Gretton et al. 2012, eq. 3), under a Gaussian kernel.
+
+    The kernel's length is the median distance within b, the real slices. Around 0, also below it, for sets of one kind.
+    """
+    length = np.median(cdist(b, b)[np.triu_indices(len(b), 1)])
+    kernel = tfp.math.psd_kernels.ExponentiatedQuadratic(length_scale=length)
+    within = [(k.sum() - np.trace(k)) / (len(x) * (len(x) - 1)) for x in (a, b) for k in [kernel.matrix(x, x).numpy()]]
+    return float(sum(within) - 2 * kernel.matrix(a, b).numpy().mean())
+
+
+def overlap(samples, real):
+    """How far two sets cover each other, by balls that reach to each point's fifth neighbour in its own set.
+
+    Returns:
+        Dictionary: `precision`, the share of samples within some ball of real slices, and `recall`, the reverse
+        (Kynkaanniemi et al. 2019, eq. 1 and 2); `density` and `coverage` (Naeem et al. 2020, eq. 3 and 4), which one
+        stray real slice cannot raise.
+    """
+    distance = cdist(real, samples)
+
+    def reach(x):
+        return np.sort(cdist(x, x), axis=1)[:, min(NEIGHBOURS, len(x) - 1)]
+
+    in_real = distance <= reach(real)[:, None]
+    in_samples = distance <= reach(samples)[None]
+    return {
+        "precision": float(in_real.any(axis=0).mean()),
+        "recall": float(in_samples.any(axis=1).mean()),
+        "density": float(in_real.sum(axis=0).mean() / NEIGHBOURS),
+        "coverage": float(in_real.any(axis=1).mean()),
+    }
+
+
+def classifier_accuracy(a, b, people_a, people_b):
+    """Share of slices that a logistic regression puts into the right set, by cross-validation over people.
+
+    1/2: the sets cannot be told apart. As many slices of each are taken; nobody is in two folds. A sample is a person
+    of its own.
+
+    Args:
+        a, b: Features, shapes (n, d) and (m, d).
+        people_a, people_b: Whose slice each is.
+
+    Returns:
+        Number from 0 to 1; None if a set has fewer than five people.
+    """
+    number = min(len(a), len(b))
+    picked = [np.linspace(0, len(x) - 1, number).round().astype(int) for x in (a, b)]
+    groups = np.concatenate(
+        [
+            [f"{side} {people[i]}" for i in rows]
+            for side, people, rows in zip("ab", (people_a, people_b), picked, strict=True)
+        ]
+    )
+    target = np.repeat([0, 1], number)
+    if min(len(set(groups[target == side])) for side in (0, 1)) < FOLDS:
+        return None
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
+    both = np.concatenate([a[picked[0]], b[picked[1]]])
+    return float(cross_val_score(model, both, target, groups=groups, cv=folds).mean())
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Single images
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def radial_power(images):
+    """Mean power of images in eight rings of the frequency plane, equally wide, from the mean to Nyquist: (8,)."""
+    size = images.shape[1]
+    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size), indexing="ij"))
+    ring = np.minimum((radius / 0.5 * BANDS).astype(int), BANDS)  # the corners beyond Nyquist are ring 8
+    ring[0, 0] = BANDS
+    power = np.mean([np.abs(scipy.fft.fft2(image)) ** 2 for image in images], axis=0)
+    return np.bincount(ring.ravel(), power.ravel())[:BANDS] / np.bincount(ring.ravel())[:BANDS]
+
+
+def head_area(image):
+    """Share of the slice inside the head's mask."""
+    return float(metrics.head_mask(image).mean())
+
+
+def symmetry(image):
+    """Correlation of the head with its mirror image, left against right, about the middle of its mask; NaN without."""
+    mask = metrics.head_mask(image)
+    if not mask.any():
+        return np.nan
+    columns = np.flatnonzero(mask.any(axis=0))
+    head = np.where(mask, image, 0)[:, columns[0] : columns[-1] + 1]
+    if head.std() == 0:
+        return np.nan
+    return float(np.corrcoef(head.ravel(), head[:, ::-1].ravel())[0, 1])
+
+
+def diversity(images, positions, people, rng, pairs=400):
+    """Mean MS-SSIM of pairs of images of different people at nearly the same slice position; small is diverse.
+
+    Returns:
+        A number; None where no two people have slices within 0.05 of each other.
+    """
+    first, second = [], []
+    for _ in range(20 * pairs):
+        i = int(rng.integers(len(images)))
+        near = np.flatnonzero((np.abs(positions - positions[i]) < 0.05) & (people != people[i]))
+        if len(near):
+            first.append(i)
+            second.append(int(rng.choice(near)))
+        if len(first) == pairs:
+            break
+    if not first:
+        return None
+    return float(np.mean(metrics.ms_ssim(images[first], images[second])))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Copies
+# ----------------------------------------------------------------------------------------------------------------
+
+
+class NearestTrainingSlice:
+    """Finds the training slice most like an image, by MS-SSIM after a translation.
+
+    Comparing every pair in full would take hours, so the eight nearest by a thumbnail, with the head moved to the
+    middle, are compared: a copy, moved or not, is among them.
+
+    Args:
+        images: Training slices, uint8, shape (n, S, S); may be memory-mapped.
+        rows: Which of them to search.
+    """
+
+    def __init__(self, images, rows):
+        self.images, self.rows = images, np.asarray(rows)
+        thumbnails = np.array([self._thumbnail(images[row] / np.float32(255)) for row in self.rows])
+        self._search = NearestNeighbors(n_neighbors=min(CANDIDATES, len(self.rows))).fit(thumbnails)
+
+    @staticmethod
+    def _thumbnail(image):
+        mask = metrics.head_mask(image)
+        if mask.any():
+            middle = [(np.flatnonzero(mask.any(axis=axis))[[0, -1]].sum() + 1) // 2 for axis in (1, 0)]
+            image = np.roll(image, [side // 2 - m for side, m in zip(image.shape, middle, strict=True)], (0, 1))
+        return _cells(image[None], min(32, image.shape[0] // 2)).ravel()
+
+    def __call__(self, image):
+        """Index into `rows` of the nearest slice, and its MS-SSIM to the image, float in [0, 1] of shape (S, S)."""
+        (candidates,) = self._search.kneighbors(self._thumbnail(image)[None], return_distance=False)
+        moved = []
+        for candidate in candidates:
+            other = self.images[self.rows[candidate]] / np.float32(255)
+            shift, _, _ = phase_cross_correlation(image, other, normalization=None)
+            moved.append(np.roll(other, shift.astype(int), (0, 1)))
+        likeness = metrics.ms_ssim(np.repeat(image[None], len(moved), axis=0), np.array(moved))
+        best = int(np.argmax(likeness))
+        return int(candidates[best]), float(likeness[best])
+
+
+def share_of_copies(samples_likeness, real_likeness):
+    """Share of samples nearer to a training slice than all but 1 % of real slices of other people are.
+
+    Args:
+        samples_likeness, real_likeness: MS-SSIM of each image with its nearest training slice.
+
+    Returns:
+        (share, the 99th percentile of the real ones): a share of 0.01 is what real slices have.
+    """
+    limit = float(np.quantile(real_likeness, 0.99))
+    return float((np.asarray(samples_likeness) > limit).mean()), limit
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# All of it
+# ----------------------------------------------------------------------------------------------------------------
+
+
+class ImageSet:
+    """Images with what is known of them.
+
+    Args:
+        images: float in [0, 1], shape (n, S, S).
+        positions: Slice positions, shape (n,).
+        people: Whose each is, shape (n,).
+    """
+
+    def __init__(self, images, positions, people):
+        self.images, self.positions, self.people = images, np.asarray(positions), np.asarray(people)
+        self.features = features(images)
+
+
+def compare(candidates, real, space):
+    """Every figure of one `ImageSet` against real slices.
+
+    Returns:
+        Dictionary of numbers; `power_ratio` holds eight, ring by ring.
+    """
+    a, b = space(candidates.features), space(real.features)
+    areas, symmetries = (
+        [[value for value in map(figure, one.images) if np.isfinite(value)] for one in (candidates, real)]
+        for figure in (head_area, symmetry)
+    )
+    return {
+        "number": len(a),
+        "frechet_distance": frechet_distance(a, b),
+        "mmd": mmd(a, b),
+        **overlap(a, b),
+        "classifier_accuracy": classifier_accuracy(candidates.features, real.features, candidates.people, real.people),
+        "ms_ssim_diversity": diversity(
+            candidates.images, candidates.positions, candidates.people, np.random.default_rng(0)
+        ),
+        "head_area": float(np.mean(areas[0])),
+        "head_area_distance": float(stats.wasserstein_distance(*areas)),
+        "symmetry": float(np.mean(symmetries[0])),
+        "symmetry_distance": float(stats.wasserstein_distance(*symmetries)),
+        "power_ratio": (radial_power(candidates.images) / radial_power(real.images)).tolist(),
+    }
+
+
+def choose_floor(slices, number):
+    """Training slices for the floor and for the feature space: two lists of indices, with nobody in both.
+
+    People come in the order of their slices until the floor has `number` slices or half of the training people.
+    """
+    people = list(dict.fromkeys(one.subject_id for one in slices if one.split == "train"))
+    of = {person: [] for person in people}
+    for i, one in enumerate(slices):
+        if one.split == "train":
+            of[one.subject_id].append(i)
+    floor = []
+    for person in people[: len(people) // 2]:
+        if len(floor) < number:
+            floor += of.pop(person)
+    return floor[:number], [i for rows in of.values() for i in rows]
+
+
+def judge(samples, positions, images, slices):
+    """Samples against the slices of the test people, the floor beside them, and how near they are to training slices.
+
+    Args:
+        samples: float in [0, 1], shape (n, S, S).
+        positions: Slice position of each, shape (n,).
+        images: uint8, shape (m, S, S), all slices of the data set; may be memory-mapped.
+        slices: `dataset.Slice` of each that is in use.
+
+    Returns:
+        Dictionary: `samples`, `floor` and `test_slices`, the figures of each; `copies`, with the share of samples
+        that are nearer to a training slice than 99 in 100 test slices are. And the eight samples nearest to a training
+        slice, as (sample, index into `slices`, MS-SSIM).
+    """
+
+    def gather(indices):
+        chosen = [slices[i] for i in indices]
+        pixels = np.stack([images[one.row] for one in chosen]).astype("float32") / 255
+        return ImageSet(pixels, [one.slice_position for one in chosen], [one.subject_id for one in chosen])
+
+    test = gather([i for i, one in enumerate(slices) if one.split == "test"])
+    floor_rows, space_rows = choose_floor(slices, len(samples))
+    spread = np.unique(np.linspace(0, len(space_rows) - 1, min(len(space_rows), MOST_FITTED)).round().astype(int))
+    with tqdm(total=5, desc="samples against test people", leave=False, disable=None) as bar:
+        space = FeatureSpace(gather([space_rows[i] for i in spread]).features)
+        bar.update()
+        floor = gather(floor_rows)
+        bar.update()
+        drawn = ImageSet(samples, positions, [f"sample {i}" for i in range(len(samples))])
+        bar.update()
+        result = {"samples": compare(drawn, test, space)}
+        bar.update()
+        result["floor"] = compare(floor, test, space)
+    result["test_slices"] = {
+        "number": len(test.images),
+        "ms_ssim_diversity": diversity(test.images, test.positions, test.people, np.random.default_rng(0)),
+        "head_area": float(np.mean([head_area(image) for image in test.images])),
+        "symmetry": float(np.nanmean([symmetry(image) for image in test.images])),
+    }
+    training = [i for i, one in enumerate(slices) if one.split == "train"]
+    nearest = NearestTrainingSlice(images, [slices[i].row for i in training])
+    found = {
+        name: [nearest(image) for image in tqdm(group, f"nearest training slice, {name}", leave=False, disable=None)]
+        for name, group in (("samples", samples), ("test slices", test.images))
+    }
+    likeness = {name: np.array([value for _, value in pairs]) for name, pairs in found.items()}
+    share, limit = share_of_copies(likeness["samples"], likeness["test slices"])
+    result["copies"] = {
+        "share_of_samples": share,
+        "limit_ms_ssim": limit,
+        **{f"median_ms_ssim_{name.replace(' ', '_')}": float(np.median(values)) for name, values in likeness.items()},
+        "most_ms_ssim_samples": float(likeness["samples"].max()),
+    }
+    closest = np.argsort(-likeness["samples"])[:8]
+    return result, [(int(i), training[found["samples"][i][0]], float(likeness["samples"][i])) for i in closest]

@@ -1,0 +1,206 @@
+"""Distances between sets of images against independent computations, and cases whose answer is known."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+from scipy import ndimage
+
+import baselines
+import metrics
+import realism
+
+
+def people_of_slices(rng, people, size=48, slices=4):
+    """Smooth random heads: float in [0, 1], (people * slices, size, size), and whose each is."""
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    images = []
+    for _ in range(people):
+        head = np.hypot(x / rng.uniform(0.55, 0.7), y / rng.uniform(0.7, 0.85)) < 1
+        pattern = ndimage.gaussian_filter(rng.standard_normal((size, size)), 2)
+        for _ in range(slices):
+            change = ndimage.gaussian_filter(rng.standard_normal((size, size)), 2)
+            grain = 0.03 * rng.standard_normal((size, size))
+            images.append(head * (0.6 + pattern + 0.3 * change + grain).clip(0.05, 1))
+    return np.array(images, "float32"), np.repeat([f"p{i}" for i in range(people)], slices)
+
+
+def test_frechet_distance_is_that_of_the_matrix_root(rng):
+    a, b = rng.standard_normal((60, 5)) @ rng.standard_normal((5, 5)), 1 + 2 * rng.standard_normal((80, 5))
+    covariances = [np.cov(x.T) for x in (a, b)]
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert realism.frechet_distance(a, b) == pytest.approx(expected)
+    assert realism.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert realism.frechet_distance(a, a + 3) == pytest.approx(5 * 9)
+
+
+def test_mmd_is_the_unbiased_double_sum(rng):
+    a, b = rng.standard_normal((6, 3)), 1 + rng.standard_normal((7, 3))
+    length = np.median([np.linalg.norm(b[i] - b[j]) for i in range(7) for j in range(i)])
+
+    def k(x, y):
+        return np.exp(-((x - y) ** 2).sum() / (2 * length**2))
+
+    within_a = np.mean([k(a[i], a[j]) for i in range(6) for j in range(6) if i != j])
+    within_b = np.mean([k(b[i], b[j]) for i in range(7) for j in range(7) if i != j])
+    between = np.mean([k(x, y) for x in a for y in b])
+    assert realism.mmd(a, b) == pytest.approx(within_a + within_b - 2 * between)
+    same = [realism.mmd(*rng.standard_normal((2, 100, 3))) for _ in range(10)]
+    assert min(same) < 0 < max(same)
+
+
+def test_overlap_against_brute_force_and_a_collapsed_set(rng):
+    samples, real = rng.standard_normal((40, 3)), 0.5 + rng.standard_normal((50, 3))
+
+    def reach(x, i):
+        return sorted(np.linalg.norm(x - x[i], axis=1))[5]
+
+    in_real = np.array([[np.linalg.norm(r - s) <= reach(real, i) for s in samples] for i, r in enumerate(real)])
+    in_samples = np.array([[np.linalg.norm(r - s) <= reach(samples, j) for j, s in enumerate(samples)] for r in real])
+    assert realism.overlap(samples, real) == pytest.approx(
+        {
+            "precision": in_real.any(0).mean(),
+            "recall": in_samples.any(1).mean(),
+            "density": in_real.sum() / (5 * 40),
+            "coverage": in_real.any(1).mean(),
+        }
+    )
+    one = real[:1] + 1e-3 * rng.standard_normal((40, 3))
+    collapsed = realism.overlap(one, real)
+    assert collapsed["precision"] == 1
+    assert collapsed["recall"] <= 0.02
+    assert collapsed["coverage"] < 0.6
+
+
+def test_real_slices_reach_their_floor_and_blurred_ones_do_not(rng):
+    images, people = people_of_slices(rng, 60)
+    space = realism.FeatureSpace(realism.features(images[:80]))
+    positions = np.tile([0.0, 0.3, 0.6, 0.9], 60)
+    first, second = (realism.ImageSet(images[i], positions[i], people[i]) for i in (slice(80, 160), slice(160, 240)))
+    assert first.features.shape == (80, 4 * 4 * 24 + 64)
+    floor = realism.compare(first, second, space)
+    blurred = np.array([ndimage.gaussian_filter(image, 1.0) for image in first.images])
+    other = realism.compare(realism.ImageSet(blurred, first.positions, first.people), second, space)
+    assert 0.3 < floor["classifier_accuracy"] < 0.7
+    assert other["classifier_accuracy"] > 0.95
+    assert abs(floor["mmd"]) < 0.05 < other["mmd"]
+    assert other["frechet_distance"] > 2 * floor["frechet_distance"]
+    assert other["coverage"] < 0.5 < floor["coverage"]
+    assert floor["power_ratio"] == pytest.approx([1] * 8, rel=0.2)
+    assert other["power_ratio"][7] < 0.1
+    assert floor["head_area_distance"] < 0.05
+
+
+def test_the_classifier_does_not_know_people_again(rng):
+    """Every person has features quite unlike another's: only a fold with the same person could tell the sets apart."""
+    people = rng.standard_normal((40, 30))
+    features = np.repeat(people, 6, axis=0) + 0.01 * rng.standard_normal((240, 30))
+    names = np.repeat(np.arange(40), 6)
+    accuracy = realism.classifier_accuracy(features[:120], features[120:], names[:120], names[120:])
+    assert 0.25 < accuracy < 0.75
+    leaking = realism.classifier_accuracy(features[:120], features[120:], np.arange(120), np.arange(120))
+    assert leaking > 0.9
+    assert realism.classifier_accuracy(features[:6], features[120:], names[:6], names[120:]) is None
+
+
+def test_radial_power_finds_a_wave_in_its_ring():
+    y, x = np.mgrid[:64, :64]
+    for cycles in (2, 10, 31):
+        power = realism.radial_power(np.cos(2 * np.pi * cycles * x / 64)[None] + 5.0)
+        assert np.argmax(power) == int(cycles / 32 * 8)
+        assert power.sum() == pytest.approx(power.max())
+
+
+def test_symmetry_and_area():
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    head = np.hypot(x / 0.6, y / 0.8) < 1
+    assert realism.head_area(head * 0.8) == head.mean()
+    image = head * (0.5 + 0.3 * np.cos(9 * x))
+    assert realism.symmetry(image) == pytest.approx(1)
+    assert realism.symmetry(np.roll(image, 7, axis=1)) == pytest.approx(1)
+    assert realism.symmetry(head * (0.5 + 0.4 * np.sin(9 * x))) < 0.9
+    assert np.isnan(realism.symmetry(np.zeros((64, 64))))
+
+
+def test_diversity_compares_other_people_at_the_same_height(rng):
+    images, people = people_of_slices(rng, 10)
+    positions = np.tile([0.0, 0.3, 0.6, 0.9], 10)
+    value = realism.diversity(images, positions, people, rng, pairs=30)
+    assert 0 < value < 0.9
+    same = np.repeat(images[:1], 40, axis=0)
+    assert realism.diversity(same, positions, people, rng, pairs=30) == pytest.approx(1)
+    assert realism.diversity(images[:4], positions[:4], people[:4], rng) is None
+
+
+def test_copies_of_training_slices_are_caught_even_moved(rng):
+    images, _ = people_of_slices(rng, 40)
+    training, fresh = (images[:120] * 255).round().astype("uint8"), images[120:]
+    nearest = realism.NearestTrainingSlice(training, np.arange(120))
+    real = [nearest(image)[1] for image in fresh]
+    copies = []
+    for i in range(0, 120, 10):
+        row, likeness = nearest(np.roll(training[i] / np.float32(255), (3, -2), (0, 1)))
+        assert row == i
+        copies.append(likeness)
+    assert min(copies) > 0.99
+    share, limit = realism.share_of_copies(copies, real)
+    assert share == 1
+    assert limit == pytest.approx(np.sort(real)[-1], abs=0.05)
+    assert realism.share_of_copies(real, real)[0] <= 1 / 40
+
+
+def test_ms_ssim_against_a_computation_of_its_own(rng):
+    a, b = rng.random((2, 96, 96))
+    b = 0.7 * a + 0.3 * b
+    window = np.outer(*[np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))] * 2)
+    window /= window.sum()
+
+    def blur(x):
+        return ndimage.correlate(x, window)[5:-5, 5:-5]
+
+    weights, result, x, y = np.array([0.0448, 0.2856, 0.3001, 0.2363]), 1.0, a, b
+    weights = weights / weights.sum()
+    for scale, weight in enumerate(weights):
+        mx, my = blur(x), blur(y)
+        vx, vy, cov = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
+        contrast = (2 * cov + 0.03**2) / (vx + vy + 0.03**2)
+        luminance = (2 * mx * my + 0.01**2) / (mx**2 + my**2 + 0.01**2)
+        result *= (contrast * luminance if scale == 3 else contrast).mean() ** weight
+        x, y = (z.reshape(len(z) // 2, 2, len(z) // 2, 2).mean((1, 3)) for z in (x, y))
+    assert metrics.ms_ssim(a[None], b[None])[0] == pytest.approx(result, abs=1e-4)
+    assert metrics.ms_ssim(a[None, :40, :40], a[None, :40, :40])[0] == pytest.approx(1)
+
+
+def test_baselines_keep_to_their_bits(rng):
+    images, _ = people_of_slices(rng, 20, size=64)
+    training = (images[:60] * 255).round().astype("uint8")
+    image = images[70]
+    errors = []
+    for bits in (0.5, 1.0, 2.0, 100.0):
+        output, used = baselines.jpeg(image, bits)
+        assert used <= bits or bits == 0.5
+        errors.append(np.abs(output - image).mean())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.01
+    components = baselines.PrincipalComponents(training, np.arange(60), 0.05)
+    assert components.bits_per_pixel == 25 * 8 / 64**2  # 0.05 * 4096 / 8 components
+    output = components(image)
+    assert output.shape == image.shape
+    assert np.abs(output - image).mean() < np.abs(training.mean(0) / 255 - image).mean()
+    own = baselines.PrincipalComponents(training[:10], np.arange(10), 1.0)  # as many as ten slices have
+    assert np.abs(own(images[3]) - images[3]).mean() < 0.01
+
+
+def test_mean_slice_goes_by_position(rng):
+    images = rng.integers(0, 256, (8, 16, 16)).astype("uint8")
+    rows, positions = np.array([1, 2, 5]), np.array([0.0, 0.0, 1.0])
+    mean = baselines.MeanSlice(images, rows, positions)
+    np.testing.assert_allclose(mean(0.01), (images[1].astype(float) + images[2]) / 2 / 255, atol=1e-6)
+    np.testing.assert_allclose(mean(0.99), images[5] / 255, atol=1e-6)
+    np.testing.assert_allclose(mean(0.5), images[rows].mean(0) / 255, atol=1e-6)
+
+
+def test_cells_are_means():
+    planes = np.arange(2 * 6 * 6.0).reshape(2, 6, 6)
+    expected = planes.reshape(2, 3, 2, 3, 2).mean((2, 4)).transpose(1, 2, 0)
+    np.testing.assert_allclose(realism._cells(planes, 3), expected)
