@@ -66,6 +66,47 @@ def image_grid(path, images, titles, footer, columns=8, row_names=None):
     finish(figure, path, footer)
 
 
+def masks(path, images, found, titles, footer):
+    """Slices with the outline of their masks, bool, shape (n, height, width)."""
+    figure, axes = _image_axes(1, len(images))
+    for axis, image, mask, title in zip(axes.flat, images, found, titles, strict=True):
+        axis.imshow(image, **GREY)
+        if mask.any():
+            axis.contour(mask, levels=[0.5], colors="tab:orange", linewidths=0.8)
+        axis.set_title(title, fontsize=7)
+    finish(figure, path, footer)
+
+
+def spectrum(path, ratios, footer):
+    """Power over that of test slices in rings of the frequency plane, a line for each set; `ratios` by name."""
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for name, values in ratios.items():
+        middle = (np.arange(len(values)) + 0.5) / len(values)
+        axis.plot(middle, values, marker="o", label=name)
+    axis.axhline(1, color="0.5", linewidth=0.8)
+    axis.set(xlabel="spatial frequency, share of Nyquist", ylabel="power / power of test slices", xlim=(0, 1))
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False)
+    finish(figure, path, footer)
+
+
+def bits(path, mean, images, maps, titles, footer):
+    """Bits of the codes at each place of the grid: the mean over slices, then single slices above their own maps."""
+    figure, axes = _image_axes(2, len(images) + 1)
+    style = {"cmap": "magma", "vmin": 0, "vmax": max(1.0, *(np.max(one) for one in maps)), "interpolation": "nearest"}
+    axes[0, 0].axis("off")
+    axes[1, 0].imshow(mean, **style)
+    axes[1, 0].set_xlabel(f"mean, {mean.mean():.2f} a code", fontsize=7)
+    for column, (image, one, title) in enumerate(zip(images, maps, titles, strict=True), 1):
+        axes[0, column].imshow(image, **GREY)
+        axes[0, column].set_title(title, fontsize=7)
+        shown = axes[1, column].imshow(one, **style)
+        axes[1, column].set_xlabel(f"{one.sum():.0f} bits", fontsize=7)
+    figure.colorbar(shown, ax=axes[1, :], label="bits a code", fraction=0.02)
+    finish(figure, path, footer)
+
+
 def codebook(path, codes, num_embeddings, footer):
     """Use of each code on the test slices, most used first, and where in the grid codes vary."""
     counts = np.sort(np.bincount(np.ravel(codes), minlength=num_embeddings))[::-1]

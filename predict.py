@@ -3,8 +3,8 @@
     python predict.py                                             # the demo run
     python predict.py --run-dir runs/ixi --num-samples 64 --slice-position 0.6
 
-Writes to --output-dir: reconstructions.png, samples.png, positions.png, samples/sample_0000.png and so on (8-bit grey),
-codebook.png, history.png and metrics.json; from 100 samples on, also closest.png and how samples stand to test people.
+Writes to --output-dir: report.html, which shows everything; metrics.json and people.csv, its figures; its pictures as
+PNG; samples/sample_0000.png and so on (8-bit grey). From 100 samples on it also says how they stand to the test people.
 """
 
 import os
@@ -29,6 +29,7 @@ import modules
 import realism
 import run_folder
 import sampling
+import webpage
 
 BATCH_SIZE = 32
 FEWEST_JUDGED, MOST_JUDGED = 100, 2000  # samples
@@ -51,27 +52,25 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def reconstruct(vqvae, data, slices, keep):
-    """Codes and metrics of every test slice, and the reconstructions of a few.
+def reconstruct(vqvae, data, slices):
+    """Codes and metrics of every test slice, and the share of each ring's power that reconstructions keep.
 
     Args:
         vqvae: The trained `VQVAE`.
         data, slices: The data set and its slices with their splits.
-        keep: Indices, among the test slices, of the reconstructions to keep.
 
     Returns:
-        Codes, int32 (n, grid, grid); one dictionary of metrics a slice; the reconstructions that were kept, float32 in
-        [0, 1], in the order of `keep`.
+        Codes, int32 (n, grid, grid); one dictionary of metrics a slice; eight ratios (`realism.radial_power`).
     """
     batches = dataset.image_batches(data, slices, "test", BATCH_SIZE)
-    codes, per_slice, kept = [], [], {}
+    codes, per_slice, power = [], [], np.zeros((2, realism.BANDS))
     for index in tqdm(range(len(batches)), "test slices", leave=False, disable=None):
         images = batches[index][0]
         codes.append(vqvae.encode(images))
         outputs = vqvae.decode(codes[-1], BATCH_SIZE)[..., 0]
-        kept.update({i: outputs[i - len(per_slice)] for i in keep if 0 <= i - len(per_slice) < len(outputs)})
         per_slice += metrics.batch_metrics(images[..., 0], outputs)
-    return np.concatenate(codes), per_slice, [kept[i] for i in keep]
+        power += [len(images) * realism.radial_power(some) for some in (outputs, images[..., 0])]
+    return np.concatenate(codes), per_slice, power[0] / power[1]
 
 
 def measure_baselines(data, slices, bits_per_pixel, blur):
@@ -177,6 +176,60 @@ def one_of_each(slices, position, most):
     return [nearest[people[p]][1] for p in spread]
 
 
+def person_by_person(test, per_slice):
+    """A row of the table of people for each test person: id, label, number of slices, mean of each metric."""
+    rows = []
+    for person in dict.fromkeys(one.subject_id for one in test):
+        mine = [i for i, one in enumerate(test) if one.subject_id == person]
+        means = {}
+        for name in per_slice[0]:
+            finite = [value for value in (per_slice[i][name] for i in mine) if math.isfinite(value)]
+            means[name] = float(np.mean(finite)) if finite else None
+        rows.append({"subject_id": person, "label": test[mine[0]].label, "slices": len(mine), **means})
+    return rows
+
+
+def draw_pictures(folder, data, vqvae, test, codes, per_slice, bits, footer):
+    """Pictures of the test slices: reconstructions, the worst of them, masks, use of the codebook, bits.
+
+    Args:
+        folder: Where they go.
+        data, vqvae: The data set and the model.
+        test: The test slices.
+        codes, per_slice, bits: Their codes, metrics and bits under the prior.
+        footer: Line under each picture.
+    """
+
+    def pixels(chosen):
+        return [data.images[test[i].row] / 255 for i in chosen]
+
+    def titles(chosen, metric, name):
+        return [f"{test[i].subject_id} {test[i].label}\n{name} {per_slice[i][metric]:.3f}" for i in chosen]
+
+    shown = one_of_each(test, position=0.6, most=8)
+    outputs = vqvae.decode(codes[shown], BATCH_SIZE)[..., 0]
+    figures.reconstructions(
+        folder / "reconstructions.png", pixels(shown), outputs, titles(shown, "ssim", "SSIM"), footer
+    )
+
+    def quality(i):
+        return per_slice[i]["ssim_head"]
+
+    from_the_best = sorted((i for i in range(len(test)) if math.isfinite(quality(i))), key=quality, reverse=True)
+    worst = sorted({test[i].subject_id: i for i in from_the_best}.values(), key=quality)[:5]  # one of each person
+    if worst:
+        outputs = vqvae.decode(codes[worst], BATCH_SIZE)[..., 0]
+        figures.reconstructions(
+            folder / "worst.png", pixels(worst), outputs, titles(worst, "ssim_head", "SSIM, head"), footer
+        )
+    found = [metrics.head_mask(image) for image in pixels(shown)]
+    figures.masks(folder / "masks.png", pixels(shown), found, [test[i].subject_id for i in shown], footer)
+    some = shown[:5]
+    names = [test[i].subject_id for i in some]
+    figures.bits(folder / "bits.png", bits.mean(axis=0), pixels(some), bits[some], names, footer)
+    figures.codebook(folder / "codebook.png", codes, vqvae.quantizer.num_embeddings, footer)
+
+
 def write_json(path, result):
     dataset.write_text(path, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
@@ -210,43 +263,39 @@ def run(args):
     footer = "\n".join(dict.fromkeys(filter(None, (data.title, data.credit))))
     print(f"data: {data.title}")
 
-    # Reconstruction of every test slice.
+    # Reconstruction of every test slice, and what the prior says of its codes.
     test = [one for one in slices if one.split == "test"]
     people = [one.subject_id for one in test]
-    shown = one_of_each(test, position=0.6, most=8)
-    test_codes, per_slice, outputs = reconstruct(vqvae, data, slices, shown)
-    figures.reconstructions(
-        output_dir / "reconstructions.png",
-        [data.images[test[i].row] / 255 for i in shown],
-        outputs,
-        [f"{test[i].subject_id} {test[i].label}\nSSIM {per_slice[i]['ssim']:.3f}" for i in shown],
-        footer,
-    )
-    figures.codebook(output_dir / "codebook.png", test_codes, vqvae.quantizer.num_embeddings, footer)
-    histories = [run_folder.read_history(args.run_dir / f"{stage}_history.csv") for stage in ("vqvae", "prior")]
-    figures.history(output_dir / "history.png", *histories, footer)
-
-    # What the prior says of the test people's codes.
+    test_codes, per_slice, power_ratio = reconstruct(vqvae, data, slices)
     bits = prior_bits(prior, run_folder.prior_inputs(test_codes, test, labels))
-    per_code = metrics.over_people(bits.mean(axis=(1, 2)), people)
-    codes_per_image = bits[0].size
+    for one, bits_of_slice in zip(per_slice, bits, strict=True):
+        one["bits_per_code"] = float(bits_of_slice.mean())
+    summary = metrics.summarise(per_slice, people)
+    per_code = summary.pop("bits_per_code")
     codebook = metrics.codebook_metrics(test_codes, vqvae.quantizer.num_embeddings, vqvae.downsampling**2)
     result = {
         "data": config["data"]["title"],
         "split": "test",
         "splits_sha256": config["splits_sha256"],
         "slices": len(test),
-        "reconstruction": metrics.summarise(per_slice, people),
+        "reconstruction": summary,
+        "reconstruction_power_ratio": power_ratio.tolist(),
         "codebook": codebook,
         "baselines": measure_baselines(data, slices, codebook["bits_per_pixel"], blur=vqvae.downsampling / 2),
         "prior": {
             "bits_per_code": per_code["mean"],
             "bits_per_code_ci95": per_code["ci95"],
-            "bits_per_image": per_code["mean"] * codes_per_image,
+            "bits_per_image": per_code["mean"] * bits[0].size,
             "bits_per_pixel": per_code["mean"] / vqvae.downsampling**2,
         },
     }
     write_json(output_dir / "metrics.json", result)
+    by_person = person_by_person(test, per_slice)
+    lines = [by_person[0].keys(), *(person.values() for person in by_person)]
+    dataset.write_text(output_dir / "people.csv", "".join(",".join(map(str, line)) + "\n" for line in lines))
+    draw_pictures(output_dir, data, vqvae, test, test_codes, per_slice, bits, footer)
+    histories = [run_folder.read_history(args.run_dir / f"{stage}_history.csv") for stage in ("vqvae", "prior")]
+    figures.history(output_dir / "history.png", *histories, footer)
 
     # New slices.
     sampler = sampling.PixelCNNSampler(prior, args.temperature, args.top_k, args.top_p)
@@ -284,9 +333,14 @@ def run(args):
             footer,
         )
     else:
-        print(
-            f"samples are not judged: that takes --num-samples {FEWEST_JUDGED} or more, and figures hold from 1000 on"
-        )
+        print(f"samples are not judged: that takes --num-samples {FEWEST_JUDGED} or more, 1000 to hold")
+
+    ratios = {"reconstructions": result["reconstruction_power_ratio"]}
+    if "realism" in result:
+        ratios["samples"] = result["realism"]["samples"]["power_ratio"]
+        ratios["other people, the floor"] = result["realism"]["floor"]["power_ratio"]
+    figures.spectrum(output_dir / "spectrum.png", ratios, footer)
+    webpage.write(output_dir, config, result, by_person, footer)
 
     means = {name: values["mean"] or math.nan for name, values in result["reconstruction"].items()}
     print(

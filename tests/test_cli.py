@@ -1,8 +1,11 @@
 """Both command lines, end to end, in a temporary folder."""
 
+import base64
 import csv
 import json
+import re
 import shutil
+from html.parser import HTMLParser
 
 import keras
 import numpy as np
@@ -146,8 +149,9 @@ def output(place):
 
 
 def test_predict_writes_everything(output):
-    names = {"reconstructions.png", "samples.png", "positions.png", "codebook.png", "history.png", "metrics.json"}
-    assert {path.name for path in output.iterdir()} == names | {"samples"}
+    pictures = "reconstructions worst masks spectrum codebook bits history samples positions".split()
+    names = {f"{name}.png" for name in pictures} | {"metrics.json", "people.csv", "report.html", "samples"}
+    assert {path.name for path in output.iterdir()} == names
     samples = sorted((output / "samples").iterdir())
     assert [path.name for path in samples] == [f"sample_{i:04d}.png" for i in range(5)]
     with PIL.Image.open(samples[0]) as image:
@@ -162,6 +166,61 @@ def test_predict_writes_everything(output):
     assert 1 <= found["codebook"]["perplexity"] <= 16
     assert found["codebook"]["bits_per_pixel"] == 4 / 16
     assert found["prior"]["bits_per_image"] == pytest.approx(64 * found["prior"]["bits_per_code"])
+
+
+def test_baselines_and_people_are_those_of_the_test_slices(place, output):
+    found = json.loads((output / "metrics.json").read_text())
+    _, data, slices = run_folder.reopen(place / "run")
+    test = [one for one in slices if one.split == "test"]
+    by_person = {}
+    for one in test:
+        by_person.setdefault(one.subject_id, []).append((data.images[one.row] / 255.0).mean())
+    assert found["baselines"]["black"]["l1"]["mean"] == pytest.approx(np.mean([*map(np.mean, by_person.values())]))
+    assert set(found["baselines"]) == {"black", "mean slice", "blur, sigma 2 pixels", "JPEG", "PCA"}
+    assert found["baselines"]["PCA"]["bits_per_pixel"] <= found["codebook"]["bits_per_pixel"]
+    with (output / "people.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["subject_id"] for row in rows] == list(by_person)
+    assert np.mean([float(row["ssim"]) for row in rows]) == pytest.approx(found["reconstruction"]["ssim"]["mean"])
+    assert np.mean([float(row["bits_per_code"]) for row in rows]) == pytest.approx(found["prior"]["bits_per_code"])
+
+
+def test_the_report_stands_alone(output):
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
+    for name in (
+        "reconstructions",
+        "worst",
+        "masks",
+        "spectrum",
+        "codebook",
+        "bits",
+        "history",
+        "samples",
+        "positions",
+    ):
+        data = base64.b64encode((output / f"{name}.png").read_bytes()).decode()
+        assert f"data:image/png;base64,{data}" in page
+    found = json.loads((output / "metrics.json").read_text())
+    assert found["splits_sha256"] in page
+    assert f"<td>{found['reconstruction']['psnr_db']['mean']:.2f} (" in page
+    parser = HTMLParser()
+    parser.feed(page)
+    parser.close()
+
+
+def test_many_samples_are_judged(place, tmp_path, capsys):
+    arguments = ["--run-dir", place / "run", "--output-dir", tmp_path, "--num-samples", 100]
+    assert predict.main([str(argument) for argument in arguments]) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())["realism"]
+    assert found["samples"]["number"] == 100
+    assert set(found["samples"]) == set(found["floor"])
+    assert 0 <= found["copies"]["share_of_samples"] <= 1
+    assert len(found["samples"]["power_ratio"]) == 8
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'id="realism"' in page
+    assert (tmp_path / "closest.png").exists()
+    assert "not judged" not in capsys.readouterr().out
 
 
 def test_fewer_samples_are_the_first_ones(place, output, tmp_path):

@@ -1,11 +1,15 @@
 """Distances between sets of images against independent computations, and cases whose answer is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.linalg
+from conftest import make_slices
 from scipy import ndimage
 
 import baselines
+import dataset
 import metrics
 import realism
 
@@ -147,6 +151,34 @@ def test_copies_of_training_slices_are_caught_even_moved(rng):
     assert share == 1
     assert limit == pytest.approx(np.sort(real)[-1], abs=0.05)
     assert realism.share_of_copies(real, real)[0] <= 1 / 40
+
+
+def test_training_slices_given_as_samples_are_caught(rng):
+    images, people = people_of_slices(rng, 20)
+    split = np.repeat(["train", "test"], [14 * 4, 6 * 4])
+    slices = [dataset.Slice(f"{i}", people[i], "", i % 4, (i % 4) / 4, "", split[i], i) for i in range(len(images))]
+    pixels = (images * 255).round().astype("uint8")
+    stolen = np.arange(1, 31)  # of training people
+    result, closest = realism.judge(pixels[stolen] / np.float32(255), (stolen % 4) / 4, pixels, slices)
+    assert result["copies"]["share_of_samples"] == 1
+    assert result["copies"]["most_ms_ssim_samples"] == pytest.approx(1)
+    for sample, index, likeness in closest:
+        assert index == stolen[sample]
+        assert likeness > 0.999
+    honest, _ = realism.judge(images[56:], (np.arange(24) % 4) / 4, pixels, slices)  # the test slices themselves
+    assert honest["copies"]["share_of_samples"] <= 1 / 24
+    assert honest["samples"]["frechet_distance"] < 0.01 * honest["floor"]["frechet_distance"]
+
+
+def test_nobody_is_in_the_floor_and_in_the_feature_space():
+    slices = [
+        dataclasses.replace(one, split="train" if one.subject_id < "p0010" else "test") for one in make_slices(14)
+    ]
+    floor, space = realism.choose_floor(slices, 5)
+    assert len(floor) == 5
+    assert not {slices[i].subject_id for i in floor} & {slices[i].subject_id for i in space}
+    assert {slices[i].split for i in floor + space} == {"train"}
+    assert len(realism.choose_floor(slices, 1000)[0]) == 10  # half of the people
 
 
 def test_ms_ssim_against_a_computation_of_its_own(rng):
