@@ -149,7 +149,7 @@ def output(place):
 
 
 def test_predict_writes_everything(output):
-    pictures = "reconstructions worst masks spectrum codebook bits history samples positions".split()
+    pictures = ["reconstructions", "worst", "masks", "spectrum", "codebook", "bits", "history", "samples", "positions"]
     names = {f"{name}.png" for name in pictures} | {"metrics.json", "people.csv", "report.html", "samples"}
     assert {path.name for path in output.iterdir()} == names
     samples = sorted((output / "samples").iterdir())
