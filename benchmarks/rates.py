@@ -2,9 +2,10 @@
 
     python benchmarks/rates.py --data-dir ../shared/data/ixi --output-dir results/rates
 
-For each downsampling factor and number of codes it runs train.py and predict.py, each with about the same time for
-training (a grid of factor 8 has a quarter of the codes, so its prior gets four times the epochs; rates.json says the
-seconds), and writes rates.json, rates.png and samples.png. A stopped sweep goes on where it was.
+For each downsampling factor and number of codes it runs train.py, each with about the same time for training (a grid of
+factor 8 has a quarter of the codes, so its prior gets four times the epochs; rates.json says the seconds), measures the
+test people and draws samples as predict.py does, and writes rates.json, rates.png and samples.png. A stopped sweep goes
+on where it was.
 """
 
 import os
@@ -24,6 +25,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import figures
+import metrics
 import modules
 import predict
 import run_folder
@@ -47,13 +49,6 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def call(script, *arguments):
-    """Runs a script of the project in a process of its own."""
-    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], check=False)
-    if done.returncode:
-        raise run_folder.RunError(f"{script} {' '.join(map(str, arguments))}: ended with status {done.returncode}")
-
-
 def measure(args, factor, num_embeddings):
     """Trains one setting and returns its row of the table and some of its samples, float in [0, 1]."""
     run_dir = args.runs_dir / f"factor{factor}-codes{num_embeddings}"
@@ -61,10 +56,11 @@ def measure(args, factor, num_embeddings):
     prior_epochs = max(1, args.prior_epochs * factor**2 // 16)
     size = ["--downsampling", factor, "--num-embeddings", num_embeddings]
     epochs = ["--vqvae-epochs", args.vqvae_epochs, "--prior-epochs", prior_epochs]
-    call("train.py", *data, "--run-dir", run_dir, *size, *epochs)
-    call("predict.py", "--run-dir", run_dir, "--num-samples", 1)
-    result = json.loads((run_dir / "predictions" / "metrics.json").read_text())
+    command = [ROOT / "train.py", *data, "--run-dir", run_dir, *size, *epochs]
+    if subprocess.run([sys.executable, *map(str, command)], check=False).returncode:
+        raise run_folder.RunError(f"{' '.join(map(str, command))}: failed")
 
+    config, cohort, slices = run_folder.reopen(run_dir)
     vqvae = run_folder.load_model(run_dir / "vqvae.keras", modules.VQVAE)
     prior = run_folder.load_prior(run_dir, vqvae)
     sampler = sampling.PixelCNNSampler(prior)
@@ -73,7 +69,12 @@ def measure(args, factor, num_embeddings):
         start = time.perf_counter()
         images = np.concatenate(list(predict.draw(sampler, vqvae, np.zeros(BATCH_SIZE, "int32"), positions, seed=0)))
         seconds = time.perf_counter() - start
-    ssim, head = result["reconstruction"]["ssim"], result["reconstruction"]["ssim_head"]
+    test = [one for one in slices if one.split == "test"]
+    people = [one.subject_id for one in test]
+    codes, per_slice, _ = predict.reconstruct(vqvae, cohort, slices)
+    bits = predict.prior_bits(prior, run_folder.prior_inputs(codes, test, config["data"]["labels"]))
+    found = metrics.summarise(per_slice, people)
+    per_code = metrics.over_people(bits.mean(axis=(1, 2)), people)
     trained = {
         f"{stage}_training_s": sum(row["seconds"] for row in run_folder.read_history(run_dir / f"{stage}_history.csv"))
         for stage in ("vqvae", "prior")
@@ -81,14 +82,14 @@ def measure(args, factor, num_embeddings):
     return {
         "downsampling": factor,
         "num_embeddings": num_embeddings,
-        "ssim": ssim["mean"],
-        "ssim_ci95": ssim["ci95"],
-        "ssim_head": head["mean"],
-        "ssim_head_ci95": head["ci95"],
-        "psnr_db": result["reconstruction"]["psnr_db"]["mean"],
-        "entropy_bits_per_code": result["codebook"]["entropy_bits_per_code"],
-        "bits_per_code": result["prior"]["bits_per_code"],
-        "bits_per_image": result["prior"]["bits_per_image"],
+        "ssim": found["ssim"]["mean"],
+        "ssim_ci95": found["ssim"]["ci95"],
+        "ssim_head": found["ssim_head"]["mean"],
+        "ssim_head_ci95": found["ssim_head"]["ci95"],
+        "psnr_db": found["psnr_db"]["mean"],
+        "codes_in_use": metrics.codebook_metrics(codes, num_embeddings, factor**2)["codes_in_use"],
+        "bits_per_code": per_code["mean"],
+        "bits_per_image": per_code["mean"] * bits[0].size,
         "seconds_per_sample": seconds / BATCH_SIZE,
         "vqvae_parameters": vqvae.count_params(),
         "prior_parameters": prior.count_params(),

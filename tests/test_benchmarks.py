@@ -91,7 +91,7 @@ def test_priors_are_trained_for_the_time_asked_for(rng):
         (priors, ["--run-dir", "nowhere", "--output", "a.json", "--minutes", "nan"], "--minutes nan: must be above 0"),
         (ventricles, ["--num-samples", "0"], "--num-samples 0 must be 2 or more"),
         (sampling_benchmark, ["--output", "a.json", "--grid", "0"], "--grid [0]: must be 1 or more"),
-        (rates, ["--data-dir", "nowhere", "--runs-dir", "runs", "--output-dir", "out"], "ended with status 1"),
+        (rates, ["--data-dir", "nowhere", "--runs-dir", "runs", "--output-dir", "out"], "--prior-epochs 2: failed"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, benchmark, arguments, message):
