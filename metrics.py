@@ -54,12 +54,12 @@ def slice_metrics(image, reconstruction):
     }
 
 
-MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 3.2
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003
 SSIM_WINDOW = 11
 
 
 def ms_ssim(images, others):
-    """MS-SSIM of pairs of images (Wang, Simoncelli, Bovik 2003, eq. 7), data range 1.
+    """MS-SSIM of pairs of images (Wang, Simoncelli, Bovik 2003, doi:10.1109/ACSSC.2003.1292216), data range 1.
 
     Five scales where the smallest of them still holds the window of 11 pixels, which takes 176 pixels; four from 88 on,
     and so on, with the weights of those that are left scaled to a sum of 1.

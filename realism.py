@@ -103,7 +103,7 @@ class FeatureSpace:
 def frechet_distance(a, b):
     """Squared Fréchet distance of two normal distributions with the sets' means and covariances.
 
-    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)): Heusel et al. 2017 (arXiv:1706.08500), eq. 6.
+    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)): Heusel et al. 2017 (arXiv:1706.08500).
 
     Args:
         a, b: float, shapes (n, d) and (m, d).
@@ -116,7 +116,7 @@ def frechet_distance(a, b):
 
 
 def mmd(a, b):
-    """Squared maximum mean discrepancy, unbiased (Gretton et al. 2012, eq. 3), under a Gaussian kernel.
+    """Squared maximum mean discrepancy, unbiased (Gretton et al. 2012, lemma 6), under a Gaussian kernel.
 
     The kernel's length is the median distance within b, the real slices. Around 0, also below it, for sets of one kind.
     """
@@ -131,8 +131,8 @@ def overlap(samples, real):
 
     Returns:
         Dictionary: `precision`, the share of samples within some ball of real slices, and `recall`, the reverse
-        (Kynkaanniemi et al. 2019, eq. 1 and 2); `density` and `coverage` (Naeem et al. 2020, eq. 3 and 4), which one
-        stray real slice cannot raise.
+        (Kynkäänniemi et al. 2019, arXiv:1904.06991); `density` and `coverage` (Naeem et al. 2020, arXiv:2002.09797),
+        which one stray real slice cannot raise.
     """
     distance = cdist(real, samples)
 
