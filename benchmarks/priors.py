@@ -73,20 +73,16 @@ class TextbookPixelCNN(keras.Model):
     """The PixelCNN of "Pixel Recurrent Neural Networks" (arXiv:1601.06759, table 1), over codes.
 
     One 7 x 7 convolution of mask type A, residual blocks (figure 5: 1 x 1 to half the channels, 3 x 3 of type B, 1 x 1
-    back), two 1 x 1 layers. It has a single stack, hence a blind spot. Codes enter through an embedding. The paper's
-    model is told nothing; with `told`, label and slice position are added after the first convolution.
+    back), two 1 x 1 layers. It has a single stack, hence a blind spot. Codes enter through an embedding; label and slice
+    position do not.
 
     Args, inputs and output as for `modules.PixelCNN`; `filters` is the paper's 2h.
     """
 
-    def __init__(self, num_embeddings, grid_size, num_labels=0, filters=256, num_blocks=12, told=False, **kwargs):
+    def __init__(self, num_embeddings, grid_size, filters=256, num_blocks=12, **kwargs):
         super().__init__(autocast=False, **kwargs)  # slice positions stay float32
         self.grid_size = grid_size
         self.embedding = layers.Embedding(num_embeddings, 64)
-        self.told = told
-        if told:
-            self.condition = layers.Dense(filters)
-            self.label_embedding = layers.Embedding(num_labels + 1, filters)
         self.first = TextbookConv2D(filters, 7, "A")
         self.blocks = [
             [layers.Dense(filters // 2), TextbookConv2D(filters // 2, 3, "B"), layers.Dense(filters)]
@@ -94,15 +90,10 @@ class TextbookPixelCNN(keras.Model):
         ]
         self.last = [layers.Dense(filters), layers.Dense(num_embeddings, dtype="float32", name="logits")]
         self.bits_tracker = keras.metrics.Mean(name="bits_per_code")
-        one = {"codes": np.zeros((1, grid_size, grid_size), "int32"), "label": np.zeros(1, "int32")}
-        self({**one, "slice_position": np.zeros(1, "float32")})  # builds every layer
+        self({"codes": np.zeros((1, grid_size, grid_size), "int32")})  # builds every layer
 
     def call(self, inputs, training=False):
         x = self.first(self.embedding(inputs["codes"]))
-        if self.told:
-            waves = ops.cos(math.pi * inputs["slice_position"][:, None] * ops.arange(16, dtype="float32"))
-            condition = self.condition(waves) + self.label_embedding(inputs["label"])
-            x = x + ops.cast(condition, x.dtype)[:, None, None]
         for block in self.blocks:
             y = x
             for layer in block:
@@ -135,17 +126,6 @@ class TableAlone(modules.PixelCNN):
 
     def embed(self, codes):
         return self.code_embedding(codes)
-
-
-class CodebookAlone(modules.PixelCNN):
-    """Codes embedded by the VQ-VAE's codebook alone."""
-
-    def build(self, input_shape):
-        super().build(input_shape)
-        self.code_embedding.trainable = False
-
-    def embed(self, codes):
-        return self.codebook_projection(ops.take(self.codebook, codes, axis=0))
 
 
 class NoAttention(modules.PixelCNN):
@@ -185,30 +165,28 @@ def adam(learning_rate, average_steps):
 
 def make_variants(codebook, grid_size, num_labels):
     """Each `Variant` by name; `codebook` is NumPy (K, D)."""
-    sizes = {"num_embeddings": len(codebook), "grid_size": grid_size, "num_labels": num_labels}
 
     def ours(kind=modules.PixelCNN, **changes):
-        model = kind(embedding_dim=codebook.shape[1], **sizes, **changes)
+        model = kind(*codebook.shape, grid_size, num_labels, **changes)
         model.set_codebook(codebook)
         return model
 
-    def textbook(told=False):
-        target = count(ours())
-        widths = range(32, 1024, 8)
-        nearest = bisect.bisect_left(widths, target, key=lambda n: count(TextbookPixelCNN(**sizes, filters=n)))
-        return TextbookPixelCNN(**sizes, filters=widths[nearest], told=told)
+    def textbook():
+        target, widths = count(ours()), range(32, 1024, 8)
+        fitting = bisect.bisect_left(
+            widths, target, key=lambda filters: count(TextbookPixelCNN(len(codebook), grid_size, filters))
+        )
+        return TextbookPixelCNN(len(codebook), grid_size, widths[fitting])
 
     return {
         "default": Variant(ours),
         "textbook": Variant(textbook, adam, learning_rate=1e-3, max_shift=0),
         "textbook, recipe of the default": Variant(textbook),
-        "textbook, recipe of the default, told the position": Variant(lambda: textbook(told=True)),
         "AdamW for Muon": Variant(ours, adamw),
         "slices not moved": Variant(ours, max_shift=0),
         "no attention": Variant(lambda: ours(NoAttention, attention_every=0)),
         "no position embedding": Variant(lambda: ours(NoPositions)),
         "table alone": Variant(lambda: ours(TableAlone)),
-        "codebook alone": Variant(lambda: ours(CodebookAlone)),
         "no dilation": Variant(lambda: ours(max_dilation=1)),
     }
 
