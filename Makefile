@@ -9,14 +9,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-IXI_RUN := --run-dir runs/ixi --vqvae-epochs 24 --prior-epochs 8
+IXI_RUN := --run-dir runs/ixi --vqvae-epochs 24 --prior-epochs 10
 
 .PHONY: demo test lint notebook results benchmarks clean
 
 demo: .venv/run
 	$(BIN)/python train.py
 	$(BIN)/python predict.py
-	@echo "look at runs/demo/predictions/samples.png"
+	@echo "look at runs/demo/predictions/report.html"
 
 test: lint
 	$(BIN)/python -m pytest
@@ -29,12 +29,12 @@ notebook: .venv/run
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/walkthrough.ipynb
 
 results: demo
-	$(BIN)/python predict.py --run-dir runs/demo --num-samples 32 --output-dir results/demo
+	$(BIN)/python predict.py --run-dir runs/demo --num-samples 1000 --output-dir results/demo
 	rm -r results/demo/samples
 	$(BIN)/python benchmarks/ventricles.py --run-dir runs/demo --output-dir results/demo
 ifdef IXI
 	$(BIN)/python train.py --data-dir $(IXI) $(IXI_RUN)
-	$(BIN)/python predict.py --run-dir runs/ixi --num-samples 32 --output-dir results/ixi
+	$(BIN)/python predict.py --run-dir runs/ixi --num-samples 1000 --output-dir results/ixi
 	rm -r results/ixi/samples
 endif
 

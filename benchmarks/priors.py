@@ -73,8 +73,8 @@ class TextbookPixelCNN(keras.Model):
     """The PixelCNN of "Pixel Recurrent Neural Networks" (arXiv:1601.06759, table 1), over codes.
 
     One 7 x 7 convolution of mask type A, residual blocks (figure 5: 1 x 1 to half the channels, 3 x 3 of type B, 1 x 1
-    back), two 1 x 1 layers. It has a single stack, hence a blind spot. Codes enter through an embedding; label and slice
-    position do not.
+    back), two 1 x 1 layers. It has a single stack, hence a blind spot. Codes enter through an embedding; label and
+    slice position do not.
 
     Args, inputs and output as for `modules.PixelCNN`; `filters` is the paper's 2h.
     """
