@@ -3,9 +3,10 @@
     python benchmarks/priors.py --run-dir runs/ixi --minutes 2 --output results/ixi/priors.json
     python benchmarks/priors.py --run-dir runs/ixi --minutes 2 --output /tmp/priors.json --variant default textbook
 
-Every row is trained in this process on the run's training people: the same slices in the same order, the same precision
-and the same seconds, counted from the sixth step on, when everything is compiled. The rows that do not say otherwise
-have the recipe of train.py, with the learning rate going by that clock. The textbook's filters are chosen for as many
+All rows are trained in this process on the same people, ten seconds at a time in turn, so that a slow moment of the
+machine meets all alike: the same slices in the same order, the same precision and the same seconds, counted from
+the sixth step on, when everything is compiled. The rows that do not say otherwise have the recipe of train.py, with the
+learning rate going by that clock. The textbook's filters are chosen for as many
 parameters as the default has; it is shown as it is usually trained (Adam at 1e-3, nothing else) and with the recipe
 here. Bits per code are those of the validation people's codes.
 """
@@ -26,6 +27,7 @@ from pathlib import Path
 import keras
 import numpy as np
 from keras import layers, ops
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -39,7 +41,7 @@ BATCH_SIZE = TRAINING["batch_size"]
 AVERAGE_STEPS = 50
 COMPILED_AFTER = 5  # steps
 WARM_UP = 0.1  # of the time
-MOST_EPOCHS = 1000
+TURN_S = 10.0
 
 
 class TextbookConv2D(layers.Layer):
@@ -206,55 +208,65 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-class ByTheClock(keras.callbacks.Callback):
-    """Trains for a span of time; without a fixed learning rate, by the schedule of train.py: warm-up, cosine decay."""
+class Contestant:
+    """A variant in training, which can be stopped and gone on with; its clock runs only while it trains.
 
-    def __init__(self, batches, learning_rate, seconds):
-        super().__init__()
-        self.batches = batches
-        self.learning_rate = learning_rate
-        self.seconds = seconds
-        self.steps = -COMPILED_AFTER
+    Args:
+        name: The variant's name.
+        variant: The `Variant`.
+        make_batches: Function of `max_shift` that returns the training batches.
+        seconds: Time that it has in all; the learning rate goes by it, unless the variant keeps to one.
+    """
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self.batches.set_epoch(epoch)
+    def __init__(self, name, variant, make_batches, seconds):
+        keras.utils.set_random_seed(0)
+        self.name, self.variant, self.seconds = name, variant, seconds
+        self.model = variant.build()
+        rate = TRAINING["learning_rate"] if variant.learning_rate is None else variant.learning_rate
+        self.model.compile(optimizer=variant.optimizer(rate, AVERAGE_STEPS))
+        self.batches = make_batches(variant.max_shift)
+        self.steps, self.trained_s = -COMPILED_AFTER, 0.0
+        for _ in range(COMPILED_AFTER):
+            self.step()
+        self.trained_s = 0.0
 
-    def on_train_batch_begin(self, batch, logs=None):
-        if self.steps == 0:
-            self.started = time.perf_counter()
-        done = (time.perf_counter() - self.started) / self.seconds if self.steps >= 0 else 0.0
-        if self.learning_rate is None:
-            decay = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, done - WARM_UP) / (1 - WARM_UP))))
+    def step(self):
+        """One batch; the first of an epoch moves and encodes the slices, which counts as training."""
+        start = time.perf_counter()
+        epoch, index = divmod(self.steps + COMPILED_AFTER, len(self.batches))
+        if index == 0:
+            self.batches.set_epoch(epoch)
+        if self.variant.learning_rate is None:
+            done = min(1.0, self.trained_s / self.seconds)
+            decay = 0.5 * (1 + math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP)))
             self.model.optimizer.learning_rate = TRAINING["learning_rate"] * min(1.0, done / WARM_UP) * decay
-
-    def on_train_batch_end(self, batch, logs=None):
+        self.model.train_on_batch(self.batches[index][0])
         self.steps += 1
-        if self.steps > 0:
-            self.trained_s = time.perf_counter() - self.started
-            self.model.stop_training = self.trained_s >= self.seconds
+        self.trained_s += time.perf_counter() - start
+
+    def finish(self, validation):
+        """Takes the averaged weights, where there are any, and returns the row."""
+        self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
+        bits = self.model.evaluate(validation, batch_size=BATCH_SIZE, verbose=0, return_dict=True)["bits_per_code"]
+        epochs = self.steps * BATCH_SIZE / self.batches.number
+        return {
+            "variant": self.name,
+            "validation_bits_per_code": bits,
+            "parameters": count(self.model),
+            "seconds_an_epoch": self.trained_s / epochs,
+            "training_s": self.trained_s,
+            "steps": self.steps,
+            "epochs": epochs,
+        }
 
 
-def measure(name, variant, make_batches, validation, seconds):
-    """Trains one variant for so many seconds and returns its row; `make_batches` is a function of `max_shift`."""
-    keras.utils.set_random_seed(0)
-    model = variant.build()
-    rate = TRAINING["learning_rate"] if variant.learning_rate is None else variant.learning_rate
-    model.compile(optimizer=variant.optimizer(rate, AVERAGE_STEPS))
-    batches = make_batches(variant.max_shift)
-    clock = ByTheClock(batches, variant.learning_rate, seconds)
-    # The clock ends it; it leaves the averaged weights.
-    model.fit(batches, epochs=MOST_EPOCHS, callbacks=[clock], shuffle=False, verbose=0)
-    bits = model.evaluate(validation, batch_size=BATCH_SIZE, verbose=0, return_dict=True)["bits_per_code"]
-    epochs = clock.steps * BATCH_SIZE / batches.number
-    return {
-        "variant": name,
-        "validation_bits_per_code": bits,
-        "parameters": count(model),
-        "seconds_an_epoch": clock.trained_s / epochs,
-        "training_s": clock.trained_s,
-        "steps": clock.steps,
-        "epochs": epochs,
-    }
+def race(contestants, seconds):
+    """Trains all of them for so many seconds each, ten seconds at a time in turn: a slow moment meets all alike."""
+    turns = math.ceil(seconds / TURN_S)
+    for turn in tqdm(range(1, turns + 1), "turns", leave=False, disable=None):
+        for one in contestants:
+            while one.trained_s < seconds * turn / turns:
+                one.step()
 
 
 def run(args):
@@ -286,19 +298,22 @@ def run(args):
         "minutes": args.minutes,
         "precision": precision,
     }
+    seconds = 60 * args.minutes
+    contestants = [Contestant(name, variants[name], make_batches, seconds) for name in args.variant or variants]
+    race(contestants, seconds)
     rows = []
-    for name in args.variant or variants:
-        rows.append(measure(name, variants[name], make_batches, validation, 60 * args.minutes))
-        report.write(args.output, rows, **about)
+    for one in contestants:
+        rows.append(one.finish(validation))
         print(
             "{variant}: {validation_bits_per_code:.3f} bits per code, {parameters:,} parameters, "
             "{seconds_an_epoch:.0f} s an epoch, {epochs:.1f} epochs".format(**rows[-1]),
             flush=True,
         )
+    report.write(args.output, rows, **about)
 
 
 def main(argv=None):
-    return run_folder.exit_status(run, parse(argv), "stopped; the rows so far are in the file")
+    return run_folder.exit_status(run, parse(argv), "stopped; nothing is written")
 
 
 if __name__ == "__main__":
