@@ -226,7 +226,10 @@ class Contestant:
         self.model.compile(optimizer=variant.optimizer(rate, AVERAGE_STEPS))
         self.batches = make_batches(variant.max_shift)
         self.steps, self.trained_s = -COMPILED_AFTER, 0.0
-        for _ in range(COMPILED_AFTER):
+
+    def warm_up(self):
+        """The first steps, whose time does not count. Only when all are built: seeding throws away what is compiled."""
+        while self.steps < 0:
             self.step()
         self.trained_s = 0.0
 
@@ -262,6 +265,8 @@ class Contestant:
 
 def race(contestants, seconds):
     """Trains all of them for so many seconds each, ten seconds at a time in turn: a slow moment meets all alike."""
+    for one in contestants:
+        one.warm_up()
     turns = math.ceil(seconds / TURN_S)
     for turn in tqdm(range(1, turns + 1), "turns", leave=False, disable=None):
         for one in contestants:
