@@ -126,8 +126,15 @@ def mmd(a, b):
     return float(sum(within) - 2 * kernel.matrix(a, b).numpy().mean())
 
 
-def overlap(samples, real):
+def overlap(samples, real, sample_people, real_people):
     """How far two sets cover each other, by balls that reach to each point's fifth neighbour in its own set.
+
+    A neighbour is a slice of another person: the nearest ones of all are the next slices of the same head, and balls that
+    reach no further hold hardly any real slice of other people.
+
+    Args:
+        samples, real: Features, shapes (n, d) and (m, d).
+        sample_people, real_people: Whose slice each is.
 
     Returns:
         Dictionary: `precision`, the share of samples within some ball of real slices, and `recall`, the reverse
@@ -136,11 +143,12 @@ def overlap(samples, real):
     """
     distance = cdist(real, samples)
 
-    def reach(x):
-        return np.sort(cdist(x, x), axis=1)[:, min(NEIGHBOURS, len(x) - 1)]
+    def reach(x, people):
+        others = np.where(people[:, None] == people[None], np.inf, cdist(x, x))
+        return np.sort(others, axis=1)[:, NEIGHBOURS - 1]
 
-    in_real = distance <= reach(real)[:, None]
-    in_samples = distance <= reach(samples)[None]
+    in_real = distance <= reach(real, real_people)[:, None]
+    in_samples = distance <= reach(samples, sample_people)[None]
     return {
         "precision": float(in_real.any(axis=0).mean()),
         "recall": float(in_samples.any(axis=1).mean()),
@@ -320,7 +328,7 @@ def compare(candidates, real, space):
         "number": len(a),
         "frechet_distance": frechet_distance(a, b),
         "mmd": mmd(a, b),
-        **overlap(a, b),
+        **overlap(a, b, candidates.people, real.people),
         "classifier_accuracy": classifier_accuracy(candidates.features, real.features, candidates.people, real.people),
         "ms_ssim_diversity": diversity(
             candidates.images, candidates.positions, candidates.people, np.random.default_rng(0)

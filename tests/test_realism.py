@@ -55,13 +55,18 @@ def test_mmd_is_the_unbiased_double_sum(rng):
 
 def test_overlap_against_brute_force_and_a_collapsed_set(rng):
     samples, real = rng.standard_normal((40, 3)), 0.5 + rng.standard_normal((50, 3))
+    sample_people, real_people = np.arange(40), np.arange(50) // 2
 
-    def reach(x, i):
-        return sorted(np.linalg.norm(x - x[i], axis=1))[5]
+    def reach(x, people, i):
+        return sorted(np.linalg.norm(x[i] - x[j]) for j in range(len(x)) if people[j] != people[i])[4]
 
-    in_real = np.array([[np.linalg.norm(r - s) <= reach(real, i) for s in samples] for i, r in enumerate(real)])
-    in_samples = np.array([[np.linalg.norm(r - s) <= reach(samples, j) for j, s in enumerate(samples)] for r in real])
-    assert realism.overlap(samples, real) == pytest.approx(
+    in_real = np.array(
+        [[np.linalg.norm(r - s) <= reach(real, real_people, i) for s in samples] for i, r in enumerate(real)]
+    )
+    in_samples = np.array(
+        [[np.linalg.norm(r - s) <= reach(samples, sample_people, j) for j, s in enumerate(samples)] for r in real]
+    )
+    assert realism.overlap(samples, real, sample_people, real_people) == pytest.approx(
         {
             "precision": in_real.any(0).mean(),
             "recall": in_samples.any(1).mean(),
@@ -70,7 +75,7 @@ def test_overlap_against_brute_force_and_a_collapsed_set(rng):
         }
     )
     one = real[:1] + 1e-3 * rng.standard_normal((40, 3))
-    collapsed = realism.overlap(one, real)
+    collapsed = realism.overlap(one, real, sample_people, real_people)
     assert collapsed["precision"] == 1
     assert collapsed["recall"] <= 0.02
     assert collapsed["coverage"] < 0.6
