@@ -129,7 +129,7 @@ def mmd(a, b):
 def overlap(samples, real, sample_people, real_people):
     """How far two sets cover each other, by balls that reach to each point's fifth neighbour in its own set.
 
-    A neighbour is a slice of another person: the nearest ones of all are the next slices of the same head, and balls that
+    A neighbour is a slice of another person: the nearest of all are the next slices of the same head, and balls that
     reach no further hold hardly any real slice of other people.
 
     Args:
