@@ -28,7 +28,7 @@ NEIGHBOURS = 5
 BANDS = 8
 FOLDS = 5
 MOST_FITTED = 2000  # training slices that the feature space is fitted to
-CANDIDATES = 8  # training slices looked at closely for each image
+CANDIDATES = 5  # training slices looked at closely for each image
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def diversity(images, positions, people, rng, pairs=400):
 class NearestTrainingSlice:
     """Finds the training slice most like an image, by MS-SSIM after a translation.
 
-    Comparing every pair in full would take hours, so the eight nearest by a thumbnail, with the head moved to the
+    Comparing every pair in full would take hours, so the five nearest by a thumbnail, with the head moved to the
     middle, are compared: a copy, moved or not, is among them.
 
     Args:

@@ -71,8 +71,7 @@ DEMO = {
     "image_size": 128,
     "downsampling": 8,
     "vqvae_epochs": 14,
-    "prior_epochs": 18,
-    "prior_dropout": 0.1,
+    "prior_epochs": 14,
 }
 
 

@@ -56,7 +56,8 @@ PICTURES = (
     (
         "masks.png",
         "What counts as inside the head?",
-        "Otsu's threshold, the largest part, holes filled: the outline within which SSIM is averaged.",
+        "The outline within which SSIM is averaged: brighter than half of Otsu's threshold, gaps and holes closed, "
+        "the largest part.",
     ),
     (
         "spectrum.png",
