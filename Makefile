@@ -30,19 +30,19 @@ notebook: .venv/run
 
 results: demo
 	$(BIN)/python predict.py --run-dir runs/demo --num-samples 1000 --output-dir results/demo
-	rm -r results/demo/samples
+	rm -r results/demo/samples results/demo/report.html
 	$(BIN)/python benchmarks/ventricles.py --run-dir runs/demo --output-dir results/demo
 ifdef IXI
 	$(BIN)/python train.py --data-dir $(IXI) $(IXI_RUN)
 	$(BIN)/python predict.py --run-dir runs/ixi --num-samples 1000 --output-dir results/ixi
-	rm -r results/ixi/samples
+	rm -r results/ixi/samples results/ixi/report.html
 endif
 
 benchmarks: .venv/run
 	$(BIN)/python benchmarks/sampling.py --output results/sampling.json --naive-steps 2
 ifdef IXI
-	$(BIN)/python benchmarks/priors.py --run-dir runs/ixi --output results/ixi/priors.json
-	$(BIN)/python benchmarks/rates.py --data-dir $(IXI) --output-dir results/rates
+	$(BIN)/python benchmarks/priors.py --run-dir runs/ixi --minutes 1.5 --output results/ixi/priors.json
+	$(BIN)/python benchmarks/rates.py --data-dir $(IXI) --output-dir results/rates --vqvae-epochs 4 --prior-epochs 1
 endif
 
 .venv/run: requirements.txt
