@@ -84,15 +84,23 @@ def _cells(planes, number):
 
 
 class FeatureSpace:
-    """Features scaled to variance 1 and turned to their 64 main directions, both by some training people's slices."""
+    """Features turned to their 64 main directions, by some training people's slices.
+
+    Before, each filter's cells, and the thumbnail's, are divided by one number, the root of their mean variance: a cell
+    that is black in nearly every training slice is not blown up, as it would be by a scale of its own.
+    """
 
     def __init__(self, training_features):
+        filters = len(WAVELENGTHS) * ORIENTATIONS
+        kind = np.concatenate([np.tile(np.arange(filters), CELLS**2), np.full(THUMBNAIL**2, filters)])
+        variance = np.bincount(kind, training_features.var(axis=0, dtype="float64")) / np.bincount(kind)
+        self._scale = np.sqrt(np.maximum(variance, 1e-12))[kind]
         number = min(COMPONENTS, *training_features.shape)
-        self._pipeline = make_pipeline(StandardScaler(), PCA(number, svd_solver="full")).fit(training_features)
+        self._pca = PCA(number, svd_solver="full").fit(training_features / self._scale)
 
     def __call__(self, found):
         """(n, 448) -> (n, 64), float64."""
-        return self._pipeline.transform(found).astype("float64")
+        return self._pca.transform(found / self._scale)
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -100,6 +100,17 @@ def test_real_slices_reach_their_floor_and_blurred_ones_do_not(rng):
     assert floor["head_area_distance"] < 0.05
 
 
+def test_a_cell_that_is_black_in_training_does_not_rule_the_distance(rng):
+    images, _ = people_of_slices(rng, 40)
+    images[0, 1, 1] = 1 / 255  # in the whole corner, the only pixel that is not black
+    space = realism.FeatureSpace(realism.features(images))
+    speck = images[:40].copy()
+    speck[:, 1, 1] = 5 / 255
+    moved = np.linalg.norm(space(realism.features(speck)) - space(realism.features(images[:40])), axis=1)
+    between = np.linalg.norm(np.diff(space(realism.features(images[:40:4])), axis=0), axis=1)
+    assert moved.max() < 0.2 * between.min()
+
+
 def test_the_classifier_does_not_know_people_again(rng):
     """Every person has features quite unlike another's: only a fold with the same person could tell the sets apart."""
     people = rng.standard_normal((40, 30))
