@@ -13,6 +13,7 @@ import collections
 import contextlib
 import csv
 import dataclasses
+import gzip
 import hashlib
 import io
 import json
@@ -34,7 +35,8 @@ import phantom
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SPLITS = ("train", "validation", "test")
-MOST_PIXELS = 4096  # along a side
+FEWEST_PIXELS, MOST_PIXELS = 16, 4096  # along a side
+MOST_VOXELS = 10**8  # 0.4 GB as float32; a brain at half a millimetre has fewer
 MIDDLE_BELOW_TOP_MM = 60  # from the top of the head to the middle of the brain, roughly the upper thalamus
 CACHE_VERSION = 1  # raise when decoding changes
 
@@ -174,16 +176,18 @@ def _participant_labels(path, column):
         if column:
             raise DataError(f"{path}: not found, so there is no column {column!r} to take labels from")
         return {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, delimiter="\t")
-        columns = reader.fieldnames or []
-        column = column or next((c for c in ("diagnosis", "group") if c in columns), None)
-        if column is None:
-            return {}
-        for needed in ("participant_id", column):
-            if needed not in columns:
-                raise DataError(f"{path}: no column {needed!r}; it has {', '.join(columns) or 'none'}")
-        rows = list(reader)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, delimiter="\t")
+            columns, rows = reader.fieldnames or [], list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a table of UTF-8 text ({_reason(error)}); mend or remove it") from error
+    column = column or next((c for c in ("diagnosis", "group") if c in columns), None)
+    if column is None:
+        return {}
+    for needed in ("participant_id", column):
+        if needed not in columns:
+            raise DataError(f"{path}: no column {needed!r}; it has {', '.join(columns) or 'none'}")
     labels = {}
     for row in rows:
         if row[column] not in (None, "", "n/a") and row["participant_id"]:
@@ -229,6 +233,24 @@ def find_images(data_dir, subject_regex):
     return sources
 
 
+def _checked(sources):
+    """The sources, if each is one slice of its own (or a volume) and has a name that can be written down."""
+    seen = {}
+    for source in sources:
+        try:
+            str(source.path).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{str(source.path)!r}: the name is not UTF-8; rename it") from error
+        identity = (source.subject_id, source.session, source.slice_index, source.label, source.split)
+        other = seen.setdefault(identity, source.path)
+        if source.slice_index is not None and other != source.path:
+            raise DataError(
+                f"{other} and {source.path}: both are slice {source.slice_index} of {source.subject_id}; remove one, "
+                "or tell them apart by --subject-regex with a group 'session'"
+            )
+    return sources
+
+
 def find(data_dir, layout=None, subject_regex=None, label_column=None):
     """Recognises the layout of a folder and lists its sources.
 
@@ -262,7 +284,7 @@ def find(data_dir, layout=None, subject_regex=None, label_column=None):
     for name in [layout] if layout else ["images"] if subject_regex else finders:
         sources = finders[name]()
         if sources:
-            return name, sorted(sources, key=lambda source: source.path)
+            return name, _checked(sorted(sources, key=lambda source: source.path))
     raise DataError(
         f"{data_dir}: no images found; looked for "
         + {
@@ -290,6 +312,8 @@ def _reason(error):
 def _refuse_empty(path):
     if not path.exists():
         raise BadFile(path, "a link to a file that is not there")
+    if not path.is_file():
+        raise BadFile(path, "not a file")
     if path.stat().st_size == 0:
         raise BadFile(path, "the file is empty")
 
@@ -298,10 +322,10 @@ def _open_image(path):
     _refuse_empty(path)
     try:
         image = PIL.Image.open(path)
+        (width, height), pages = image.size, getattr(image, "n_frames", 1)
     except Exception as error:  # PIL raises many kinds
         raise BadFile(path, f"not a readable image ({_reason(error)})") from error
-    (width, height), pages = image.size, getattr(image, "n_frames", 1)
-    if max(width, height) > MOST_PIXELS or pages > 1:
+    if min(width, height) < FEWEST_PIXELS or max(width, height) > MOST_PIXELS or pages > 1:
         image.close()
         raise BadFile(path, f"not one slice: {width} x {height} pixels, {pages} pages")
     return image
@@ -327,12 +351,28 @@ def _open_volume(path):
     shape = volume.shape[:3] if volume.ndim == 4 and volume.shape[3] == 1 else volume.shape
     if len(shape) != 3:
         raise BadFile(path, f"a {len(shape)}-D image of shape {volume.shape}")
+    if min(shape) < 1 or math.prod(shape) > MOST_VOXELS:
+        raise BadFile(path, f"its header claims {' x '.join(map(str, shape))} voxels")
+    if volume.get_data_dtype().kind not in "biuf":
+        raise BadFile(path, f"its voxels are of type {volume.get_data_dtype()}, not single numbers")
     if not np.isfinite(volume.affine).all():
         raise BadFile(path, "the affine is not finite")
+    if not all(0.01 <= size <= 100 for size in _volume_spacing(volume)):
+        raise BadFile(path, f"its header claims voxels of {' x '.join(f'{s:g}' for s in _volume_spacing(volume))} mm")
     try:
         return nibabel.as_closest_canonical(volume.slicer[..., 0] if volume.ndim == 4 else volume)
     except Exception as error:
         raise BadFile(path, f"the affine names no axes ({_reason(error)})") from error
+
+
+def _check_gzip(path, most):
+    """Reads a gzip file to its end, where its checksum stands; nibabel stops where the voxels end."""
+    size = 0
+    with gzip.open(path) as stream:
+        while part := stream.read(2**20):
+            size += len(part)
+            if size > most:
+                raise ValueError("it unpacks to more than its header says")
 
 
 def _volume_spacing(volume):
@@ -351,6 +391,8 @@ def _read_volume(path, num_slices, slice_spacing_mm):
     """
     volume = _open_volume(path)
     try:
+        if path.suffix == ".gz":
+            _check_gzip(path, 2**24 + 16 * math.prod(volume.shape))  # numbers of 16 bytes at most, and extensions
         voxels = np.asanyarray(volume.dataobj, dtype="float32")
     except Exception as error:
         raise BadFile(path, f"truncated or damaged ({_reason(error)})") from error
@@ -488,7 +530,7 @@ def load(
     files = []
     for source in sources:
         size_and_time = (0, 0)
-        if source.path.exists():  # a link may point nowhere
+        with contextlib.suppress(OSError):  # a link may point nowhere, or to itself
             size_and_time = (source.path.stat().st_size, source.path.stat().st_mtime_ns)
         identity = (source.subject_id, source.session, source.label, source.split)
         files.append((source.path.relative_to(data_dir).as_posix(), *size_and_time, *identity))
@@ -497,18 +539,25 @@ def load(
     if not (packed.exists() and manifest_path.exists()):
         cache_dir.mkdir(parents=True, exist_ok=True)
         _build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, skip_bad_files, packed, manifest_path)
-    manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     title, credit = _describe(data_dir)
-    return Data(
-        images=np.load(packed, mmap_mode="r"),
-        slices=[Slice(*row) for row in manifest["slices"]],
-        title=title,
-        credit=credit,
-        layout=layout,
-        fingerprint=manifest["fingerprint"],
-        notices=manifest["notices"],
-        bad_files=[tuple(bad) for bad in manifest["bad_files"]],
-    )
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        data = Data(
+            images=np.load(packed, mmap_mode="r"),
+            slices=[Slice(*row) for row in manifest["slices"]],
+            title=title,
+            credit=credit,
+            layout=layout,
+            fingerprint=manifest["fingerprint"],
+            notices=manifest["notices"],
+            bad_files=[tuple(bad) for bad in manifest["bad_files"]],
+        )
+        whole = data.images.ndim == 3 and data.images.dtype == "uint8" and len(data.images) > data.slices[-1].row
+    except (ValueError, LookupError, TypeError, EOFError) as error:
+        raise DataError(f"{packed}: damaged ({_reason(error)}); remove it and {manifest_path.name}") from error
+    if not whole:
+        raise DataError(f"{packed}: not what {manifest_path.name} says; remove both")
+    return data
 
 
 def prepare(data_dir, seed, validation_fraction, test_fraction, cache_dir, **options):
@@ -537,10 +586,10 @@ def _describe(data_dir):
         return data_dir.resolve().name, ""
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-        title, authors = description["Name"], ", ".join(description.get("Authors", []))
-    except (ValueError, KeyError, TypeError) as error:
+        parts = ", ".join(description.get("Authors", [])), description.get("License")
+        return str(description["Name"]), "; ".join(filter(None, parts))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a BIDS description with a Name ({_reason(error)}); mend or remove it") from error
-    return title, "; ".join(filter(None, (authors, description.get("License"))))
 
 
 def _build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, skip_bad_files, packed, manifest_path):

@@ -6,12 +6,14 @@ interval is a bootstrap over people.
 
 import math
 
+import keras
 import numpy as np
-import tensorflow as tf
 from scipy import ndimage, stats
 from skimage.filters import threshold_otsu
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from skimage.morphology import disk
+
+import modules
 
 
 def head_mask(image):
@@ -59,30 +61,11 @@ def slice_metrics(image, reconstruction):
     }
 
 
-MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003
-SSIM_WINDOW = 11
-
-
 def ms_ssim(images, others):
-    """MS-SSIM of pairs of images (Wang, Simoncelli, Bovik 2003, doi:10.1109/ACSSC.2003.1292216), data range 1.
-
-    Five scales where the smallest of them still holds the window of 11 pixels, which takes 176 pixels; four from 88 on,
-    and so on, with the weights of those that are left scaled to a sum of 1.
-
-    Args:
-        images, others: float in [0, 1], shape (n, S, S) with S from 11 on.
-
-    Returns:
-        float32, shape (n,).
-    """
+    """MS-SSIM of pairs of images in [0, 1], shape (n, S, S), by `modules.ms_ssim`: float32, shape (n,)."""
     images, others = (np.asarray(x, "float32")[..., None] for x in (images, others))
-    scales = min(len(MS_SSIM_WEIGHTS), 1 + int(math.log2(images.shape[1] / SSIM_WINDOW)))
-    weights = np.array(MS_SSIM_WEIGHTS[:scales])
-    found = [
-        tf.image.ssim_multiscale(images[i : i + 64], others[i : i + 64], 1.0, (weights / weights.sum()).tolist())
-        for i in range(0, len(images), 64)
-    ]
-    return np.concatenate(found)
+    parts = [slice(start, start + 64) for start in range(0, len(images), 64)]
+    return np.concatenate([keras.ops.convert_to_numpy(modules.ms_ssim(images[i], others[i])) for i in parts])
 
 
 def batch_metrics(images, outputs):

@@ -15,6 +15,7 @@ References
     van den Oord, Vinyals, Kavukcuoglu: Neural Discrete Representation Learning, NeurIPS 2017, arXiv:1711.00937.
     van den Oord et al.: Conditional Image Generation with PixelCNN Decoders, NeurIPS 2016, arXiv:1606.05328.
     Chen et al.: PixelSNAIL: An Improved Autoregressive Generative Model, ICML 2018, arXiv:1712.09763.
+    Wang et al.: Multi-scale Structural Similarity for Image Quality Assessment, Asilomar 2003.
     Wang et al.: Image Quality Assessment: From Error Visibility to Structural Similarity, IEEE TIP 13(4), 2004.
 """
 
@@ -42,6 +43,20 @@ def _gaussian_band(size, sigma=1.5, radius=5):
     return band
 
 
+def _ssim_parts(a, b):
+    """Means over the windows of the whole SSIM and of its contrast and structure part alone: twice (batch,)."""
+    a, b = (ops.cast(ops.squeeze(x, -1), "float32") for x in (a, b))
+    height, width = a.shape[1:]
+    left = ops.convert_to_tensor(_gaussian_band(height))
+    right = ops.convert_to_tensor(_gaussian_band(width).T)
+    moments = ops.stack([a, b, a * a, b * b, a * b])  # (5, B, H, W)
+    mean_a, mean_b, aa, bb, ab = ops.unstack(ops.matmul(ops.matmul(left, moments), right), 5)
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    structure = (2 * (ab - mean_a * mean_b) + c2) / (aa - mean_a**2 + bb - mean_b**2 + c2)
+    return ops.mean(luminance * structure, axis=(1, 2)), ops.mean(structure, axis=(1, 2))
+
+
 def ssim(a, b):
     """Structural similarity of each pair of images, differentiable.
 
@@ -55,16 +70,34 @@ def ssim(a, b):
     Returns:
         Tensor of shape (batch,), in [-1, 1].
     """
-    a, b = (ops.cast(ops.squeeze(x, -1), "float32") for x in (a, b))
-    height, width = a.shape[1:]
-    left = ops.convert_to_tensor(_gaussian_band(height))
-    right = ops.convert_to_tensor(_gaussian_band(width).T)
-    moments = ops.stack([a, b, a * a, b * b, a * b])  # (5, B, H, W)
-    mean_a, mean_b, aa, bb, ab = ops.unstack(ops.matmul(ops.matmul(left, moments), right), 5)
-    c1, c2 = 0.01**2, 0.03**2
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    structure = (2 * (ab - mean_a * mean_b) + c2) / (aa - mean_a**2 + bb - mean_b**2 + c2)
-    return ops.mean(luminance * structure, axis=(1, 2))
+    return _ssim_parts(a, b)[0]
+
+
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 3.2
+
+
+def ms_ssim(a, b):
+    """Multi-scale SSIM of each pair of images, differentiable (Wang et al. 2003, eq. 7).
+
+    Five scales where the smallest of them still holds the window of 11 pixels, which takes 176 pixels; four from 88 on,
+    and so on, with the weights of those that are left scaled to a sum of 1.
+
+    Args:
+        a, b: float images in [0, 1], shape (batch, size, size, 1), size 11 or more.
+
+    Returns:
+        Tensor of shape (batch,), in [0, 1].
+    """
+    scales = min(len(MS_SSIM_WEIGHTS), 1 + int(math.log2(a.shape[1] / 11)))
+    weights = np.array(MS_SSIM_WEIGHTS[:scales])
+    result = 1.0
+    for scale, weight in enumerate(weights / weights.sum()):
+        whole, structure = _ssim_parts(a, b)
+        last = scale == scales - 1
+        result = result * ops.power(ops.relu(whole if last else structure), weight)
+        if not last:
+            a, b = (ops.average_pool(x, 2, data_format="channels_last") for x in (a, b))
+    return result
 
 
 def reconstruction_loss(images, reconstructions, kind, ssim_weight):

@@ -49,6 +49,13 @@ def parse(argv):
     add("--top-k", type=int, default=0, help="draw among the k likeliest codes; 0: among all (default: %(default)s)")
     add("--top-p", type=float, default=1.0, help="draw among the likeliest that make up p (default: %(default)s)")
     add("--seed", type=int, default=0, help="(default: %(default)s)")
+    add(
+        "--features",
+        choices=("texture", "inception"),
+        default="texture",
+        help="what samples are judged by: log-Gabor energies, or InceptionV3, whose weights (84 MB) are fetched once "
+        "(default: %(default)s)",
+    )
     return parser.parse_args(argv)
 
 
@@ -73,13 +80,14 @@ def reconstruct(vqvae, data, slices):
     return np.concatenate(codes), per_slice, power[0] / power[1]
 
 
-def measure_baselines(data, slices, bits_per_pixel, blur):
+def measure_baselines(data, slices, bits_per_pixel, blur, prior_bits_per_pixel):
     """Metrics of what needs no model, on the same test slices.
 
     Args:
         data, slices: The data set and its slices with their splits.
-        bits_per_pixel: What JPEG and PCA may take.
+        bits_per_pixel: What JPEG and PCA may take: the codes' bits as they stand.
         blur: Standard deviation of the blur in pixels.
+        prior_bits_per_pixel: What a second JPEG may take: the codes' bits under the prior.
 
     Returns:
         For each baseline its metrics over people, and `bits_per_pixel` where it is one that compresses.
@@ -89,25 +97,26 @@ def measure_baselines(data, slices, bits_per_pixel, blur):
     rows, positions = np.array([one.row for one in train]), np.array([one.slice_position for one in train])
     mean_slice = baselines.MeanSlice(data.images, rows, positions)
     components = baselines.PrincipalComponents(data.images, rows, bits_per_pixel)
-    per_slice, jpeg_bits = {}, []
+    per_slice, bits = {}, {"PCA": [components.bits_per_pixel]}
     for start in tqdm(range(0, len(test), BATCH_SIZE), "baselines", leave=False, disable=None):
         chosen = test[start : start + BATCH_SIZE]
         images = dataset.as_float(data.images[[one.row for one in chosen]])[..., 0]
-        compressed = [baselines.jpeg(image, bits_per_pixel) for image in images]
-        jpeg_bits += [bits for _, bits in compressed]
         outputs = {
             "black": np.zeros_like(images),
             "mean slice": [mean_slice(one.slice_position) for one in chosen],
             f"blur, sigma {blur:g} pixels": [baselines.blur(image, blur) for image in images],
-            "JPEG": [image for image, _ in compressed],
             "PCA": [components(image) for image in images],
         }
+        for name, limit in (("JPEG", bits_per_pixel), ("JPEG at the prior's bits", prior_bits_per_pixel)):
+            compressed = [baselines.jpeg(image, limit) for image in images]
+            outputs[name] = [image for image, _ in compressed]
+            bits.setdefault(name, []).extend(taken for _, taken in compressed)
         for name, made in outputs.items():
             per_slice.setdefault(name, []).extend(metrics.batch_metrics(images, np.array(made)))
     people = [one.subject_id for one in test]
     result = {name: metrics.summarise(rows, people) for name, rows in per_slice.items()}
-    result["JPEG"]["bits_per_pixel"] = float(np.mean(jpeg_bits))
-    result["PCA"]["bits_per_pixel"] = components.bits_per_pixel
+    for name, taken in bits.items():
+        result[name]["bits_per_pixel"] = float(np.mean(taken))
     return result
 
 
@@ -230,6 +239,29 @@ def draw_pictures(folder, data, vqvae, test, codes, per_slice, bits, footer):
     figures.codebook(folder / "codebook.png", codes, vqvae.quantizer.num_embeddings, footer)
 
 
+def find_faults(result):
+    """What a reader must know before the figures: a line for each sign that a model has failed; none is well."""
+    faults, codebook = [], result["codebook"]
+    if codebook["codes_in_use"] < 0.1 or codebook["perplexity"] < 2:
+        faults.append(
+            f"the codebook has collapsed: {codebook['codes_in_use']:.0%} of the codes in use, perplexity "
+            f"{codebook['perplexity']:.1f}"
+        )
+    if "realism" in result:
+        copies, samples, floor = (result["realism"][name] for name in ("copies", "samples", "floor"))
+        if copies["share_of_samples"] > 0.05:
+            faults.append(
+                f"samples copy training slices: {copies['share_of_samples']:.0%} are nearer to one than 99 % of test "
+                "slices are"
+            )
+        alike = [one["ms_ssim_diversity"] for one in (samples, floor)]
+        if None not in alike and alike[0] > alike[1] + 0.1:
+            faults.append(
+                f"samples are alike: MS-SSIM of two of them {alike[0]:.2f}, of two people's slices {alike[1]:.2f}"
+            )
+    return faults
+
+
 def write_json(path, result):
     dataset.write_text(path, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
@@ -258,6 +290,7 @@ def run(args):
     if args.label is not None and args.label not in labels:
         raise run_folder.RunError(f"--label {args.label}: the run knows {', '.join(labels) or 'no labels'}")
     label = labels.index(args.label) + 1 if args.label else None
+    extract = realism.InceptionFeatures() if args.features == "inception" else realism.TextureFeatures(data.image_size)
     output_dir = args.output_dir or args.run_dir / "predictions"
     output_dir.mkdir(parents=True, exist_ok=True)
     footer = "\n".join(dict.fromkeys(filter(None, (data.title, data.credit))))
@@ -273,6 +306,7 @@ def run(args):
     summary = metrics.summarise(per_slice, people)
     per_code = summary.pop("bits_per_code")
     codebook = metrics.codebook_metrics(test_codes, vqvae.quantizer.num_embeddings, vqvae.downsampling**2)
+    rates = codebook["bits_per_pixel"], per_code["mean"] / vqvae.downsampling**2
     result = {
         "data": config["data"]["title"],
         "split": "test",
@@ -281,12 +315,12 @@ def run(args):
         "reconstruction": summary,
         "reconstruction_power_ratio": power_ratio.tolist(),
         "codebook": codebook,
-        "baselines": measure_baselines(data, slices, codebook["bits_per_pixel"], blur=vqvae.downsampling / 2),
+        "baselines": measure_baselines(data, slices, rates[0], vqvae.downsampling / 2, rates[1]),
         "prior": {
             "bits_per_code": per_code["mean"],
             "bits_per_code_ci95": per_code["ci95"],
             "bits_per_image": per_code["mean"] * bits[0].size,
-            "bits_per_pixel": per_code["mean"] / vqvae.downsampling**2,
+            "bits_per_pixel": rates[1],
         },
     }
     write_json(output_dir / "metrics.json", result)
@@ -323,8 +357,15 @@ def run(args):
 
     # Samples against the test people.
     if len(images) >= FEWEST_JUDGED:
-        result["realism"], closest = realism.judge(np.array(images), positions[: len(images)], data.images, slices)
-        write_json(output_dir / "metrics.json", result)
+        result["realism"], closest = realism.judge(
+            np.array(images),
+            positions[: len(images)],
+            data.images,
+            slices,
+            lambda some: vqvae.decode(vqvae.encode(some[..., None]), BATCH_SIZE)[..., 0],
+            extract,
+        )
+        result["realism"]["features"] = args.features
         figures.closest_pairs(
             output_dir / "closest.png",
             [images[i] for i, _, _ in closest],
@@ -335,6 +376,8 @@ def run(args):
     else:
         print(f"samples are not judged: that takes --num-samples {FEWEST_JUDGED} or more, 1000 to hold")
 
+    result["faults"] = find_faults(result)
+    write_json(output_dir / "metrics.json", result)
     ratios = {"reconstructions": result["reconstruction_power_ratio"]}
     if "realism" in result:
         ratios["samples"] = result["realism"]["samples"]["power_ratio"]
@@ -348,6 +391,8 @@ def run(args):
         f"{result['codebook']['codes_in_use']:.0%} of the codes in use, "
         f"{result['prior']['bits_per_code']:.3f} bits per code"
     )
+    for fault in result["faults"]:
+        print(f"warning: {fault}")
     print(f"written to {output_dir}")
 
 

@@ -4,9 +4,9 @@ No figure here means much alone, so each comes with its floor: the same figure f
 that had no part in making it. A set of samples that reaches its floor cannot be told from real slices by that figure.
 """
 
+import keras
 import numpy as np
 import scipy.fft
-import tensorflow_probability as tfp
 from scipy import stats
 from scipy.spatial.distance import cdist
 from skimage.registration import phase_cross_correlation
@@ -16,6 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from tensorflow_probability.substrates import numpy as tfp  # needs no TensorFlow
 from tqdm import tqdm
 
 import metrics
@@ -36,45 +37,71 @@ CANDIDATES = 5  # training slices looked at closely for each image
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def texture_filters(size):
-    """Log-Gabor filters (Field 1987) in the frequency plane: float32, shape (filters, size, size).
-
-    Each lets a band of one and a third octaves and 30 degrees pass, on one side of the plane, so that the magnitude of
-    a filtered image is its local energy there.
-    """
-    y, x = np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size), indexing="ij")
-    radius, angle = np.hypot(y, x), np.arctan2(y, x)
-    radius[0, 0] = 1.0  # the mean passes none of them
-    filters = []
-    for wavelength in WAVELENGTHS:
-        radial = np.exp(-(np.log(radius * wavelength) ** 2) / (2 * np.log(0.65) ** 2))
-        radial[0, 0] = 0.0
-        for k in range(ORIENTATIONS):
-            away = np.angle(np.exp(1j * (angle - np.pi * k / ORIENTATIONS)))
-            filters.append(radial * np.exp(-(away**2) / (2 * (np.pi / ORIENTATIONS / 1.5) ** 2)))
-    return np.array(filters, "float32")
-
-
-def features(images):
+class TextureFeatures:
     """What an eye could go by in a slice: texture of each size and orientation, roughly where, and the rough picture.
 
-    Mean log-Gabor energy in each of 4 x 4 cells for 4 wavelengths (3 to 24 pixels) and 6 orientations, and a thumbnail
-    of 8 x 8. It is no part of either model, needs no download, and sees what goes wrong in samples: blur and grain (the
-    short wavelengths), broken folds (the middle ones), ventricles and outline (the long ones and the thumbnail).
+    Mean energy of log-Gabor filters (Field 1987) in each of 4 x 4 cells, for 4 wavelengths (3 to 24 pixels) and 6
+    orientations, and a thumbnail of 8 x 8. It is no part of either model, needs no download, and sees what goes wrong
+    in samples: blur and grain (the short wavelengths), broken folds (the middle ones), ventricles and outline (the long
+    ones and the thumbnail).
+
+    `kinds` numbers the features that are to be scaled alike: the cells of a filter, and those of the thumbnail.
 
     Args:
-        images: float in [0, 1], shape (n, S, S).
-
-    Returns:
-        float32, shape (n, 448).
+        size: Side of the images, S.
     """
-    size = images.shape[1]
-    filters = texture_filters(size)
-    found = []
-    for image in images:
-        energy = np.abs(scipy.fft.ifft2(scipy.fft.fft2(image.astype("float32")) * filters, workers=-1))
-        found.append(np.concatenate([_cells(energy, CELLS).ravel(), _cells(image[None], THUMBNAIL).ravel()]))
-    return np.array(found, "float32")
+
+    def __init__(self, size):
+        y, x = np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size), indexing="ij")
+        radius, angle = np.hypot(y, x), np.arctan2(y, x)
+        radius[0, 0] = 1.0  # the mean passes none of them
+        filters = []
+        for (
+            wavelength
+        ) in WAVELENGTHS:  # each lets one and a third octaves and 30 degrees pass, on one side of the plane
+            radial = np.exp(-(np.log(radius * wavelength) ** 2) / (2 * np.log(0.65) ** 2))
+            radial[0, 0] = 0.0
+            for k in range(ORIENTATIONS):
+                away = np.angle(np.exp(1j * (angle - np.pi * k / ORIENTATIONS)))
+                filters.append(radial * np.exp(-(away**2) / (2 * (np.pi / ORIENTATIONS / 1.5) ** 2)))
+        self.filters = np.array(filters, "float32")
+        self.kinds = np.concatenate([np.tile(np.arange(len(filters)), CELLS**2), np.full(THUMBNAIL**2, len(filters))])
+
+    def __call__(self, images):
+        """float in [0, 1], shape (n, S, S) -> float32, shape (n, 448)."""
+        found = []
+        for image in images:
+            energy = np.abs(scipy.fft.ifft2(scipy.fft.fft2(image.astype("float32")) * self.filters, workers=-1))
+            found.append(np.concatenate([_cells(energy, CELLS).ravel(), _cells(image[None], THUMBNAIL).ravel()]))
+        return np.array(found, "float32")
+
+
+class InceptionFeatures:
+    """Features of InceptionV3 as Keras has it, trained on ImageNet: 2,048 channels, each its mean over the image.
+
+    Images are enlarged to 299 x 299 and their grey is given to all three colours. Other programs' "FID" has other
+    weights, another way of enlarging and no principal components: such figures do not compare.
+
+    Raises:
+        OSError: If the weights are not on this machine and cannot be fetched.
+    """
+
+    kinds = np.zeros(2048, int)
+
+    def __init__(self):
+        try:
+            self._network = keras.applications.InceptionV3(include_top=False, pooling="avg")
+        except Exception as error:  # Keras raises a bare Exception when a download fails
+            raise OSError(f"the weights of InceptionV3 cannot be had ({error}); use --features texture") from error
+
+    def __call__(self, images):
+        """float in [0, 1], shape (n, S, S) -> float32, shape (n, 2048)."""
+        found = []
+        for start in range(0, len(images), 32):
+            grey = np.asarray(images[start : start + 32], "float32")[..., None]
+            enlarged = keras.ops.image.resize(2 * grey - 1, (299, 299), antialias=True)
+            found.append(np.asarray(self._network.predict_on_batch(keras.ops.repeat(enlarged, 3, axis=-1))))
+        return np.concatenate(found)
 
 
 def _cells(planes, number):
@@ -86,20 +113,21 @@ def _cells(planes, number):
 class FeatureSpace:
     """Features turned to their 64 main directions, by some training people's slices.
 
-    Before, each filter's cells, and the thumbnail's, are divided by one number, the root of their mean variance: a cell
-    that is black in nearly every training slice is not blown up, as it would be by a scale of its own.
+    Before, features of one kind are divided by one number, the root of their mean variance: a cell that is black in
+    nearly every training slice is not blown up, as it would be by a scale of its own.
+
+    Args:
+        found: Features of training slices, shape (n, d).
+        kinds: Which are of one kind: integers, shape (d,).
     """
 
-    def __init__(self, training_features):
-        filters = len(WAVELENGTHS) * ORIENTATIONS
-        kind = np.concatenate([np.tile(np.arange(filters), CELLS**2), np.full(THUMBNAIL**2, filters)])
-        variance = np.bincount(kind, training_features.var(axis=0, dtype="float64")) / np.bincount(kind)
-        self._scale = np.sqrt(np.maximum(variance, 1e-12))[kind]
-        number = min(COMPONENTS, *training_features.shape)
-        self._pca = PCA(number, svd_solver="full").fit(training_features / self._scale)
+    def __init__(self, found, kinds):
+        variance = np.bincount(kinds, found.var(axis=0, dtype="float64")) / np.bincount(kinds)
+        self._scale = np.sqrt(np.maximum(variance, 1e-12))[kinds]
+        self._pca = PCA(min(COMPONENTS, *found.shape), svd_solver="full").fit(found / self._scale)
 
     def __call__(self, found):
-        """(n, 448) -> (n, 64), float64."""
+        """(n, d) -> (n, 64), float64."""
         return self._pca.transform(found / self._scale)
 
 
@@ -130,8 +158,8 @@ def mmd(a, b):
     """
     length = np.median(cdist(b, b)[np.triu_indices(len(b), 1)])
     kernel = tfp.math.psd_kernels.ExponentiatedQuadratic(length_scale=length)
-    within = [(k.sum() - np.trace(k)) / (len(x) * (len(x) - 1)) for x in (a, b) for k in [kernel.matrix(x, x).numpy()]]
-    return float(sum(within) - 2 * kernel.matrix(a, b).numpy().mean())
+    within = [(k.sum() - np.trace(k)) / (len(x) * (len(x) - 1)) for x in (a, b) for k in [kernel.matrix(x, x)]]
+    return float(sum(within) - 2 * kernel.matrix(a, b).mean())
 
 
 def overlap(samples, real, sample_people, real_people):
@@ -314,11 +342,12 @@ class ImageSet:
         images: float in [0, 1], shape (n, S, S).
         positions: Slice positions, shape (n,).
         people: Whose each is, shape (n,).
+        extract: `TextureFeatures` or `InceptionFeatures`.
     """
 
-    def __init__(self, images, positions, people):
+    def __init__(self, images, positions, people, extract):
         self.images, self.positions, self.people = images, np.asarray(positions), np.asarray(people)
-        self.features = features(images)
+        self.features = extract(images)
 
 
 def compare(candidates, real, space):
@@ -366,39 +395,46 @@ def choose_floor(slices, number):
     return floor[:number], [i for rows in of.values() for i in rows]
 
 
-def judge(samples, positions, images, slices):
-    """Samples against the slices of the test people, the floor beside them, and how near they are to training slices.
+def judge(samples, positions, images, slices, reconstruct, extract):
+    """Samples against the slices of the test people, with what they can be compared with, and copies among them.
+
+    Beside the samples stand as many slices of training people (`floor`: what real slices of other people reach), and
+    those slices after the VQ-VAE (`decoded_floor`: what samples of a perfect prior would reach).
 
     Args:
         samples: float in [0, 1], shape (n, S, S).
         positions: Slice position of each, shape (n,).
         images: uint8, shape (m, S, S), all slices of the data set; may be memory-mapped.
         slices: `dataset.Slice` of each that is in use.
+        reconstruct: Turns float images in [0, 1], shape (n, S, S), into what the VQ-VAE makes of them.
+        extract: `TextureFeatures` or `InceptionFeatures`.
 
     Returns:
-        Dictionary: `samples`, `floor` and `test_slices`, the figures of each; `copies`, with the share of samples
-        that are nearer to a training slice than 99 in 100 test slices are. And the eight samples nearest to a training
-        slice, as (sample, index into `slices`, MS-SSIM).
+        Dictionary: `samples`, `decoded_floor`, `floor` and `test_slices`, the figures of each; `copies`, with the share
+        of samples that are nearer to a training slice than 99 in 100 test slices are, and the same by reconstructions
+        of test slices, which are as smooth as samples. And the eight samples nearest to a training slice, as (sample,
+        index into `slices`, MS-SSIM).
     """
 
     def gather(indices):
         chosen = [slices[i] for i in indices]
         pixels = np.stack([images[one.row] for one in chosen]).astype("float32") / 255
-        return ImageSet(pixels, [one.slice_position for one in chosen], [one.subject_id for one in chosen])
+        return ImageSet(pixels, [one.slice_position for one in chosen], [one.subject_id for one in chosen], extract)
 
     test = gather([i for i, one in enumerate(slices) if one.split == "test"])
     floor_rows, space_rows = choose_floor(slices, len(samples))
     spread = np.unique(np.linspace(0, len(space_rows) - 1, min(len(space_rows), MOST_FITTED)).round().astype(int))
-    with tqdm(total=5, desc="samples against test people", leave=False, disable=None) as bar:
-        space = FeatureSpace(gather([space_rows[i] for i in spread]).features)
-        bar.update()
-        floor = gather(floor_rows)
-        bar.update()
-        drawn = ImageSet(samples, positions, [f"sample {i}" for i in range(len(samples))])
-        bar.update()
-        result = {"samples": compare(drawn, test, space)}
-        bar.update()
-        result["floor"] = compare(floor, test, space)
+    space = FeatureSpace(gather([space_rows[i] for i in spread]).features, extract.kinds)
+    floor = gather(floor_rows)
+    sets = {
+        "samples": ImageSet(samples, positions, [f"sample {i}" for i in range(len(samples))], extract),
+        "decoded_floor": ImageSet(reconstruct(floor.images), floor.positions, floor.people, extract),
+        "floor": floor,
+    }
+    result = {
+        name: compare(one, test, space)
+        for name, one in tqdm(sets.items(), "sets against test people", leave=False, disable=None)
+    }
     result["test_slices"] = {
         "number": len(test.images),
         "ms_ssim_diversity": diversity(test.images, test.positions, test.people, np.random.default_rng(0)),
@@ -407,16 +443,20 @@ def judge(samples, positions, images, slices):
     }
     training = [i for i, one in enumerate(slices) if one.split == "train"]
     nearest = NearestTrainingSlice(images, [slices[i].row for i in training])
+    groups = {"samples": samples, "test slices": test.images, "reconstructions": reconstruct(test.images)}
     found = {
         name: [nearest(image) for image in tqdm(group, f"nearest training slice, {name}", leave=False, disable=None)]
-        for name, group in (("samples", samples), ("test slices", test.images))
+        for name, group in groups.items()
     }
-    likeness = {name: np.array([value for _, value in pairs]) for name, pairs in found.items()}
-    share, limit = share_of_copies(likeness["samples"], likeness["test slices"])
+    likeness = {name.replace(" ", "_"): np.array([value for _, value in pairs]) for name, pairs in found.items()}
+    share, limit = share_of_copies(likeness["samples"], likeness["test_slices"])
+    share_smooth, limit_smooth = share_of_copies(likeness["samples"], likeness["reconstructions"])
     result["copies"] = {
         "share_of_samples": share,
         "limit_ms_ssim": limit,
-        **{f"median_ms_ssim_{name.replace(' ', '_')}": float(np.median(values)) for name, values in likeness.items()},
+        "share_of_samples_by_reconstructions": share_smooth,
+        "limit_ms_ssim_by_reconstructions": limit_smooth,
+        **{f"median_ms_ssim_{name}": float(np.median(values)) for name, values in likeness.items()},
         "most_ms_ssim_samples": float(likeness["samples"].max()),
     }
     closest = np.argsort(-likeness["samples"])[:8]

@@ -14,7 +14,9 @@ import csv
 import json
 import os
 import platform
+import signal
 import sys
+import threading
 from importlib.metadata import version
 
 import keras
@@ -32,18 +34,32 @@ class RunError(ValueError):
 
 
 def exit_status(run, args, when_stopped):
-    """Calls run(args) for a command line: 0, or a line on standard error and 1 for bad input, 130 for Ctrl-C."""
+    """Calls run(args) for a command line, and says in a line on standard error what ended it early.
+
+    Returns:
+        0; 1 for bad input; 130 after Ctrl-C (SIGINT), 143 after SIGTERM, as a scheduler sends it.
+    """
+
+    def stop(number, frame):
+        raise KeyboardInterrupt(number)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if in_main else None
     try:
         run(args)
     except (RunError, dataset.DataError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print("error:", " ".join(message.split()), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print(when_stopped, file=sys.stderr)
-        return 130
+        return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
     return 0
 
 
@@ -67,6 +83,8 @@ def open_run(run_dir, options, models, data, slices, notices):
         RunError: If the folder holds a run of other settings or other data.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
+    for left in run_dir.glob("*.partial*"):  # by a process that was killed while it wrote
+        left.unlink()
     config = {
         "options": options,
         "models": {name: model.get_config() for name, model in zip(("vqvae", "prior"), models, strict=True)},
@@ -86,7 +104,7 @@ def open_run(run_dir, options, models, data, slices, notices):
     if path.exists():
         refuse_if_different(path, config)
         return
-    packages = ("tensorflow", "keras", "numpy", "scipy", "scikit-image", "pillow", "nibabel", "nilearn")
+    packages = (keras.backend.backend(), "keras", "numpy", "scipy", "scikit-image", "pillow", "nibabel", "nilearn")
     config["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     dataset.write_text(run_dir / "splits.csv", dataset.splits_csv(slices))
     if data.bad_files:
@@ -212,10 +230,13 @@ def extract_codes(run_dir, vqvae, data, slices):
     if path.exists():
         try:
             with path.open("rb") as stream, np.load(stream) as file:
-                if str(file["vqvae_fingerprint"]) == fingerprint:
-                    return file["codes"]
+                kept = file["codes"] if str(file["vqvae_fingerprint"]) == fingerprint else None
         except Exception as error:  # zipfile and NumPy raise many kinds
             raise RunError(f"{path}: cannot be read ({type(error).__name__}); remove it and run again") from error
+        if kept is not None:
+            if kept.shape != (len(slices), vqvae.grid_size, vqvae.grid_size):
+                raise RunError(f"{path}: holds the codes of other slices; remove it and run again")
+            return kept
     codes = np.empty((len(slices), vqvae.grid_size, vqvae.grid_size), "uint16")
     for start in tqdm(range(0, len(slices), 32), "extracting codes", leave=False, disable=None):
         rows = [one.row for one in slices[start : start + 32]]

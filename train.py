@@ -70,8 +70,8 @@ class PriorTraining:
 DEMO = {
     "image_size": 128,
     "downsampling": 8,
-    "vqvae_epochs": 14,
-    "prior_epochs": 14,
+    "vqvae_epochs": 12,
+    "prior_epochs": 10,
 }
 
 
@@ -319,7 +319,9 @@ def fit(stage, model, make_optimizer, batches, validation, monitor, training, ru
         f"{stage}: {model.count_params():,} parameters, {training['epochs']} epochs"
         + f", from epoch {epoch + 1}" * (epoch > 0)
     )
-    callbacks = [checkpoint, keras.callbacks.TensorBoard(run_dir / "tensorboard" / stage, write_graph=False)]
+    callbacks = [checkpoint]
+    if keras.backend.backend() == "tensorflow":  # it writes TensorBoard's log
+        callbacks.append(keras.callbacks.TensorBoard(run_dir / "tensorboard" / stage, write_graph=False))
     if optimizer.use_ema:
         callbacks.append(keras.callbacks.SwapEMAWeights())
     model.fit(

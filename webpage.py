@@ -20,6 +20,7 @@ figure { margin: 1.5rem 0 }
 img { max-width: 100% }
 pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 13px }
 figcaption, footer { color: #555 }
+.fault { background: #fde8e8; padding: .5rem 1rem }
 """.strip()
 
 # A click on a column's head sorts by it, a second one the other way round; text that is no number goes by the alphabet.
@@ -168,9 +169,9 @@ def summary_tables(result):
         return reconstruction + rate
     realism, copies = result["realism"], result["realism"]["copies"]
     samples = table(
-        ["against the slices of the test people", "samples", "floor: training people", "how to read it"],
+        ["against the slices of the test people", "samples", "training people, decoded", "training people", ""],
         [
-            [name, number(realism["samples"][key], digits), number(realism["floor"][key], digits), meaning]
+            [name, *(number(realism[one][key], digits) for one in ("samples", "decoded_floor", "floor")), meaning]
             for key, (name, meaning, digits) in REALISM.items()
         ],
         name="realism",
@@ -180,12 +181,20 @@ def summary_tables(result):
         [
             ["samples nearer to a training slice than 99 % of test slices", f"{copies['share_of_samples']:.1%}"],
             ["that limit, MS-SSIM", number(copies["limit_ms_ssim"], 3)],
+            ["samples nearer than 99 % of reconstructions", f"{copies['share_of_samples_by_reconstructions']:.1%}"],
+            ["that limit, MS-SSIM", number(copies["limit_ms_ssim_by_reconstructions"], 3)],
             ["median of test slices, MS-SSIM", number(copies["median_ms_ssim_test_slices"], 3)],
+            ["median of reconstructions of test slices, MS-SSIM", number(copies["median_ms_ssim_reconstructions"], 3)],
             ["median of samples, MS-SSIM", number(copies["median_ms_ssim_samples"], 3)],
         ],
         name="copies",
     )
-    return reconstruction + rate + samples + copied
+    explained = (
+        "<p>Samples, as many slices of training people after the VQ-VAE (what samples of a perfect prior would reach), "
+        f"and those slices as they are (what real slices reach), each against the test people; {realism['features']} "
+        "features.</p>"
+    )
+    return reconstruction + rate + explained + samples + copied
 
 
 def write(folder, config, result, people, credit):
@@ -201,6 +210,7 @@ def write(folder, config, result, people, credit):
     parts = [
         f"<h1>{html.escape(config['data']['title'])}</h1>",
         "<p>A VQ-VAE and a PixelCNN prior, measured on test people who stand in no other split.</p>",
+        *(f'<p class="fault">Warning: {html.escape(fault)}</p>' for fault in result["faults"]),
         "<h2>Summary</h2>",
         summary_tables(result),
         "<h2>Pictures</h2>",

@@ -34,5 +34,5 @@ def describe():
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "keras_backend": keras.backend.backend(),
-        **{name: version(name) for name in ("tensorflow", "keras", "numpy")},
+        **{name: version(name) for name in (keras.backend.backend(), "keras", "numpy")},
     }

@@ -5,7 +5,12 @@ import csv
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -18,7 +23,9 @@ import modules
 import predict
 import run_folder
 import train
+from benchmarks import kills
 
+ROOT = Path(__file__).parent.parent
 SMALL = {
     "--vqvae-epochs": 3,
     "--prior-epochs": 3,
@@ -93,25 +100,32 @@ def test_other_settings_are_refused_with_what_differs(place, capsys):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("stage", ["vqvae", "prior"])
-def test_resumed_equals_uninterrupted(place, monkeypatch, stage):
-    whole, run = train.Checkpoint.on_epoch_end, f"stopped-{stage}"
+def test_killed_three_times_and_stopped_equals_left_alone(place):
+    """SIGKILL in an epoch of either stage, and between two files of one moment; SIGTERM, as a scheduler sends it."""
+    run = place / "killed"
 
-    def stop_after_the_second_epoch(self, epoch, logs=None):
-        whole(self, epoch, logs)
-        if self.best_path.stem == stage and epoch == 1:
-            raise KeyboardInterrupt
+    def rows(stage):
+        path = run / f"{stage}_history.csv"
+        return max(0, path.read_text().count("\n") - 1) if path.exists() else 0
 
-    monkeypatch.setattr(train.Checkpoint, "on_epoch_end", stop_after_the_second_epoch)
-    assert train.main(command(place, run)) == 130
-    monkeypatch.undo()
-    assert len(history(place / run / f"{stage}_history.csv")) == 2
-    assert train.main(command(place, run)) == 0
-    for name in ("vqvae", "prior"):
-        assert history(place / run / f"{name}_history.csv") == history(place / "run" / f"{name}_history.csv")
-        models = [keras.saving.load_model(place / r / f"{name}.keras", compile=False) for r in (run, "run")]
-        for resumed, whole_run in zip(models[0].get_weights(), models[1].get_weights(), strict=True):
-            np.testing.assert_array_equal(resumed, whole_run)
+    def stop(when, pause, number):
+        """Starts training, waits for a moment and sends a signal; returns the exit status and the last line."""
+        program = [sys.executable, "train.py", *command(place, "killed")]
+        process = subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        while not when():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.002)
+        time.sleep(pause)
+        process.send_signal(number)
+        return process.wait(), process.stderr.read().strip().rpartition("\n")[-1]
+
+    assert stop(lambda: rows("vqvae") == 1, 0.1, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert stop(lambda: rows("vqvae") >= 2, 0, signal.SIGKILL)[0] == -signal.SIGKILL  # its state is not yet written
+    status, line = stop(lambda: rows("prior") >= 1, 0, signal.SIGTERM)
+    assert (status, line) == (143, "stopped; the same command goes on from the last whole epoch")
+    assert stop(lambda: rows("prior") >= 2, 0.1, signal.SIGKILL)[0] in (-signal.SIGKILL, 0)
+    assert train.main(command(place, "killed")) == 0
+    assert kills.differences(run, place / "run") == []
 
 
 def test_the_prior_learns_codes_of_moved_slices_anew_each_epoch(place):
@@ -176,7 +190,14 @@ def test_baselines_and_people_are_those_of_the_test_slices(place, output):
     for one in test:
         by_person.setdefault(one.subject_id, []).append((data.images[one.row] / 255.0).mean())
     assert found["baselines"]["black"]["l1"]["mean"] == pytest.approx(np.mean([*map(np.mean, by_person.values())]))
-    assert set(found["baselines"]) == {"black", "mean slice", "blur, sigma 2 pixels", "JPEG", "PCA"}
+    assert set(found["baselines"]) == {
+        "black",
+        "mean slice",
+        "blur, sigma 2 pixels",
+        "PCA",
+        "JPEG",
+        "JPEG at the prior's bits",
+    }
     assert found["baselines"]["PCA"]["bits_per_pixel"] <= found["codebook"]["bits_per_pixel"]
     with (output / "people.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -214,7 +235,7 @@ def test_many_samples_are_judged(place, tmp_path, capsys):
     assert predict.main([str(argument) for argument in arguments]) == 0
     found = json.loads((tmp_path / "metrics.json").read_text())["realism"]
     assert found["samples"]["number"] == 100
-    assert set(found["samples"]) == set(found["floor"])
+    assert set(found["samples"]) == set(found["floor"]) == set(found["decoded_floor"])
     assert 0 <= found["copies"]["share_of_samples"] <= 1
     assert len(found["samples"]["power_ratio"]) == 8
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -283,6 +304,42 @@ def test_a_prior_of_another_vqvae_is_refused(place, capsys):
     other.save(run / "vqvae.keras")
     assert predict.main(["--run-dir", str(run)]) == 1
     assert "was trained on the codes of VQ-VAE" in capsys.readouterr().err
+
+
+def test_a_collapsed_codebook_is_said(place, capsys):
+    run = damaged(place, "collapsed")
+    vqvae = run_folder.load_model(run / "vqvae.keras", modules.VQVAE)
+    entries = np.full(vqvae.quantizer.codebook.shape, 1e6, "float32")  # out of reach, but for one
+    entries[3] = 0
+    vqvae.quantizer.codebook.assign(entries)
+    vqvae.save(run / "vqvae.keras")
+    prior = run_folder.load_model(run / "prior.keras", modules.PixelCNN)
+    prior.vqvae_fingerprint = vqvae.fingerprint()
+    prior.save(run / "prior.keras")
+    output = run / "out"
+    assert predict.main(["--run-dir", str(run), "--output-dir", str(output), "--num-samples", "1"]) == 0
+    said = "the codebook has collapsed: 6% of the codes in use, perplexity 1.0"
+    assert f"warning: {said}" in capsys.readouterr().out
+    assert json.loads((output / "metrics.json").read_text())["faults"] == [said]
+    assert said in (output / "report.html").read_text(encoding="utf-8")
+
+
+def test_copies_and_samples_that_are_alike_are_said():
+    healthy = {
+        "codebook": {"codes_in_use": 1.0, "perplexity": 100.0},
+        "realism": {
+            "copies": {"share_of_samples": 0.01},
+            "samples": {"ms_ssim_diversity": 0.6},
+            "floor": {"ms_ssim_diversity": 0.6},
+        },
+    }
+    assert predict.find_faults(healthy) == []
+    for part, values, said in (
+        ("copies", {"share_of_samples": 0.4}, "samples copy training slices: 40%"),
+        ("samples", {"ms_ssim_diversity": 0.9}, "samples are alike: MS-SSIM of two of them 0.90"),
+    ):
+        (fault,) = predict.find_faults(healthy | {"realism": healthy["realism"] | {part: values}})
+        assert fault.startswith(said)
 
 
 @pytest.mark.parametrize("name", ["vqvae.keras", "prior.keras", "config.json", "codes.npz"])

@@ -16,4 +16,4 @@ def test_the_walkthrough_runs(monkeypatch, tmp_path):
     pictures = [
         output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})
     ]
-    assert len(pictures) == 12
+    assert len(pictures) == 15

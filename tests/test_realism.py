@@ -10,7 +10,6 @@ from scipy import ndimage
 
 import baselines
 import dataset
-import metrics
 import realism
 
 
@@ -83,13 +82,16 @@ def test_overlap_against_brute_force_and_a_collapsed_set(rng):
 
 def test_real_slices_reach_their_floor_and_blurred_ones_do_not(rng):
     images, people = people_of_slices(rng, 60)
-    space = realism.FeatureSpace(realism.features(images[:80]))
+    extract = realism.TextureFeatures(48)
+    space = realism.FeatureSpace(extract(images[:80]), extract.kinds)
     positions = np.tile([0.0, 0.3, 0.6, 0.9], 60)
-    first, second = (realism.ImageSet(images[i], positions[i], people[i]) for i in (slice(80, 160), slice(160, 240)))
+    first, second = (
+        realism.ImageSet(images[i], positions[i], people[i], extract) for i in (slice(80, 160), slice(160, 240))
+    )
     assert first.features.shape == (80, 4 * 4 * 24 + 64)
     floor = realism.compare(first, second, space)
     blurred = np.array([ndimage.gaussian_filter(image, 1.0) for image in first.images])
-    other = realism.compare(realism.ImageSet(blurred, first.positions, first.people), second, space)
+    other = realism.compare(realism.ImageSet(blurred, first.positions, first.people, extract), second, space)
     assert 0.3 < floor["classifier_accuracy"] < 0.7
     assert other["classifier_accuracy"] > 0.95
     assert abs(floor["mmd"]) < 0.05 < other["mmd"]
@@ -103,11 +105,12 @@ def test_real_slices_reach_their_floor_and_blurred_ones_do_not(rng):
 def test_a_cell_that_is_black_in_training_does_not_rule_the_distance(rng):
     images, _ = people_of_slices(rng, 40)
     images[0, 1, 1] = 1 / 255  # in the whole corner, the only pixel that is not black
-    space = realism.FeatureSpace(realism.features(images))
+    extract = realism.TextureFeatures(48)
+    space = realism.FeatureSpace(extract(images), extract.kinds)
     speck = images[:40].copy()
     speck[:, 1, 1] = 5 / 255
-    moved = np.linalg.norm(space(realism.features(speck)) - space(realism.features(images[:40])), axis=1)
-    between = np.linalg.norm(np.diff(space(realism.features(images[:40:4])), axis=0), axis=1)
+    moved = np.linalg.norm(space(extract(speck)) - space(extract(images[:40])), axis=1)
+    between = np.linalg.norm(np.diff(space(extract(images[:40:4])), axis=0), axis=1)
     assert moved.max() < 0.2 * between.min()
 
 
@@ -175,15 +178,26 @@ def test_training_slices_given_as_samples_are_caught(rng):
     slices = [dataset.Slice(f"{i}", people[i], "", i % 4, (i % 4) / 4, "", split[i], i) for i in range(len(images))]
     pixels = (images * 255).round().astype("uint8")
     stolen = np.arange(1, 31)  # of training people
-    result, closest = realism.judge(pixels[stolen] / np.float32(255), (stolen % 4) / 4, pixels, slices)
+    extract = realism.TextureFeatures(48)
+
+    def smooth(some):
+        return np.array([ndimage.gaussian_filter(image, 0.7) for image in some])
+
+    positions = (stolen % 4) / 4
+    result, closest = realism.judge(pixels[stolen] / np.float32(255), positions, pixels, slices, smooth, extract)
     assert result["copies"]["share_of_samples"] == 1
+    assert result["copies"]["share_of_samples_by_reconstructions"] == 1
     assert result["copies"]["most_ms_ssim_samples"] == pytest.approx(1)
     for sample, index, likeness in closest:
         assert index == stolen[sample]
         assert likeness > 0.999
-    honest, _ = realism.judge(images[56:], (np.arange(24) % 4) / 4, pixels, slices)  # the test slices themselves
+    test_slices = images[56:]
+    honest, _ = realism.judge(test_slices, (np.arange(24) % 4) / 4, pixels, slices, smooth, extract)
     assert honest["copies"]["share_of_samples"] <= 1 / 24
     assert honest["samples"]["frechet_distance"] < 0.01 * honest["floor"]["frechet_distance"]
+    assert honest["decoded_floor"]["power_ratio"][7] < 0.5 * honest["floor"]["power_ratio"][7]
+    copied, _ = realism.judge(smooth(images[stolen]), positions, pixels, slices, smooth, extract)
+    assert copied["copies"]["share_of_samples_by_reconstructions"] > 0.9  # copies that are smooth
 
 
 def test_nobody_is_in_the_floor_and_in_the_feature_space():
@@ -195,28 +209,6 @@ def test_nobody_is_in_the_floor_and_in_the_feature_space():
     assert not {slices[i].subject_id for i in floor} & {slices[i].subject_id for i in space}
     assert {slices[i].split for i in floor + space} == {"train"}
     assert len(realism.choose_floor(slices, 1000)[0]) == 10  # half of the people
-
-
-def test_ms_ssim_against_a_computation_of_its_own(rng):
-    a, b = rng.random((2, 96, 96))
-    b = 0.7 * a + 0.3 * b
-    window = np.outer(*[np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))] * 2)
-    window /= window.sum()
-
-    def blur(x):
-        return ndimage.correlate(x, window)[5:-5, 5:-5]
-
-    weights, result, x, y = np.array([0.0448, 0.2856, 0.3001, 0.2363]), 1.0, a, b
-    weights = weights / weights.sum()
-    for scale, weight in enumerate(weights):
-        mx, my = blur(x), blur(y)
-        vx, vy, cov = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
-        contrast = (2 * cov + 0.03**2) / (vx + vy + 0.03**2)
-        luminance = (2 * mx * my + 0.01**2) / (mx**2 + my**2 + 0.01**2)
-        result *= (contrast * luminance if scale == 3 else contrast).mean() ** weight
-        x, y = (z.reshape(len(z) // 2, 2, len(z) // 2, 2).mean((1, 3)) for z in (x, y))
-    assert metrics.ms_ssim(a[None], b[None])[0] == pytest.approx(result, abs=1e-4)
-    assert metrics.ms_ssim(a[None, :40, :40], a[None, :40, :40])[0] == pytest.approx(1)
 
 
 def test_baselines_keep_to_their_bits(rng):
@@ -252,3 +244,23 @@ def test_cells_are_means():
     planes = np.arange(2 * 6 * 6.0).reshape(2, 6, 6)
     expected = planes.reshape(2, 3, 2, 3, 2).mean((2, 4)).transpose(1, 2, 0)
     np.testing.assert_allclose(realism._cells(planes, 3), expected)
+
+
+def test_inception_features_or_a_line_that_says_why_not(rng, monkeypatch):
+    def without_network(**arguments):
+        raise Exception("URL fetch failure")
+
+    monkeypatch.setattr(realism.keras.applications, "InceptionV3", without_network)
+    with pytest.raises(OSError, match="cannot be had .*--features texture"):
+        realism.InceptionFeatures()
+
+    class ColourMeans:
+        """Stands in for the network: says what it was given."""
+
+        def predict_on_batch(self, batch):
+            assert batch.shape[1:] == (299, 299, 3)
+            return np.asarray(batch).mean(axis=(1, 2))
+
+    monkeypatch.setattr(realism.keras.applications, "InceptionV3", lambda **arguments: ColourMeans())
+    found = realism.InceptionFeatures()(np.stack([np.zeros((32, 32)), np.ones((32, 32))]))
+    np.testing.assert_allclose(found, [[-1] * 3, [1] * 3])

@@ -22,6 +22,7 @@ def page(tmp_path):
         "reconstruction": reconstruction,
         "baselines": {"black": reconstruction, "PCA": reconstruction | {"bits_per_pixel": 0.5}},
         "codebook": {"codes_in_use": 1.0, "perplexity": 9.0, "entropy_bits_per_pixel": 0.2, "bits_per_pixel": 0.5},
+        "faults": ["a fault & its reason"],
         "prior": {"bits_per_code": 2.0, "bits_per_code_ci95": None, "bits_per_image": 128.0, "bits_per_pixel": 0.125},
     }
     config = {"data": {"title": "a <made-up> cohort"}, "splits_sha256": "abc", "options": {"seed": 3}}
@@ -62,6 +63,7 @@ def test_the_tables_say_what_was_found(page):
     assert "a &lt;made-up&gt; cohort" in text
     assert "<made-up>" not in text
     assert "credit &amp; licence" in text
+    assert "Warning: a fault &amp; its reason" in text
     assert text.count("<img") == 1  # the one picture that is there
 
 

@@ -1,0 +1,85 @@
+"""The same commands under JAX and torch, without TensorFlow; what one backend trained, another one uses alike."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import write_adni
+
+import modules
+import predict
+import run_folder
+
+ROOT = Path(__file__).parent.parent
+BACKENDS = [
+    pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not here"))
+    for name in ("jax", "torch")
+]
+SMALL = (
+    *("--vqvae-epochs", "2", "--prior-epochs", "2", "--base-filters", "4", "--num-embeddings", "16"),
+    *("--embedding-dim", "4", "--prior-filters", "8", "--prior-num-blocks", "5", "--prior-dropout", "0.1"),
+    *("--precision", "float32", "--prior-max-shift", "1"),
+)
+# Trains and predicts where TensorFlow cannot be imported, and keeps what the models say of a few grids.
+PROGRAM = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tensorflow", "tf_keras", "tensorboard"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+from pathlib import Path
+import numpy as np
+import modules, predict, run_folder, train
+
+run, output = sys.argv[1:3]
+assert train.main(["--run-dir", run, *sys.argv[3:]]) == 0
+assert predict.main(["--run-dir", run, "--output-dir", output, "--num-samples", "4"]) == 0
+vqvae = run_folder.load_model(Path(run) / "vqvae.keras", modules.VQVAE)
+prior = run_folder.load_prior(Path(run), vqvae)
+codes = np.random.default_rng(0).integers(0, 16, (5, 8, 8)).astype("int32")
+inputs = {"codes": codes, "label": np.array([0, 1, 2, 1, 2]), "slice_position": np.linspace(0, 1, 5, dtype="float32")}
+np.savez(Path(output) / "said.npz", images=vqvae.decode(codes), logits=prior.predict_on_batch(inputs))
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_of_another_backend(tmp_path, backend):
+    write_adni(tmp_path / "adni")
+    data = ("--data-dir", tmp_path / "adni", "--cache-dir", tmp_path / "cache")
+    command = [sys.executable, "-c", PROGRAM, *map(str, (tmp_path / "run", tmp_path / "there", *data, *SMALL))]
+    environment = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(run_folder.read_history(tmp_path / "run" / "prior_history.csv")) == 2
+
+    vqvae = run_folder.load_model(tmp_path / "run" / "vqvae.keras", modules.VQVAE)
+    prior = run_folder.load_prior(tmp_path / "run", vqvae)
+    codes = np.random.default_rng(0).integers(0, 16, (5, 8, 8)).astype("int32")
+    inputs = {
+        "codes": codes,
+        "label": np.array([0, 1, 2, 1, 2]),
+        "slice_position": np.linspace(0, 1, 5, dtype="float32"),
+    }
+    with np.load(tmp_path / "there" / "said.npz") as said:
+        np.testing.assert_allclose(vqvae.decode(codes), said["images"], atol=1e-4)
+        np.testing.assert_allclose(prior.predict_on_batch(inputs), said["logits"], atol=1e-4)
+
+    arguments = ["--run-dir", tmp_path / "run", "--output-dir", tmp_path / "here", "--num-samples", 4]
+    assert predict.main([str(argument) for argument in arguments]) == 0
+    found = [json.loads((tmp_path / where / "metrics.json").read_text()) for where in ("here", "there")]
+    for metric, values in found[0]["reconstruction"].items():
+        assert values["mean"] == pytest.approx(found[1]["reconstruction"][metric]["mean"], rel=1e-4)
+    assert found[0]["prior"]["bits_per_code"] == pytest.approx(found[1]["prior"]["bits_per_code"], rel=1e-4)
+    for i in range(4):  # the same noise is the same sample, but for rounding
+        images = [PIL.Image.open(tmp_path / where / "samples" / f"sample_{i:04d}.png") for where in ("here", "there")]
+        here, there = (np.asarray(image, int) for image in images)
+        assert np.abs(here - there).max() <= 1
