@@ -96,7 +96,7 @@ def ms_ssim(a, b):
         last = scale == scales - 1
         result = result * ops.power(ops.relu(whole if last else structure), weight)
         if not last:
-            a, b = (ops.average_pool(x, 2, data_format="channels_last") for x in (a, b))
+            a, b = (ops.average_pool(x, 2, strides=2, data_format="channels_last") for x in (a, b))
     return result
 
 
@@ -196,7 +196,7 @@ class VectorQuantizer(layers.Layer):
         )
         if self.update == "ema":
             self.ema_sums = self.add_weight(shape=shape, trainable=False, name="ema_sums")
-            self.ema_sums.assign(self.codebook)
+            self.ema_sums.assign(ops.copy(self.codebook))  # JAX would let both be one buffer
 
     def initialise(self, z_e):
         """Sets the codebook to randomly chosen encoder outputs, so that it starts at their scale.
@@ -211,7 +211,7 @@ class VectorQuantizer(layers.Layer):
         self.codebook.assign(vectors[rows])
         self.ema_counts.assign(np.ones(self.num_embeddings, "float32"))
         if self.update == "ema":
-            self.ema_sums.assign(self.codebook)
+            self.ema_sums.assign(vectors[rows])
 
     def nearest(self, z_e):
         """Indices of the nearest entries, int32, shape of `z_e` without its last axis."""
