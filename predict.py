@@ -42,6 +42,8 @@ def parse(argv):
     add("--output-dir", type=Path, help="(default: predictions in the run folder)")
     add("--data-dir", type=Path, help="where the run's data lie now (default: where they were)")
     add("--cache-dir", type=Path, help="where decoded slices go (default: where they went)")
+    decoders = "plain, or the one that train.py --stage sharp made (default: %(default)s)"
+    add("--decoder", choices=("plain", "sharp"), default="plain", help=decoders)
     add("--num-samples", type=int, default=16, help="(default: %(default)s)")
     add("--label", help="label of every sample (default: drawn as often as in training)")
     add("--slice-position", type=float, help="0 lowest to 1 highest (default: drawn as often as in training)")
@@ -283,7 +285,12 @@ def check(args):
 def run(args):
     check(args)
     config, data, slices = run_folder.reopen(args.run_dir, args.data_dir, args.cache_dir)
-    vqvae = run_folder.load_model(args.run_dir / "vqvae.keras", modules.VQVAE)
+    if args.decoder == "sharp" and not (args.run_dir / "sharp.keras").exists():
+        raise run_folder.RunError(
+            f"--decoder sharp: no sharp.keras in {args.run_dir}; run train.py --stage sharp first"
+        )
+    name = "sharp.keras" if args.decoder == "sharp" else "vqvae.keras"
+    vqvae = run_folder.load_model(args.run_dir / name, modules.VQVAE)
     prior = run_folder.load_prior(args.run_dir, vqvae)
     codes = run_folder.extract_codes(args.run_dir, vqvae, data, slices)
     labels = config["data"]["labels"]
@@ -309,6 +316,7 @@ def run(args):
     rates = codebook["bits_per_pixel"], per_code["mean"] / vqvae.downsampling**2
     result = {
         "data": config["data"]["title"],
+        "decoder": args.decoder,
         "split": "test",
         "splits_sha256": config["splits_sha256"],
         "slices": len(test),

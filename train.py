@@ -27,6 +27,7 @@ import numpy as np
 import dataset
 import modules
 import run_folder
+import sharpening
 
 # What the literature of this task uses; anything not named is the default of `modules.VQVAE`.
 PRESETS = {
@@ -66,6 +67,19 @@ class PriorTraining:
     max_shift: int = 4  # pixels by which each training slice is moved before it is encoded, anew each epoch
 
 
+@dataclasses.dataclass(frozen=True)
+class SharpTraining:
+    """How the decoder is sharpened, if it is: AdamW, the same schedule; the average of the weights is what is kept."""
+
+    epochs: int = 12
+    batch_size: int = 16
+    learning_rate: float = 5e-4
+    patience: int = 12
+    adversarial_weight: float = 0.5  # pull of the discriminator on each image, as a share of the L1 loss's
+
+
+STAGES = {"vqvae": VQVAETraining, "prior": PriorTraining, "sharp": SharpTraining}
+
 # Without --data-dir: a few minutes on two cores.
 DEMO = {
     "image_size": 128,
@@ -89,7 +103,8 @@ def parse(argv):
     add = parser.add_argument
     add("--data-dir", type=Path, help="OASIS, ADNI, BIDS or image folder; without it, the embedded demo cohort")
     add("--run-dir", type=Path, help="where the run is kept (default: runs/ and the data folder's name, or runs/demo)")
-    add("--stage", choices=("all", "vqvae", "prior"), default="all", help="(default: %(default)s)")
+    stages = "all: vqvae and prior; sharp: then, if wanted, the decoder against a discriminator (default: %(default)s)"
+    add("--stage", choices=("all", *STAGES), default="all", help=stages)
     add("--image-size", type=int, help="side in pixels (default: what holds the native slices; 128 for the demo)")
     add(
         "--preset",
@@ -119,8 +134,8 @@ def parse(argv):
         for name, default in constructor_defaults(kind).items():
             flag = prefix + name.replace("_", "-")
             group(flag, type=type(default), default=argparse.SUPPRESS, help=f"(default: {default})")
-    for stage, training in (("vqvae", VQVAETraining), ("prior", PriorTraining)):
-        group = parser.add_argument_group(f"training of the {stage}").add_argument
+    for stage, training in STAGES.items():
+        group = parser.add_argument_group(f"training, {stage}").add_argument
         for field in dataclasses.fields(training):
             flag = f"--{stage}-{field.name.replace('_', '-')}"
             group(flag, type=field.type, default=field.default, help="(default: %(default)s)")
@@ -140,7 +155,7 @@ def resolve(args):
         run_folder.RunError: For a number that makes no sense.
     """
     fields = ("epochs", "batch_size", "learning_rate", "patience")
-    for name in (f"{stage}_{field}" for stage in ("vqvae", "prior") for field in fields):
+    for name in (f"{stage}_{field}" for stage in STAGES for field in fields):
         if getattr(args, name) <= 0:
             raise run_folder.RunError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be above 0")
     if not 0 <= args.prior_max_shift <= 64:
@@ -174,9 +189,11 @@ def resolve(args):
             "cache_dir": str(args.cache_dir.resolve()),
         },
         "vqvae": vqvae,
-        "vqvae_training": {field.name: given[f"vqvae_{field.name}"] for field in dataclasses.fields(VQVAETraining)},
         "prior": prior,
-        "prior_training": {field.name: given[f"prior_{field.name}"] for field in dataclasses.fields(PriorTraining)},
+        **{
+            f"{stage}_training": {field.name: given[f"{stage}_{field.name}"] for field in dataclasses.fields(training)}
+            for stage, training in STAGES.items()
+        },
         "precision": resolve_precision(args.precision),
     }
 
@@ -291,6 +308,18 @@ def prior_optimizer(learning_rate, average_steps):
         adam_weight_decay=1e-4,
         clipnorm=1.0,
         exclude_layers=["logits"],
+        use_ema=True,
+        ema_momentum=1 - 1 / max(1.0, average_steps),
+    )
+
+
+def sharp_optimizer(learning_rate, average_steps):
+    """AdamW for decoder and discriminator alike; weights are averaged over about `average_steps` steps."""
+    return keras.optimizers.AdamW(
+        learning_rate,
+        weight_decay=1e-4,
+        beta_1=0.5,
+        beta_2=0.9,
         use_ema=True,
         ema_momentum=1 - 1 / max(1.0, average_steps),
     )
@@ -453,6 +482,26 @@ def train_prior(run_dir, data, slices, options):
     )
 
 
+def train_sharp(run_dir, data, slices, options):
+    """After stage 1, if wanted: fits the decoder against a discriminator; sharp.keras is a VQ-VAE of the same codes."""
+    training = options["sharp_training"]
+    trained = run_folder.load_model(run_dir / "vqvae.keras", modules.VQVAE)
+    set_precision(options["precision"])
+    keras.utils.set_random_seed(options["data"]["seed"])
+    vqvae = modules.VQVAE(**trained.get_config())  # at the run's precision
+    vqvae.set_weights(trained.get_weights())
+    fit(
+        "sharp",
+        sharpening.Sharpener(vqvae, training["adversarial_weight"]),
+        lambda rate, steps: sharp_optimizer(rate, steps / 20),
+        dataset.image_batches(data, slices, "train", training["batch_size"], options["data"]["seed"]),
+        dataset.image_batches(data, slices, "validation", training["batch_size"]),
+        "power_gap",
+        training,
+        run_dir,
+    )
+
+
 def run(args):
     options = resolve(args)
     name = args.data_dir.resolve().name if args.data_dir else "demo"
@@ -480,6 +529,8 @@ def run(args):
         train_vqvae(models[0], run_dir, data, slices, options)
     if args.stage in ("all", "prior"):
         train_prior(run_dir, data, slices, options)
+    if args.stage == "sharp":
+        train_sharp(run_dir, data, slices, options)
     print(f"done: {run_dir}; now: python predict.py --run-dir {run_dir}")
 
 

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = {
     "--vqvae-epochs": 3,
     "--prior-epochs": 3,
+    "--sharp-epochs": 2,
     "--vqvae-batch-size": 8,
     "--base-filters": 4,
     "--num-embeddings": 16,
@@ -242,6 +243,22 @@ def test_many_samples_are_judged(place, tmp_path, capsys):
     assert 'id="realism"' in page
     assert (tmp_path / "closest.png").exists()
     assert "not judged" not in capsys.readouterr().out
+
+
+def test_a_sharp_decoder_for_the_same_codes(place, tmp_path, capsys):
+    arguments = ["--run-dir", str(place / "run"), "--output-dir", str(tmp_path / "sharp"), "--decoder", "sharp"]
+    assert predict.main(arguments) == 1
+    assert "run train.py --stage sharp first" in capsys.readouterr().err
+    run = damaged(place, "sharpened")
+    sharpen = [*command(place, "sharpened"), "--stage", "sharp"]
+    assert train.main([*sharpen, "--sharp-epochs", "1"]) == 1  # the run was begun with other settings
+    assert "epochs was 2 and is now 1" in capsys.readouterr().err
+    assert train.main(sharpen) == 0
+    models = [run_folder.load_model(run / name, modules.VQVAE) for name in ("vqvae.keras", "sharp.keras")]
+    assert models[0].fingerprint() == models[1].fingerprint()
+    arguments[1] = str(run)
+    assert predict.main([*arguments, "--num-samples", "2"]) == 0
+    assert json.loads((tmp_path / "sharp" / "metrics.json").read_text())["decoder"] == "sharp"
 
 
 def test_fewer_samples_are_the_first_ones(place, output, tmp_path):

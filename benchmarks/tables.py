@@ -1,0 +1,224 @@
+"""Writes the README's tables from the files in results/, so that no figure of the page is typed by hand.
+
+    python benchmarks/tables.py
+
+A table is found by its first cell; what stands around it is left alone. tests/test_benchmarks.py checks that the page
+agrees with the files.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import dataset
+import run_folder
+import webpage
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = {
+    "ixi": "IXI, 128×128, factor 4",
+    "ixi_sharp": "IXI, sharp decoder",
+    "demo": "demo, 128×128, factor 8",
+}
+
+
+def load(name):
+    """A JSON file of results/."""
+    path = ROOT / "results" / name
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise run_folder.RunError(f"{path}: not found; make benchmarks and make results write it") from error
+
+
+def table(head, rows):
+    """Lines of a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
+
+
+def with_interval(value, digits):
+    low, high = value["ci95"]
+    return f"{value['mean']:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+def results():
+    """Reconstruction, codes and prior of each run."""
+    runs = [load(f"{name}/metrics.json") for name in RUNS]
+    rows = [
+        ["people / slices for testing", *(f"{m['reconstruction']['ssim']['people']} / {m['slices']}" for m in runs)]
+    ]
+    for key, (name, digits) in webpage.RECONSTRUCTION.items():
+        rows.append([name, *(with_interval(m["reconstruction"][key], digits) for m in runs)])
+    bands = [m["reconstruction_power_ratio"] for m in runs]
+    rows += [
+        ["least and greatest share of power in eight bands", *(f"{min(b):.2f} / {max(b):.2f}" for b in bands)],
+        ["bits per pixel, at 8 bits a code", *(f"{m['codebook']['bits_per_pixel']:g}" for m in runs)],
+        ["bits per pixel, by the codes' entropy", *(f"{m['codebook']['entropy_bits_per_pixel']:.3f}" for m in runs)],
+        ["bits per pixel, under the prior", *(f"{m['prior']['bits_per_pixel']:.4f}" for m in runs)],
+        [
+            "prior, bits per code",
+            *(
+                with_interval({"mean": m["prior"]["bits_per_code"], "ci95": m["prior"]["bits_per_code_ci95"]}, 3)
+                for m in runs
+            ),
+        ],
+        [
+            "codes in use / perplexity, of 256",
+            *(f"{m['codebook']['codes_in_use']:.0%} / {m['codebook']['perplexity']:.0f}" for m in runs),
+        ],
+    ]
+    return table(["on test people", *RUNS.values()], rows)
+
+
+def baselines(name):
+    """The same figures of what needs no model, for one run."""
+    found = load(f"{name}/metrics.json")
+    methods = {"this model": {**found["reconstruction"], "bits_per_pixel": found["codebook"]["bits_per_pixel"]}}
+    if f"{name}_sharp" in RUNS:
+        sharp = load(f"{name}_sharp/metrics.json")["reconstruction"]
+        methods["this model, sharp decoder"] = {**methods["this model"], **sharp}
+    rows = []
+    for method, figures in {**methods, **found["baselines"]}.items():
+        bits = figures.get("bits_per_pixel")
+        rows.append(
+            [
+                method,
+                *(with_interval(figures[key], digits) for key, (_, digits) in webpage.RECONSTRUCTION.items()),
+                "" if bits is None else f"{bits:.3f}",
+            ]
+        )
+    return table([RUNS[name], *(title for title, _ in webpage.RECONSTRUCTION.values()), "bits per pixel"], rows)
+
+
+def realism(title, runs):
+    """Samples against the test people, with slices of training people after the VQ-VAE and as they are.
+
+    Args:
+        title: First cell.
+        runs: Folder of each run in results/, and what its columns are called.
+    """
+    found = {name: load(f"{folder}/metrics.json")["realism"] for folder, name in runs.items()}
+    columns = [(one, "samples", f"samples{name}") for name, one in found.items()]
+    columns += [(one, "decoded_floor", f"training people, decoded{name}") for name, one in found.items()]
+    columns += [(next(iter(found.values())), "floor", "training people")]
+    rows = [
+        [name, *(webpage.number(one[kind][key], digits) for one, kind, _ in columns), meaning]
+        for key, (name, meaning, digits) in webpage.REALISM.items()
+    ]
+    copies = [f"{one['copies']['share_of_samples']:.1%}" for one in found.values()]
+    blank = [""] * len(found)
+    rows.append(["nearer to a training slice than 99 % of test slices", *copies, *blank, "1%", "more: copies"])
+    return table([title, *(name for _, _, name in columns), "how to read it"], rows)
+
+
+def sampling():
+    """Times of the sampler."""
+    rows = []
+    for row in load("sampling.json")["rows"]:
+        different = row.get("different_codes", 0)
+        rows.append(
+            [
+                f"{row['grid']}×{row['grid']}",
+                row["batch"],
+                f"{row['naive_s']:,.0f}",
+                f"{row['cached_s']:.2f}",
+                f"{row['teacher_forced_s']:.3f}",
+                f"{row['speedup']:,.0f}",
+                f"{row['cached_s'] / row['teacher_forced_s']:.1f}",
+                "yes" if row["exact"] else f"but for {different} codes",
+            ]
+        )
+    head = ["codes", "batch", "textbook loop (s)", "cached (s)", "teacher-forced pass (s)"]
+    return table([*head, "times faster than the loop", "cached / pass", "exact"], rows)
+
+
+def priors():
+    """Variants of the prior."""
+    found = load("ixi/priors.json")
+    first = found["rows"][0]["validation_bits_per_code"]
+    rows = [
+        [
+            row["variant"],
+            f"{row['validation_bits_per_code']:.3f}",
+            "" if row is found["rows"][0] else f"{row['validation_bits_per_code'] / first - 1:+.1%}",
+            f"{row['parameters']:,}",
+            f"{row['seconds_an_epoch']:.0f}",
+            f"{row['epochs']:.1f}",
+        ]
+        for row in found["rows"]
+    ]
+    head = ["prior", "bits per code, validation people", "against the default", "parameters", "seconds an epoch"]
+    return table([*head, f"epochs in {found['minutes']:g} min"], rows)
+
+
+def rates():
+    """Settings of rate and distortion."""
+    rows = [
+        [
+            row["downsampling"],
+            row["num_embeddings"],
+            f"{row['ssim']:.3f}",
+            with_interval({"mean": row["ssim_head"], "ci95": row["ssim_head_ci95"]}, 3),
+            f"{row['psnr_db']:.2f}",
+            f"{row['bits_per_code']:.3f}",
+            f"{row['bits_per_image']:,.0f}",
+            f"{row['seconds_per_sample']:.3f}",
+        ]
+        for row in load("rates/rates.json")["rows"]
+    ]
+    head = ["factor", "codes", "SSIM", "SSIM, head", "PSNR (dB)", "bits per code", "bits per image"]
+    return table([*head, "seconds a sample"], rows)
+
+
+def leak():
+    """The same training, split by slice and by person."""
+    rows = []
+    for row in load("leak/leak.json")["rows"]:
+        for where in ("test", "new people"):
+            rows.append(
+                [
+                    f"by {row['split'].removeprefix('by ')}",
+                    "its own test slices" if where == "test" else where,
+                    *(with_interval(row[where][key], 3) for key in ("ssim_head", "copy_ssim_head", "bits_per_code")),
+                ]
+            )
+    head = ["split", "measured on", "SSIM inside the head", "the same of the nearest training slice", "bits per code"]
+    return table(head, rows)
+
+
+def rewrite(page):
+    """The page with every table made anew.
+
+    Raises:
+        RunError: If a table is not on the page.
+    """
+    lines = page.split("\n")
+    made = [results(), baselines("ixi"), baselines("demo"), sampling(), priors(), rates(), leak()]
+    made.append(realism("IXI, against the test people", {"ixi": ", plain", "ixi_sharp": ", sharp"}))
+    made.append(realism("demo, against the test people", {"demo": ""}))
+    for new in made:
+        first = new[0].split("|")[1]
+        places = [i for i, line in enumerate(lines) if line.startswith("|") and line.split("|")[1] == first]
+        if not places:
+            raise run_folder.RunError(f"README.md: no table begins with |{first}|")
+        end = next(i for i in range(places[0], len(lines) + 1) if i == len(lines) or not lines[i].startswith("|"))
+        lines[places[0] : end] = new
+    return "\n".join(lines)
+
+
+def run(args):
+    path = ROOT / "README.md"
+    dataset.write_text(path, rewrite(path.read_text(encoding="utf-8")))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Write the README's tables from results/.")
+    return run_folder.exit_status(run, parser.parse_args(argv), "stopped")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""An optional phase after stage 1: the decoder learns texture from a discriminator, the codes stay as they are.
+
+Losses that compare pixel by pixel are smallest for the mean of all slices that share the codes, and a mean is a blur.
+Here a discriminator looks at patches and tells reconstructions from slices, and the decoder learns to pass for real, as
+in VQGAN. Encoder and codebook are not touched: every grid of codes means what it meant, and a prior stays valid.
+
+The loss stays one function of one model, so that Keras's own training loop fits it under every backend: where the
+decoder learns, the discriminator's weights are held by `stop_gradient`, and the reverse. The weight of the adversarial
+term adapts in the backward pass (`equal_pull`).
+
+References
+    Esser, Rombach, Ommer: Taming Transformers for High-Resolution Image Synthesis, CVPR 2021, arXiv:2012.09841.
+    Isola, Zhu, Zhou, Efros: Image-to-Image Translation with Conditional Adversarial Networks, CVPR 2017,
+        arXiv:1611.07004. The discriminator of patches.
+    Lim, Ye: Geometric GAN, 2017, arXiv:1705.02894. The hinge loss.
+"""
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+import modules
+
+BANDS = 8
+
+
+def build_discriminator(image_size, filters=32):
+    """Functional model: images (B, S, S, 1) -> logits of patches, float32, (B, S / 8, S / 8, 1); above 0 is real."""
+    x = inputs = keras.Input((image_size, image_size, 1), name="image")
+    for stage in range(3):
+        x = layers.Conv2D(filters * 2**stage, 4, 2, padding="same", name=f"down{stage}")(x)
+        if stage:
+            x = layers.GroupNormalization(8, name=f"down{stage}_norm")(x)
+        x = layers.LeakyReLU(0.2, name=f"down{stage}_relu")(x)
+    x = layers.Conv2D(1, 3, padding="same", dtype="float32", name="logits")(x)
+    return keras.Model(inputs, x, name="discriminator")
+
+
+@ops.custom_gradient
+def equal_pull(images):
+    """The images themselves; backwards, each image's gradient is scaled to the norm that the L1 loss has there.
+
+    Esser et al. 2021 (eq. 7) weigh the adversarial loss by the ratio of both losses' gradients at the decoder's last
+    layer, for which each must be computed apart. The gradient of a mean of absolute values has the same norm for every
+    image, so here the ratio is taken at the decoder's output.
+    """
+
+    def gradient(*args, upstream=None):
+        upstream = args[0] if upstream is None else upstream
+        pixels = np.prod(upstream.shape[1:])
+        norm = ops.sqrt(ops.sum(ops.square(upstream), axis=(1, 2, 3), keepdims=True))
+        number = ops.cast(ops.shape(upstream)[0], upstream.dtype)
+        return upstream / (norm + 1e-12) / (number * np.sqrt(pixels))
+
+    return images * 1.0, gradient
+
+
+def band_power(images):
+    """Sum over images (B, S, S, 1) of the power in eight rings of the frequency plane up to Nyquist, float32, (8,)."""
+    size = images.shape[1]
+    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size), indexing="ij"))
+    ring = np.minimum((radius / 0.5 * BANDS).astype(int), BANDS)
+    ring[0, 0] = BANDS  # neither the mean nor the corners beyond Nyquist
+    real = ops.cast(ops.squeeze(images, -1), "float32")
+    real, imaginary = ops.fft2((real, ops.zeros_like(real)))
+    power = ops.sum(ops.square(real) + ops.square(imaginary), axis=0)
+    return ops.matmul(
+        ops.convert_to_tensor(np.eye(BANDS, BANDS + 1, dtype="float32")[:, ring.ravel()]), ops.ravel(power)
+    )
+
+
+@keras.saving.register_keras_serializable(modules.PACKAGE)
+class PowerKept(keras.metrics.Metric):
+    """Share of each ring's power that reconstructions keep: the least and the greatest of eight, over an epoch."""
+
+    def __init__(self, name="power_kept", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.original = self.add_variable((BANDS,), initializer="zeros", name="original")
+        self.kept = self.add_variable((BANDS,), initializer="zeros", name="kept")
+
+    def update_state(self, images, reconstructions, sample_weight=None):
+        self.original.assign_add(band_power(images))
+        self.kept.assign_add(band_power(reconstructions))
+
+    def result(self):
+        ratio = ops.maximum(self.kept, 1e-12) / ops.maximum(self.original, 1e-12)
+        return {
+            "least_power": ops.min(ratio),
+            "most_power": ops.max(ratio),
+            "power_gap": ops.mean(ops.abs(ops.log(ratio))),
+        }
+
+
+class Sharpener(keras.Model):
+    """Trains the decoder of a VQ-VAE against a discriminator; `save` keeps the VQ-VAE alone.
+
+    The decoder's loss is `reconstruction - D(x_hat)`, where the adversarial gradient is brought to the norm of the L1
+    loss's (`equal_pull`) times `adversarial_weight`; the discriminator's is the hinge loss
+    `(max(0, 1 - D(x)) + max(0, 1 + D(x_hat))) / 2` (Lim and Ye 2017).
+
+    Args:
+        vqvae: A trained `modules.VQVAE`; its decoder changes, nothing else of it.
+        adversarial_weight: Pull of the discriminator on each image, as a share of the L1 loss's.
+
+    Call arguments:
+        images: float32 in [0, 1], shape (batch, image_size, image_size, 1).
+
+    Returns:
+        Reconstructions like the images.
+    """
+
+    def __init__(self, vqvae, adversarial_weight=0.5, **kwargs):
+        super().__init__(**kwargs)
+        self.vqvae = vqvae
+        self.adversarial_weight = adversarial_weight
+        self.discriminator = build_discriminator(vqvae.image_size)
+        vqvae.encoder.trainable = vqvae.quantizer.trainable = False
+        self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction_loss")
+        self.discriminator_tracker = keras.metrics.Mean(name="discriminator_loss")
+        self.power_kept = PowerKept()
+        self.built = True
+
+    def call(self, images, training=False):
+        z_e = self.vqvae.encoder(images, training=False)
+        _, z_q, _ = self.vqvae.quantizer(z_e, training=False)
+        return self.vqvae.decoder(ops.stop_gradient(z_q), training=training)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        reconstruction = modules.reconstruction_loss(x, y_pred, self.vqvae.loss_kind, self.vqvae.ssim_weight)
+        judge = self.discriminator
+        held = [ops.stop_gradient(variable) for variable in judge.trainable_variables]
+        pulled = self.adversarial_weight * y_pred + (1 - self.adversarial_weight) * ops.stop_gradient(y_pred)
+        of_decoder, _ = judge.stateless_call(held, judge.non_trainable_variables, equal_pull(pulled))
+        of_real, of_made = judge(x), judge(ops.stop_gradient(y_pred))
+        hinge = (ops.mean(ops.relu(1.0 - of_real)) + ops.mean(ops.relu(1.0 + of_made))) / 2
+        self.reconstruction_tracker.update_state(reconstruction)
+        self.discriminator_tracker.update_state(hinge)
+        return reconstruction - ops.mean(of_decoder) + hinge
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        self.power_kept.update_state(x, y_pred)
+        return self.get_metrics_result()
+
+    def save(self, path):
+        """Writes the VQ-VAE with its present decoder."""
+        self.vqvae.save(path)

@@ -1,0 +1,82 @@
+"""The phase that sharpens the decoder: who learns from what, and that the codes stay."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import modules
+import realism
+import sharpening
+
+
+@pytest.fixture
+def sharpener():
+    vqvae = modules.VQVAE(32, base_filters=4, num_embeddings=16, embedding_dim=4)
+    return sharpening.Sharpener(vqvae, adversarial_weight=0.5)
+
+
+def test_equal_pull_has_the_norm_of_the_l1_gradient(rng):
+    images, target = tf.constant(rng.random((3, 8, 8, 1)), "float32"), rng.random((3, 8, 8, 1)).astype("float32")
+    weights = tf.constant(rng.standard_normal((3, 8, 8, 1)) * [[[[5.0]]], [[[1.0]]], [[[0.01]]]], "float32")
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(images)
+        l1 = tf.reduce_mean(abs(images - target))
+        pulled = sharpening.equal_pull(images)
+        adversarial = tf.reduce_sum(pulled * weights)
+    np.testing.assert_array_equal(pulled, images)
+    of_l1, of_adversarial = (tape.gradient(loss, images).numpy() for loss in (l1, adversarial))
+    norms = [np.sqrt((g**2).sum((1, 2, 3))) for g in (of_l1, of_adversarial)]
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-5)
+    direction = weights / np.sqrt((weights.numpy() ** 2).sum((1, 2, 3), keepdims=True))
+    np.testing.assert_allclose(of_adversarial, direction * norms[0][:, None, None, None], rtol=1e-4)
+
+
+def test_each_learns_from_its_own_part_of_the_loss(sharpener, rng):
+    images = tf.constant(rng.random((2, 32, 32, 1)), "float32")
+    judge, decoder = sharpener.discriminator, sharpener.vqvae.decoder
+    with tf.GradientTape(persistent=True) as tape:
+        outputs = sharpener(images, training=True)
+        loss = sharpener.compute_loss(images, None, outputs)
+        made = judge(tf.stop_gradient(outputs))
+        hinge = (tf.reduce_mean(tf.nn.relu(1 - judge(images))) + tf.reduce_mean(tf.nn.relu(1 + made))) / 2
+        reconstruction = modules.reconstruction_loss(images, outputs, "l1_ssim", 0.3)
+        fooled = tf.reduce_mean(judge(outputs))
+    for found, expected in zip(
+        tape.gradient(loss, judge.trainable_variables),
+        tape.gradient(hinge, judge.trainable_variables),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    of_loss, of_reconstruction, of_fooled = (
+        np.concatenate([np.ravel(g) for g in tape.gradient(part, decoder.trainable_variables)])
+        for part in (loss, reconstruction, fooled)
+    )
+    pull = of_loss - of_reconstruction  # towards what the discriminator takes for real
+    assert np.dot(-pull, of_fooled) > 0
+    assert {variable.path.split("/")[0] for variable in sharpener.trainable_variables} == {"decoder", "discriminator"}
+
+
+def test_the_codes_stay(sharpener, rng):
+    images = rng.random((8, 32, 32, 1)).astype("float32")
+    vqvae = sharpener.vqvae
+    codes, fingerprint, decoded = vqvae.encode(images), vqvae.fingerprint(), vqvae.decode(vqvae.encode(images))
+    sharpener.compile(optimizer="adam")
+    found = sharpener.fit(images, validation_data=(images,), batch_size=4, epochs=2, verbose=0).history
+    np.testing.assert_array_equal(vqvae.encode(images), codes)
+    assert vqvae.fingerprint() == fingerprint
+    assert np.abs(vqvae.decode(codes) - decoded).max() > 1e-4
+    assert {"val_power_gap", "val_least_power", "val_most_power", "val_discriminator_loss"} <= set(found)
+
+
+def test_power_kept_is_that_of_the_spectrum(rng):
+    images = rng.random((3, 32, 32)).astype("float32")
+    others = images.copy()
+    others[:, ::2] *= 0.5
+    metric = sharpening.PowerKept()
+    for i in range(3):
+        metric.update_state(images[i : i + 1, ..., None], others[i : i + 1, ..., None])
+    ratio = realism.radial_power(others) / realism.radial_power(images)
+    found = {name: float(value) for name, value in metric.result().items()}
+    assert found["least_power"] == pytest.approx(ratio.min(), rel=1e-4)
+    assert found["most_power"] == pytest.approx(ratio.max(), rel=1e-4)
+    assert found["power_gap"] == pytest.approx(np.abs(np.log(ratio)).mean(), rel=1e-4)
