@@ -2,8 +2,8 @@
 # make test      environment, linter, all tests
 # make lint      ruff, notebooks too
 # make notebook  runs notebooks/walkthrough.ipynb again, outputs kept
-# make results   makes results/demo, and results/ixi where IXI=folder is given, again
-# make benchmarks   after make results: sampling times, and with IXI=folder priors and rates
+# make results   makes results/demo again, and where IXI=folder is given results/ixi and results/ixi_sharp
+# make benchmarks   after make results: sampling times, the leak, killed runs, and with IXI=folder priors and rates
 # make clean     removes the environment, the cache and the runs
 
 PYTHON ?= python3
@@ -30,20 +30,25 @@ notebook: .venv/run
 
 results: demo
 	$(BIN)/python predict.py --run-dir runs/demo --num-samples 1000 --output-dir results/demo
-	rm -r results/demo/samples results/demo/report.html
 	$(BIN)/python benchmarks/ventricles.py --run-dir runs/demo --output-dir results/demo
 ifdef IXI
 	$(BIN)/python train.py --data-dir $(IXI) $(IXI_RUN)
 	$(BIN)/python predict.py --run-dir runs/ixi --num-samples 1000 --output-dir results/ixi
-	rm -r results/ixi/samples results/ixi/report.html
+	$(BIN)/python train.py --data-dir $(IXI) $(IXI_RUN) --stage sharp
+	$(BIN)/python predict.py --run-dir runs/ixi --num-samples 1000 --output-dir results/ixi_sharp --decoder sharp
 endif
+	rm -r results/*/samples
+	$(BIN)/python benchmarks/tables.py
 
 benchmarks: .venv/run
 	$(BIN)/python benchmarks/sampling.py --output results/sampling.json --naive-steps 2
+	$(BIN)/python benchmarks/leak.py --output-dir results/leak
+	$(BIN)/python benchmarks/kills.py --output results/kills.json
 ifdef IXI
 	$(BIN)/python benchmarks/priors.py --run-dir runs/ixi --minutes 1.5 --output results/ixi/priors.json
 	$(BIN)/python benchmarks/rates.py --data-dir $(IXI) --output-dir results/rates --vqvae-epochs 4 --prior-epochs 1
 endif
+	$(BIN)/python benchmarks/tables.py
 
 .venv/run: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -22,21 +22,23 @@ def _image_axes(rows, columns, size=1.5):
 
 
 def reconstructions(path, images, outputs, titles, footer):
-    """Input, output and difference, a column for each slice.
+    """Input, outputs and the difference of the last of them, a column for each slice.
 
     Args:
-        images, outputs: Float in [0, 1], shape (n, height, width).
+        images: Float in [0, 1], shape (n, height, width).
+        outputs: A row of such images for each name.
         titles: One line above each column.
     """
-    figure, axes = _image_axes(3, len(images))
-    for column, (image, output, title) in enumerate(zip(images, outputs, titles, strict=True)):
-        axes[0, column].imshow(image, **GREY)
-        axes[1, column].imshow(output, **GREY)
-        shown = axes[2, column].imshow(output - image, cmap="RdBu_r", vmin=-0.3, vmax=0.3, interpolation="nearest")
-        axes[0, column].set_title(title, fontsize=7)
-    for axis, name in zip(axes[:, 0], ("input", "output", "output - input"), strict=True):
-        axis.set_ylabel(name)
-    figure.colorbar(shown, ax=axes[2, :], label="intensity", fraction=0.02)
+    figure, axes = _image_axes(2 + len(outputs), len(images))
+    for row, (name, shown) in zip(axes, {"input": images, **outputs}.items(), strict=False):
+        row[0].set_ylabel(name)
+        for axis, image in zip(row, shown, strict=True):
+            axis.imshow(image, **GREY)
+    for axis, image, output, title in zip(axes[-1], images, shown, titles, strict=True):
+        difference = axis.imshow(output - image, cmap="RdBu_r", vmin=-0.3, vmax=0.3, interpolation="nearest")
+        axis.set_xlabel(title, fontsize=7)
+    axes[-1, 0].set_ylabel(f"{name} - input")
+    figure.colorbar(difference, ax=axes[-1, :], label="intensity", fraction=0.02)
     finish(figure, path, footer)
 
 

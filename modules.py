@@ -270,20 +270,23 @@ def _residual_block(x, name):
     return layers.Add(name=f"{name}_add")([x, y])
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
 @ops.custom_gradient
-def clip_to_unit(x):
-    """Cuts values to [0, 1]. Outside, only a gradient that leads back inside is passed.
-
-    With none at all, as from a ReLU, a pixel can be stuck at black; with all of it, values drift away from 0 unbounded.
-    """
-
+def _clip_to_unit(x):
     def gradient(*args, upstream=None):
         upstream = args[0] if upstream is None else upstream
         outward = ops.logical_or(ops.logical_and(x < 0, upstream > 0), ops.logical_and(x > 1, upstream < 0))
         return ops.where(outward, ops.zeros_like(upstream), upstream)
 
     return ops.clip(x, 0.0, 1.0), gradient
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+def clip_to_unit(x):
+    """Cuts values to [0, 1]. Outside, only a gradient that leads back inside is passed.
+
+    With none at all, as from a ReLU, a pixel can be stuck at black; with all of it, values drift away from 0 unbounded.
+    """
+    return _clip_to_unit(x)
 
 
 def build_encoder(image_size, downsampling, base_filters, num_residual_blocks, embedding_dim):

@@ -200,12 +200,13 @@ def person_by_person(test, per_slice):
     return rows
 
 
-def draw_pictures(folder, data, vqvae, test, codes, per_slice, bits, footer):
+def draw_pictures(folder, data, models, test, codes, per_slice, bits, footer):
     """Pictures of the test slices: reconstructions, the worst of them, masks, use of the codebook, bits.
 
     Args:
         folder: Where they go.
-        data, vqvae: The data set and the model.
+        data: The data set.
+        models: Each VQ-VAE whose output is shown and its name; all have the same codes, and the last is measured.
         test: The test slices.
         codes, per_slice, bits: Their codes, metrics and bits under the prior.
         footer: Line under each picture.
@@ -214,31 +215,34 @@ def draw_pictures(folder, data, vqvae, test, codes, per_slice, bits, footer):
     def pixels(chosen):
         return [data.images[test[i].row] / 255 for i in chosen]
 
+    def outputs(chosen):
+        return {name: vqvae.decode(codes[chosen], BATCH_SIZE)[..., 0] for name, vqvae in models.items()}
+
     def titles(chosen, metric, name):
         return [f"{test[i].subject_id} {test[i].label}\n{name} {per_slice[i][metric]:.3f}" for i in chosen]
 
     shown = one_of_each(test, position=0.6, most=8)
-    outputs = vqvae.decode(codes[shown], BATCH_SIZE)[..., 0]
     figures.reconstructions(
-        folder / "reconstructions.png", pixels(shown), outputs, titles(shown, "ssim", "SSIM"), footer
+        folder / "reconstructions.png", pixels(shown), outputs(shown), titles(shown, "ssim", "SSIM"), footer
     )
 
     def quality(i):
         return per_slice[i]["ssim_head"]
 
     from_the_best = sorted((i for i in range(len(test)) if math.isfinite(quality(i))), key=quality, reverse=True)
-    worst = sorted({test[i].subject_id: i for i in from_the_best}.values(), key=quality)[:5]  # one of each person
+    worst = sorted({test[i].subject_id: i for i in from_the_best}.values(), key=quality)  # one of each person
+    worst = worst[: 5 * len(models)]
     if worst:
-        outputs = vqvae.decode(codes[worst], BATCH_SIZE)[..., 0]
         figures.reconstructions(
-            folder / "worst.png", pixels(worst), outputs, titles(worst, "ssim_head", "SSIM, head"), footer
+            folder / "worst.png", pixels(worst), outputs(worst), titles(worst, "ssim_head", "SSIM, head"), footer
         )
     found = [metrics.head_mask(image) for image in pixels(shown)]
     figures.masks(folder / "masks.png", pixels(shown), found, [test[i].subject_id for i in shown], footer)
     some = shown[:5]
     names = [test[i].subject_id for i in some]
     figures.bits(folder / "bits.png", bits.mean(axis=0), pixels(some), bits[some], names, footer)
-    figures.codebook(folder / "codebook.png", codes, vqvae.quantizer.num_embeddings, footer)
+    num_embeddings = next(iter(models.values())).quantizer.num_embeddings
+    figures.codebook(folder / "codebook.png", codes, num_embeddings, footer)
 
 
 def find_faults(result):
@@ -289,8 +293,15 @@ def run(args):
         raise run_folder.RunError(
             f"--decoder sharp: no sharp.keras in {args.run_dir}; run train.py --stage sharp first"
         )
-    name = "sharp.keras" if args.decoder == "sharp" else "vqvae.keras"
-    vqvae = run_folder.load_model(args.run_dir / name, modules.VQVAE)
+    models = {"output": run_folder.load_model(args.run_dir / "vqvae.keras", modules.VQVAE)}
+    if args.decoder == "sharp":
+        models = {
+            "plain": models["output"],
+            "sharp": run_folder.load_model(args.run_dir / "sharp.keras", modules.VQVAE),
+        }
+    vqvae = list(models.values())[-1]
+    if vqvae.fingerprint() != next(iter(models.values())).fingerprint():
+        raise run_folder.RunError(f"{args.run_dir / 'sharp.keras'}: of another VQ-VAE than vqvae.keras; remove it")
     prior = run_folder.load_prior(args.run_dir, vqvae)
     codes = run_folder.extract_codes(args.run_dir, vqvae, data, slices)
     labels = config["data"]["labels"]
@@ -335,7 +346,7 @@ def run(args):
     by_person = person_by_person(test, per_slice)
     lines = [by_person[0].keys(), *(person.values() for person in by_person)]
     dataset.write_text(output_dir / "people.csv", "".join(",".join(map(str, line)) + "\n" for line in lines))
-    draw_pictures(output_dir, data, vqvae, test, test_codes, per_slice, bits, footer)
+    draw_pictures(output_dir, data, models, test, test_codes, per_slice, bits, footer)
     histories = [run_folder.read_history(args.run_dir / f"{stage}_history.csv") for stage in ("vqvae", "prior")]
     figures.history(output_dir / "history.png", *histories, footer)
 

@@ -109,7 +109,7 @@ class Sharpener(keras.Model):
         Reconstructions like the images.
     """
 
-    def __init__(self, vqvae, adversarial_weight=0.5, **kwargs):
+    def __init__(self, vqvae, adversarial_weight=1.0, **kwargs):
         super().__init__(**kwargs)
         self.vqvae = vqvae
         self.adversarial_weight = adversarial_weight

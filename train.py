@@ -74,8 +74,8 @@ class SharpTraining:
     epochs: int = 12
     batch_size: int = 16
     learning_rate: float = 5e-4
-    patience: int = 12
-    adversarial_weight: float = 0.5  # pull of the discriminator on each image, as a share of the L1 loss's
+    patience: int = 4
+    adversarial_weight: float = 1.0  # pull of the discriminator on each image, as a share of the L1 loss's
 
 
 STAGES = {"vqvae": VQVAETraining, "prior": PriorTraining, "sharp": SharpTraining}

@@ -52,7 +52,7 @@ PICTURES = (
     (
         "worst.png",
         "How bad can it get?",
-        "The five test slices of five people whose SSIM inside the head is lowest.",
+        "The test slices of as many people whose SSIM inside the head is lowest.",
     ),
     (
         "masks.png",

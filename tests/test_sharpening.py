@@ -53,7 +53,7 @@ def test_each_learns_from_its_own_part_of_the_loss(sharpener, rng):
     )
     pull = of_loss - of_reconstruction  # towards what the discriminator takes for real
     assert np.dot(-pull, of_fooled) > 0
-    assert {variable.path.split("/")[0] for variable in sharpener.trainable_variables} == {"decoder", "discriminator"}
+    assert len(sharpener.trainable_variables) == len(judge.trainable_variables) + len(decoder.trainable_variables)
 
 
 def test_the_codes_stay(sharpener, rng):
