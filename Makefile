@@ -42,6 +42,7 @@ endif
 
 benchmarks: .venv/run
 	$(BIN)/python benchmarks/sampling.py --output results/sampling.json --naive-steps 2
+	$(BIN)/python benchmarks/memory.py --output results/sampling_memory.json
 	$(BIN)/python benchmarks/leak.py --output-dir results/leak
 	$(BIN)/python benchmarks/kills.py --output results/kills.json
 ifdef IXI

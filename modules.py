@@ -470,9 +470,12 @@ class VQVAE(keras.Model):
             digest.update(np.ascontiguousarray(ops.convert_to_numpy(variable), "float32").tobytes())
         return digest.hexdigest()[:16]
 
-    def encode(self, images):
+    def encode(self, images, batch_size=32):
         """Codes of float32 images (batch, image_size, image_size, 1): NumPy int32, shape (batch, grid, grid)."""
-        return ops.convert_to_numpy(self.quantizer.nearest(self.encoder.predict_on_batch(images)))
+        batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+        return np.concatenate(
+            [ops.convert_to_numpy(self.quantizer.nearest(self.encoder.predict_on_batch(batch))) for batch in batches]
+        )
 
     def decode(self, code_indices, batch_size=32):
         """Images of grids of codes.

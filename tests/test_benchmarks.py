@@ -10,7 +10,7 @@ import dataset
 import modules
 import run_folder
 import sampling
-from benchmarks import priors, rates, ventricles
+from benchmarks import memory, priors, rates, tables, ventricles
 from benchmarks import sampling as sampling_benchmark
 
 
@@ -135,3 +135,15 @@ def test_ventricles_are_measured():
         shares.append(ventricles.ventricle_share(image))
     np.testing.assert_allclose(shares, [0.15**2, 0.25**2], rtol=0.05)
     assert np.isnan(ventricles.ventricle_share(np.zeros((64, 64))))
+
+
+def test_the_readme_has_the_figures_of_the_files():
+    page = (tables.ROOT / "README.md").read_text(encoding="utf-8")
+    assert tables.rewrite(page) == page, "run python benchmarks/tables.py"
+    with pytest.raises(run_folder.RunError, match="no table begins with"):
+        tables.rewrite("no table")
+
+
+def test_memory_benchmark_refuses_no_samples(tmp_path, capsys):
+    assert memory.main(["--output", str(tmp_path / "memory.json"), "--batch", "4", "0"]) == 1
+    assert "--batch [4, 0]: must be 1 or more" in capsys.readouterr().err

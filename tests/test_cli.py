@@ -38,6 +38,7 @@ SMALL = {
     "--prior-num-blocks": 5,
     "--precision": "float32",
 }
+EXECUTE = "os.execv(sys.argv[1], sys.argv[1:])"
 FILES = {
     "config.json",
     "splits.csv",
@@ -126,6 +127,28 @@ def test_killed_three_times_and_stopped_equals_left_alone(place):
     assert (status, line) == (143, "stopped; the same command goes on from the last whole epoch")
     assert stop(lambda: rows("prior") >= 2, 0.1, signal.SIGKILL)[0] in (-signal.SIGKILL, 0)
     assert train.main(command(place, "killed")) == 0
+    assert kills.differences(run, place / "run") == []
+
+
+def test_a_full_disk_is_said_and_loses_nothing(place):
+    """A limit on the size of files stands in for the disk: histories still fit, models do not."""
+    run = place / "full"
+    shutil.copytree(place / "run", run)
+    for name in ("prior.keras", "prior_history.csv", "prior_state.weights.h5"):
+        (run / name).unlink()
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    program = [sys.executable, "train.py", *command(place, "full")]
+    limit = f"import resource, os, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)); {EXECUTE}"
+    done = subprocess.run(
+        [sys.executable, "-c", limit, *program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert "File too large" in errors[0]
+    assert "Traceback" not in done.stderr
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert train.main(command(place, "full")) == 0
     assert kills.differences(run, place / "run") == []
 
 
