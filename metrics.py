@@ -142,3 +142,17 @@ def code_bits(logits, codes):
     chosen = np.take_along_axis(logits, np.asarray(codes)[..., None].astype("int64"), axis=-1)[..., 0]
     shift = logits.max(axis=-1)
     return (np.log(np.exp(logits - shift[..., None]).sum(axis=-1)) + shift - chosen) / math.log(2)
+
+
+BANDS = 8
+
+
+def rings(size):
+    """Which of eight rings of the frequency plane each frequency is in: integers, shape (size, size).
+
+    The rings are equally wide, from the mean to Nyquist; the mean itself and the corners beyond Nyquist are 8.
+    """
+    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size), indexing="ij"))
+    ring = np.minimum((radius / 0.5 * BANDS).astype(int), BANDS)
+    ring[0, 0] = BANDS
+    return ring

@@ -72,7 +72,7 @@ def reconstruct(vqvae, data, slices):
         Codes, int32 (n, grid, grid); one dictionary of metrics a slice; eight ratios (`realism.radial_power`).
     """
     batches = dataset.image_batches(data, slices, "test", BATCH_SIZE)
-    codes, per_slice, power = [], [], np.zeros((2, realism.BANDS))
+    codes, per_slice, power = [], [], np.zeros((2, metrics.BANDS))
     for index in tqdm(range(len(batches)), "test slices", leave=False, disable=None):
         images = batches[index][0]
         codes.append(vqvae.encode(images))

@@ -26,7 +26,6 @@ ORIENTATIONS = 6
 CELLS, THUMBNAIL = 4, 8  # cells along each side over which energies are averaged; side of the thumbnail
 COMPONENTS = 64
 NEIGHBOURS = 5
-BANDS = 8
 FOLDS = 5
 MOST_FITTED = 2000  # training slices that the feature space is fitted to
 CANDIDATES = 5  # training slices looked at closely for each image
@@ -229,13 +228,10 @@ def classifier_accuracy(a, b, people_a, people_b):
 
 
 def radial_power(images):
-    """Mean power of images in eight rings of the frequency plane, equally wide, from the mean to Nyquist: (8,)."""
-    size = images.shape[1]
-    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size), indexing="ij"))
-    ring = np.minimum((radius / 0.5 * BANDS).astype(int), BANDS)  # the corners beyond Nyquist are ring 8
-    ring[0, 0] = BANDS
+    """Mean power of images (n, S, S) in each of `metrics.rings`: (8,)."""
+    ring = metrics.rings(images.shape[1])
     power = np.mean([np.abs(scipy.fft.fft2(image)) ** 2 for image in images], axis=0)
-    return np.bincount(ring.ravel(), power.ravel())[:BANDS] / np.bincount(ring.ravel())[:BANDS]
+    return (np.bincount(ring.ravel(), power.ravel()) / np.bincount(ring.ravel()))[: metrics.BANDS]
 
 
 def head_area(image):

@@ -19,9 +19,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+import metrics
 import modules
-
-BANDS = 8
 
 
 def build_discriminator(image_size, filters=32):
@@ -56,17 +55,13 @@ def equal_pull(images):
 
 
 def band_power(images):
-    """Sum over images (B, S, S, 1) of the power in eight rings of the frequency plane up to Nyquist, float32, (8,)."""
-    size = images.shape[1]
-    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size), indexing="ij"))
-    ring = np.minimum((radius / 0.5 * BANDS).astype(int), BANDS)
-    ring[0, 0] = BANDS  # neither the mean nor the corners beyond Nyquist
+    """Sum over images (B, S, S, 1) of the power in each of `metrics.rings`, float32, (8,)."""
+    ring = metrics.rings(images.shape[1]).ravel()
     real = ops.cast(ops.squeeze(images, -1), "float32")
     real, imaginary = ops.fft2((real, ops.zeros_like(real)))
     power = ops.sum(ops.square(real) + ops.square(imaginary), axis=0)
-    return ops.matmul(
-        ops.convert_to_tensor(np.eye(BANDS, BANDS + 1, dtype="float32")[:, ring.ravel()]), ops.ravel(power)
-    )
+    member = np.eye(metrics.BANDS, metrics.BANDS + 1, dtype="float32")[:, ring]
+    return ops.matmul(ops.convert_to_tensor(member), ops.ravel(power))
 
 
 @keras.saving.register_keras_serializable(modules.PACKAGE)
@@ -75,8 +70,8 @@ class PowerKept(keras.metrics.Metric):
 
     def __init__(self, name="power_kept", **kwargs):
         super().__init__(name=name, **kwargs)
-        self.original = self.add_variable((BANDS,), initializer="zeros", name="original")
-        self.kept = self.add_variable((BANDS,), initializer="zeros", name="kept")
+        self.original = self.add_variable((metrics.BANDS,), initializer="zeros", name="original")
+        self.kept = self.add_variable((metrics.BANDS,), initializer="zeros", name="kept")
 
     def update_state(self, images, reconstructions, sample_weight=None):
         self.original.assign_add(band_power(images))
