@@ -447,10 +447,12 @@ def _inspect(source):
             return height, width, "grey", 0
         if image.mode.startswith("I") or image.mode == "F":
             try:
-                kind = "floating-point" if image.mode == "F" else "16-bit"
-                return height, width, kind, float(np.max(np.asarray(image)))
+                kind, brightest = "floating-point" if image.mode == "F" else "16-bit", float(np.max(np.asarray(image)))
             except Exception as error:
                 raise BadFile(source.path, f"truncated or damaged ({_reason(error)})") from error
+            if not math.isfinite(brightest):
+                raise BadFile(source.path, "holds NaN or infinite pixels")
+            return height, width, kind, brightest
         return height, width, "colour", 0
 
 
@@ -757,11 +759,14 @@ def assert_disjoint(slices):
 
 def splits_csv(slices):
     """The text of splits.csv: path, subject_id, session, slice_index, label, split."""
-    columns = ("path", "subject_id", "session", "slice_index", "label", "split")
+    columns = ["path", "subject_id", "session", "slice_index", "label", "split"]
+    return csv_text(columns, [[getattr(one, column) for column in columns] for one in slices])
+
+
+def csv_text(columns, rows):
+    """The text of a CSV file."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([getattr(one, column) for column in columns] for one in slices)
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     return text.getvalue()
 
 

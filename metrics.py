@@ -114,12 +114,13 @@ def codebook_metrics(codes, num_embeddings, pixels_per_code):
         pixels_per_code: Pixels that each code stands for: the downsampling factor squared.
 
     Returns:
-        Dictionary: `perplexity` (1 to K), `codes_in_use` (share of K), `bits_per_pixel` at log2 K bits a code,
-        `entropy_bits_per_code` and `entropy_bits_per_pixel`, by the entropy of the codes' histogram.
+        Dictionary: `num_embeddings`, K; `perplexity` (1 to K), `codes_in_use` (share of K), `bits_per_pixel` at log2 K
+        bits a code, `entropy_bits_per_code` and `entropy_bits_per_pixel`, by the entropy of the codes' histogram.
     """
     counts = np.bincount(np.ravel(codes), minlength=num_embeddings)
     entropy = float(stats.entropy(counts, base=2))
     return {
+        "num_embeddings": num_embeddings,
         "perplexity": 2**entropy,
         "codes_in_use": float((counts > 0).mean()),
         "bits_per_pixel": math.log2(num_embeddings) / pixels_per_code,

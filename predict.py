@@ -245,23 +245,29 @@ def draw_pictures(folder, data, models, test, codes, per_slice, bits, footer):
     figures.codebook(folder / "codebook.png", codes, num_embeddings, footer)
 
 
-def find_faults(result):
-    """What a reader must know before the figures: a line for each sign that a model has failed; none is well."""
+def find_faults(result, conditions_drawn):
+    """What a reader must know before the figures: a line for each sign that a model has failed; none is well.
+
+    Args:
+        result: What is in metrics.json.
+        conditions_drawn: Whether samples have the labels and slice positions that occur, not a given one.
+    """
     faults, codebook = [], result["codebook"]
-    if codebook["codes_in_use"] < 0.1 or codebook["perplexity"] < 2:
+    if codebook["perplexity"] < max(2, 0.02 * codebook["num_embeddings"]):
         faults.append(
             f"the codebook has collapsed: {codebook['codes_in_use']:.0%} of the codes in use, perplexity "
             f"{codebook['perplexity']:.1f}"
         )
     if "realism" in result:
         copies, samples, floor = (result["realism"][name] for name in ("copies", "samples", "floor"))
-        if copies["share_of_samples"] > 0.05:
+        share = max(copies["share_of_samples"], copies["share_of_samples_by_reconstructions"])
+        if share > 0.05:
             faults.append(
-                f"samples copy training slices: {copies['share_of_samples']:.0%} are nearer to one than 99 % of test "
-                "slices are"
+                f"samples copy training slices: {share:.0%} are nearer to one than 99 % of test slices, or of their "
+                "reconstructions, are"
             )
         alike = [one["ms_ssim_diversity"] for one in (samples, floor)]
-        if None not in alike and alike[0] > alike[1] + 0.1:
+        if conditions_drawn and None not in alike and alike[0] > alike[1] + 0.1:
             faults.append(
                 f"samples are alike: MS-SSIM of two of them {alike[0]:.2f}, of two people's slices {alike[1]:.2f}"
             )
@@ -309,8 +315,10 @@ def run(args):
         raise run_folder.RunError(f"--label {args.label}: the run knows {', '.join(labels) or 'no labels'}")
     label = labels.index(args.label) + 1 if args.label else None
     extract = realism.InceptionFeatures() if args.features == "inception" else realism.TextureFeatures(data.image_size)
-    output_dir = args.output_dir or args.run_dir / "predictions"
+    output_dir = args.output_dir or args.run_dir / ("predictions_sharp" if args.decoder == "sharp" else "predictions")
     output_dir.mkdir(parents=True, exist_ok=True)
+    for name, _, _ in webpage.PICTURES:  # not every call makes every one, and an earlier call's would be shown
+        (output_dir / name).unlink(missing_ok=True)
     footer = "\n".join(dict.fromkeys(filter(None, (data.title, data.credit))))
     print(f"data: {data.title}")
 
@@ -344,8 +352,9 @@ def run(args):
     }
     write_json(output_dir / "metrics.json", result)
     by_person = person_by_person(test, per_slice)
-    lines = [by_person[0].keys(), *(person.values() for person in by_person)]
-    dataset.write_text(output_dir / "people.csv", "".join(",".join(map(str, line)) + "\n" for line in lines))
+    dataset.write_text(
+        output_dir / "people.csv", dataset.csv_text(list(by_person[0]), [list(one.values()) for one in by_person])
+    )
     draw_pictures(output_dir, data, models, test, test_codes, per_slice, bits, footer)
     histories = [run_folder.read_history(args.run_dir / f"{stage}_history.csv") for stage in ("vqvae", "prior")]
     figures.history(output_dir / "history.png", *histories, footer)
@@ -375,7 +384,10 @@ def run(args):
     )
 
     # Samples against the test people.
-    if len(images) >= FEWEST_JUDGED:
+    why_not = realism.can_judge(slices)
+    if len(images) < FEWEST_JUDGED:
+        why_not = f"that takes --num-samples {FEWEST_JUDGED} or more, 1000 to hold"
+    if not why_not:
         result["realism"], closest = realism.judge(
             np.array(images),
             positions[: len(images)],
@@ -393,9 +405,9 @@ def run(args):
             footer,
         )
     else:
-        print(f"samples are not judged: that takes --num-samples {FEWEST_JUDGED} or more, 1000 to hold")
+        print(f"samples are not judged: {why_not}")
 
-    result["faults"] = find_faults(result)
+    result["faults"] = find_faults(result, args.label is None and args.slice_position is None)
     write_json(output_dir / "metrics.json", result)
     ratios = {"reconstructions": result["reconstruction_power_ratio"]}
     if "realism" in result:

@@ -1,7 +1,7 @@
 """How samples stand to real slices: distances between sets of images, and copies of training slices.
 
-No figure here means much alone, so each comes with its floor: the same figure for as many slices of training people
-that had no part in making it. A set of samples that reaches its floor cannot be told from real slices by that figure.
+No figure here means much alone, so each comes with its floor: the same figure for slices of training people, who have
+no part in the features. A set of samples that reaches its floor cannot be told from real slices by that figure.
 """
 
 import keras
@@ -14,8 +14,6 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.neighbors import NearestNeighbors
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from tensorflow_probability.substrates import numpy as tfp  # needs no TensorFlow
 from tqdm import tqdm
 
@@ -27,7 +25,7 @@ CELLS, THUMBNAIL = 4, 8  # cells along each side over which energies are average
 COMPONENTS = 64
 NEIGHBOURS = 5
 FOLDS = 5
-MOST_FITTED = 2000  # training slices that the feature space is fitted to
+MOST_FITTED = 2000  # training slices that the feature space is fitted to, and test slices that are looked at
 CANDIDATES = 5  # training slices looked at closely for each image
 
 
@@ -55,9 +53,7 @@ class TextureFeatures:
         radius, angle = np.hypot(y, x), np.arctan2(y, x)
         radius[0, 0] = 1.0  # the mean passes none of them
         filters = []
-        for (
-            wavelength
-        ) in WAVELENGTHS:  # each lets one and a third octaves and 30 degrees pass, on one side of the plane
+        for wavelength in WAVELENGTHS:  # each passes a band of about one octave and 33 degrees, on one side
             radial = np.exp(-(np.log(radius * wavelength) ** 2) / (2 * np.log(0.65) ** 2))
             radial[0, 0] = 0.0
             for k in range(ORIENTATIONS):
@@ -109,6 +105,15 @@ def _cells(planes, number):
     return np.array([[cell.mean(axis=(1, 2)) for cell in np.array_split(row, number, axis=2)] for row in rows])
 
 
+def can_judge(slices):
+    """Why samples cannot be judged on these slices, or nothing: the figures need some people on either side."""
+    people = {split: [one.subject_id for one in slices if one.split == split] for split in ("train", "test")}
+    most = max(map(people["test"].count, set(people["test"])))
+    if len(people["test"]) - most < NEIGHBOURS or len(set(people["train"])) < 2:
+        return "that takes two people for training, and five test slices beside those of any one person"
+    return ""
+
+
 class FeatureSpace:
     """Features turned to their 64 main directions, by some training people's slices.
 
@@ -123,11 +128,15 @@ class FeatureSpace:
     def __init__(self, found, kinds):
         variance = np.bincount(kinds, found.var(axis=0, dtype="float64")) / np.bincount(kinds)
         self._scale = np.sqrt(np.maximum(variance, 1e-12))[kinds]
-        self._pca = PCA(min(COMPONENTS, *found.shape), svd_solver="full").fit(found / self._scale)
+        self._pca = PCA(min(COMPONENTS, *found.shape), svd_solver="full").fit(self.scale(found))
+
+    def scale(self, found):
+        """(n, d) -> (n, d), each kind scaled."""
+        return found / self._scale
 
     def __call__(self, found):
         """(n, d) -> (n, 64), float64."""
-        return self._pca.transform(found / self._scale)
+        return self._pca.transform(self.scale(found))
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -216,7 +225,7 @@ def classifier_accuracy(a, b, people_a, people_b):
     target = np.repeat([0, 1], number)
     if min(len(set(groups[target == side])) for side in (0, 1)) < FOLDS:
         return None
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+    model = LogisticRegression(max_iter=2000)
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
     both = np.concatenate([a[picked[0]], b[picked[1]]])
     return float(cross_val_score(model, both, target, groups=groups, cv=folds).mean())
@@ -357,45 +366,56 @@ def compare(candidates, real, space):
         [[value for value in map(figure, one.images) if np.isfinite(value)] for one in (candidates, real)]
         for figure in (head_area, symmetry)
     )
+
+    def distance(values):
+        return float(stats.wasserstein_distance(*values)) if all(values) else None
+
     return {
         "number": len(a),
         "frechet_distance": frechet_distance(a, b),
         "mmd": mmd(a, b),
         **overlap(a, b, candidates.people, real.people),
-        "classifier_accuracy": classifier_accuracy(candidates.features, real.features, candidates.people, real.people),
+        "classifier_accuracy": classifier_accuracy(
+            space.scale(candidates.features), space.scale(real.features), candidates.people, real.people
+        ),
         "ms_ssim_diversity": diversity(
             candidates.images, candidates.positions, candidates.people, np.random.default_rng(0)
         ),
         "head_area": float(np.mean(areas[0])),
-        "head_area_distance": float(stats.wasserstein_distance(*areas)),
-        "symmetry": float(np.mean(symmetries[0])),
-        "symmetry_distance": float(stats.wasserstein_distance(*symmetries)),
+        "head_area_distance": distance(areas),
+        "symmetry": float(np.mean(symmetries[0])) if symmetries[0] else None,
+        "symmetry_distance": distance(symmetries),
         "power_ratio": (radial_power(candidates.images) / radial_power(real.images)).tolist(),
     }
+
+
+def spread(indices, most):
+    """At most so many of the indices, evenly spread over them."""
+    return [
+        indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, min(len(indices), most)).round().astype(int))
+    ]
 
 
 def choose_floor(slices, number):
     """Training slices for the floor and for the feature space: two lists of indices, with nobody in both.
 
-    People come in the order of their slices until the floor has `number` slices or half of the training people.
+    Every second person is of the floor, so that labels, which paths are often ordered by, are in both as in the data;
+    their slices are thinned to `number`, and the others' to what a feature space is fitted to.
     """
     people = list(dict.fromkeys(one.subject_id for one in slices if one.split == "train"))
-    of = {person: [] for person in people}
-    for i, one in enumerate(slices):
-        if one.split == "train":
-            of[one.subject_id].append(i)
-    floor = []
-    for person in people[: len(people) // 2]:
-        if len(floor) < number:
-            floor += of.pop(person)
-    return floor[:number], [i for rows in of.values() for i in rows]
+    for_floor = set(people[::2])
+    rows = [i for i, one in enumerate(slices) if one.split == "train"]
+    floor = [i for i in rows if slices[i].subject_id in for_floor]
+    others = [i for i in rows if slices[i].subject_id not in for_floor]
+    return spread(floor, number), spread(others, MOST_FITTED)
 
 
 def judge(samples, positions, images, slices, reconstruct, extract):
     """Samples against the slices of the test people, with what they can be compared with, and copies among them.
 
-    Beside the samples stand as many slices of training people (`floor`: what real slices of other people reach), and
-    those slices after the VQ-VAE (`decoded_floor`: what samples of a perfect prior would reach).
+    Beside the samples stand slices of half of the training people, as many if there are (`floor`: what real slices of
+    other people reach), and those slices after the VQ-VAE (`decoded_floor`: what samples of a perfect prior would
+    reach, or a little better, since the VQ-VAE was trained on these people).
 
     Args:
         samples: float in [0, 1], shape (n, S, S).
@@ -417,10 +437,9 @@ def judge(samples, positions, images, slices, reconstruct, extract):
         pixels = np.stack([images[one.row] for one in chosen]).astype("float32") / 255
         return ImageSet(pixels, [one.slice_position for one in chosen], [one.subject_id for one in chosen], extract)
 
-    test = gather([i for i, one in enumerate(slices) if one.split == "test"])
+    test = gather(spread([i for i, one in enumerate(slices) if one.split == "test"], MOST_FITTED))
     floor_rows, space_rows = choose_floor(slices, len(samples))
-    spread = np.unique(np.linspace(0, len(space_rows) - 1, min(len(space_rows), MOST_FITTED)).round().astype(int))
-    space = FeatureSpace(gather([space_rows[i] for i in spread]).features, extract.kinds)
+    space = FeatureSpace(gather(space_rows).features, extract.kinds)
     floor = gather(floor_rows)
     sets = {
         "samples": ImageSet(samples, positions, [f"sample {i}" for i in range(len(samples))], extract),

@@ -103,6 +103,10 @@ def open_run(run_dir, options, models, data, slices, notices):
     path = run_dir / "config.json"
     if path.exists():
         refuse_if_different(path, config)
+        old = json.loads(path.read_text(encoding="utf-8"))
+        if old["options"].get("sharp_training") != options["sharp_training"]:  # set when that phase begins
+            old["options"]["sharp_training"] = options["sharp_training"]
+            dataset.write_text(path, json.dumps(old, indent=2) + "\n")
         return
     packages = (keras.backend.backend(), "keras", "numpy", "scipy", "scikit-image", "pillow", "nibabel", "nilearn")
     config["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
@@ -118,13 +122,16 @@ def refuse_if_different(path, config):
         old = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"{path}: damaged ({error}); give another --run-dir, or remove the folder") from error
-    differences = []
+    differences, free = [], set(WHERE_AND_HOW_CALLED)
+    if not (path.parent / "sharp_history.csv").exists():  # a phase that has not begun
+        name = "options.sharp_training"
+        free |= {name, *(f"{name}.{option}" for option in config["options"]["sharp_training"])}
 
     def compare(a, b, name):
         if isinstance(a, dict) and isinstance(b, dict):
             for key in sorted({*a, *b}):
                 compare(a.get(key), b.get(key), f"{name}.{key}")
-        elif a != b and name not in WHERE_AND_HOW_CALLED:
+        elif a != b and name not in free:
             differences.append(f"{name} was {a!r} and is now {b!r}")
 
     for part, value in json.loads(json.dumps(config)).items():

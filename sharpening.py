@@ -89,9 +89,9 @@ class PowerKept(keras.metrics.Metric):
 class Sharpener(keras.Model):
     """Trains the decoder of a VQ-VAE against a discriminator; `save` keeps the VQ-VAE alone.
 
-    The decoder's loss is `reconstruction - D(x_hat)`, where the adversarial gradient is brought to the norm of the L1
-    loss's (`equal_pull`) times `adversarial_weight`; the discriminator's is the hinge loss
-    `(max(0, 1 - D(x)) + max(0, 1 + D(x_hat))) / 2` (Lim and Ye 2017).
+    The decoder's loss is `reconstruction - D(x_hat)`. The first is L1 and SSIM, whatever the VQ-VAE was trained by; the
+    gradient of the second is brought to the norm of the L1 loss's (`equal_pull`) times `adversarial_weight`. The
+    discriminator's is the hinge loss `(max(0, 1 - D(x)) + max(0, 1 + D(x_hat))) / 2` (Lim and Ye 2017).
 
     Args:
         vqvae: A trained `modules.VQVAE`; its decoder changes, nothing else of it.
@@ -121,7 +121,7 @@ class Sharpener(keras.Model):
         return self.vqvae.decoder(ops.stop_gradient(z_q), training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        reconstruction = modules.reconstruction_loss(x, y_pred, self.vqvae.loss_kind, self.vqvae.ssim_weight)
+        reconstruction = modules.reconstruction_loss(x, y_pred, "l1_ssim", self.vqvae.ssim_weight)
         judge = self.discriminator
         held = [ops.stop_gradient(variable) for variable in judge.trainable_variables]
         pulled = self.adversarial_weight * y_pred + (1 - self.adversarial_weight) * ops.stop_gradient(y_pred)

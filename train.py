@@ -160,6 +160,10 @@ def resolve(args):
             raise run_folder.RunError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be above 0")
     if not 0 <= args.prior_max_shift <= 64:
         raise run_folder.RunError(f"--prior-max-shift {args.prior_max_shift}: must be from 0 to 64 pixels")
+    if not 0 < args.sharp_adversarial_weight <= 100:
+        raise run_folder.RunError(
+            f"--sharp-adversarial-weight {args.sharp_adversarial_weight}: must be above 0 and at most 100"
+        )
     if not 0 <= args.seed < 2**32:
         raise run_folder.RunError(f"--seed {args.seed}: must be from 0 to 4294967295")
     given = vars(args)
@@ -486,6 +490,9 @@ def train_sharp(run_dir, data, slices, options):
     """After stage 1, if wanted: fits the decoder against a discriminator; sharp.keras is a VQ-VAE of the same codes."""
     training = options["sharp_training"]
     trained = run_folder.load_model(run_dir / "vqvae.keras", modules.VQVAE)
+    path = run_dir / "sharp.keras"
+    if path.exists() and run_folder.load_model(path, modules.VQVAE).fingerprint() != trained.fingerprint():
+        raise run_folder.RunError(f"{path}: of another VQ-VAE than vqvae.keras; remove it and sharp_state.weights.h5")
     set_precision(options["precision"])
     keras.utils.set_random_seed(options["data"]["seed"])
     vqvae = modules.VQVAE(**trained.get_config())  # at the run's precision
@@ -531,7 +538,8 @@ def run(args):
         train_prior(run_dir, data, slices, options)
     if args.stage == "sharp":
         train_sharp(run_dir, data, slices, options)
-    print(f"done: {run_dir}; now: python predict.py --run-dir {run_dir}")
+    sharp = " --decoder sharp" * (args.stage == "sharp")
+    print(f"done: {run_dir}; now: python predict.py --run-dir {run_dir}{sharp}")
 
 
 def main(argv=None):

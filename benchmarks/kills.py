@@ -1,4 +1,4 @@
-"""Does a run that is killed end as one that is not? Kills training at random moments, and compares what comes of it.
+"""Does a run that is killed end as one that is not? Kills all three phases at random moments, and compares the ends.
 
     python benchmarks/kills.py --output results/kills.json
 
@@ -32,13 +32,15 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
     *("--image-size", 32, "--base-filters", 8, "--num-embeddings", 32, "--embedding-dim", 8, "--vqvae-epochs", 6),
     *("--prior-filters", 16, "--prior-dropout", 0.1, "--prior-epochs", 6, "--restart-threshold", 0.1),
+    *("--sharp-epochs", 4),
 )
+STAGES = ("vqvae", "prior", "sharp")
 
 
 def parse(argv):
     parser = argparse.ArgumentParser(description="Kill training at random moments and compare with a run left alone.")
     add = parser.add_argument
-    add("--runs-dir", type=Path, default=Path("runs/kills"), help="removed first (default: %(default)s)")
+    add("--runs-dir", type=Path, default=Path("runs/kills"), help="an earlier one is removed (default: %(default)s)")
     add("--output", type=Path, default=Path("results/kills.json"), help="(default: %(default)s)")
     add("--number", type=int, default=20, help="runs to kill (default: %(default)s)")
     add("--kills", type=int, default=2, help="times that each is killed (default: %(default)s)")
@@ -49,7 +51,9 @@ def parse(argv):
 def differences(run_dir, other):
     """What differs between two finished runs: a list of words, empty where nothing does."""
     found = []
-    for stage in ("vqvae", "prior"):
+    for stage in STAGES:
+        if not (other / f"{stage}.keras").exists():
+            continue
         histories = [
             [{name: value for name, value in row.items() if name != "seconds"} for row in run_folder.read_history(path)]
             for path in (folder / f"{stage}_history.csv" for folder in (run_dir, other))
@@ -73,26 +77,31 @@ def differences(run_dir, other):
 
 
 def epochs(run_dir):
-    """Epochs of both stages that a run has in its histories."""
-    return [len(run_folder.read_history(run_dir / f"{stage}_history.csv")) for stage in ("vqvae", "prior")]
+    """Epochs of each stage that a run has in its histories."""
+    return [len(run_folder.read_history(run_dir / f"{stage}_history.csv")) for stage in STAGES]
 
 
 def run(args):
+    if args.runs_dir.exists() and not (args.runs_dir / "cohort").exists():
+        raise run_folder.RunError(f"--runs-dir {args.runs_dir}: holds something else; give a new folder")
     shutil.rmtree(args.runs_dir, ignore_errors=True)
     phantom.make_cohort(args.runs_dir / "cohort", 20, seed=0)
 
-    def command(name):
-        data = ("--data-dir", args.runs_dir / "cohort", "--cache-dir", args.runs_dir / "cache")
-        return [sys.executable, *map(str, (ROOT / "train.py", *data, "--run-dir", args.runs_dir / name, *SMALL))]
-
-    def train(name, seconds=None):
-        """Whether the run ended before it was killed."""
-        try:
-            done = subprocess.run(command(name), timeout=seconds, capture_output=True, text=True, check=False)
-        except subprocess.TimeoutExpired:  # run() has killed it
-            return False
-        if done.returncode:
-            raise run_folder.RunError(f"{' '.join(command(name))}: {done.stderr.strip().splitlines()[-1]}")
+    def train(name, seconds=float("inf")):
+        """Whether both commands of a run, all and then sharp, ended before they were killed."""
+        until = time.perf_counter() + seconds
+        for stage in ("all", "sharp"):
+            data = ("--data-dir", args.runs_dir / "cohort", "--cache-dir", args.runs_dir / "cache", "--stage", stage)
+            command = [ROOT / "train.py", *data, "--run-dir", args.runs_dir / name, *SMALL]
+            left = None if seconds == float("inf") else max(0.01, until - time.perf_counter())
+            try:
+                done = subprocess.run(
+                    [sys.executable, *map(str, command)], timeout=left, capture_output=True, text=True, check=False
+                )
+            except subprocess.TimeoutExpired:  # run() has killed it
+                return False
+            if done.returncode:
+                raise run_folder.RunError(f"train.py: {done.stderr.strip().splitlines()[-1]}")
         return True
 
     started = time.perf_counter()

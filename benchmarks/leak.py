@@ -79,7 +79,7 @@ def measure(vqvae, prior, data, slices, labels, training):
         training: uint8 training slices, shape (n, S, S), among which the nearest is looked for.
     """
     test = [one for one in slices if one.split == "test"]
-    people = [one.subject_id for one in test]
+    people = [one.subject_id.split("_")[0] for one in test]  # the true one, whatever the split took for a person
     codes, per_slice, _ = predict.reconstruct(vqvae, data, slices)
     bits = predict.prior_bits(prior, run_folder.prior_inputs(codes, test, labels)).mean(axis=(1, 2))
     search = NearestNeighbors(n_neighbors=1).fit(training.reshape(len(training), -1)[:, ::4].astype("float32"))

@@ -1,4 +1,4 @@
-"""Writes the README's tables from the files in results/, so that no figure of the page is typed by hand.
+"""Writes the README's tables from the files in results/, so that no figure in them is typed by hand.
 
     python benchmarks/tables.py
 

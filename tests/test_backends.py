@@ -36,6 +36,7 @@ import modules, predict, run_folder, train
 
 run, output = sys.argv[1:3]
 assert train.main(["--run-dir", run, *sys.argv[3:]]) == 0
+assert train.main(["--run-dir", run, *sys.argv[3:], "--sharp-epochs", "1", "--stage", "sharp"]) == 0
 assert predict.main(["--run-dir", run, "--output-dir", output, "--num-samples", "4"]) == 0
 vqvae = run_folder.load_model(Path(run) / "vqvae.keras", modules.VQVAE)
 prior = run_folder.load_prior(Path(run), vqvae)

@@ -125,7 +125,7 @@ def test_killed_three_times_and_stopped_equals_left_alone(place):
     assert stop(lambda: rows("vqvae") >= 2, 0, signal.SIGKILL)[0] == -signal.SIGKILL  # its state is not yet written
     status, line = stop(lambda: rows("prior") >= 1, 0, signal.SIGTERM)
     assert (status, line) == (143, "stopped; the same command goes on from the last whole epoch")
-    assert stop(lambda: rows("prior") >= 2, 0.1, signal.SIGKILL)[0] in (-signal.SIGKILL, 0)
+    assert stop(lambda: rows("prior") >= 2, 0.1, signal.SIGKILL)[0] in (-signal.SIGKILL, 0)  # it may have ended
     assert train.main(command(place, "killed")) == 0
     assert kills.differences(run, place / "run") == []
 
@@ -274,9 +274,9 @@ def test_a_sharp_decoder_for_the_same_codes(place, tmp_path, capsys):
     assert "run train.py --stage sharp first" in capsys.readouterr().err
     run = damaged(place, "sharpened")
     sharpen = [*command(place, "sharpened"), "--stage", "sharp"]
-    assert train.main([*sharpen, "--sharp-epochs", "1"]) == 1  # the run was begun with other settings
-    assert "epochs was 2 and is now 1" in capsys.readouterr().err
-    assert train.main(sharpen) == 0
+    assert train.main([*sharpen, "--sharp-epochs", "3"]) == 0  # set when the phase begins, and not the run
+    assert train.main(sharpen) == 1
+    assert "sharp_training.epochs was 3 and is now 2" in capsys.readouterr().err
     models = [run_folder.load_model(run / name, modules.VQVAE) for name in ("vqvae.keras", "sharp.keras")]
     assert models[0].fingerprint() == models[1].fingerprint()
     arguments[1] = str(run)
@@ -366,19 +366,21 @@ def test_a_collapsed_codebook_is_said(place, capsys):
 
 def test_copies_and_samples_that_are_alike_are_said():
     healthy = {
-        "codebook": {"codes_in_use": 1.0, "perplexity": 100.0},
+        "codebook": {"codes_in_use": 1.0, "perplexity": 100.0, "num_embeddings": 256},
         "realism": {
-            "copies": {"share_of_samples": 0.01},
+            "copies": {"share_of_samples": 0.01, "share_of_samples_by_reconstructions": 0.01},
             "samples": {"ms_ssim_diversity": 0.6},
             "floor": {"ms_ssim_diversity": 0.6},
         },
     }
-    assert predict.find_faults(healthy) == []
+    assert predict.find_faults(healthy, conditions_drawn=True) == []
     for part, values, said in (
         ("copies", {"share_of_samples": 0.4}, "samples copy training slices: 40%"),
+        ("copies", {"share_of_samples_by_reconstructions": 0.3}, "samples copy training slices: 30%"),
         ("samples", {"ms_ssim_diversity": 0.9}, "samples are alike: MS-SSIM of two of them 0.90"),
     ):
-        (fault,) = predict.find_faults(healthy | {"realism": healthy["realism"] | {part: values}})
+        values = healthy["realism"][part] | values
+        (fault,) = predict.find_faults(healthy | {"realism": healthy["realism"] | {part: values}}, True)
         assert fault.startswith(said)
 
 

@@ -200,15 +200,25 @@ def test_training_slices_given_as_samples_are_caught(rng):
     assert copied["copies"]["share_of_samples_by_reconstructions"] > 0.9  # copies that are smooth
 
 
-def test_nobody_is_in_the_floor_and_in_the_feature_space():
+def test_nobody_is_in_the_floor_and_in_the_feature_space_and_labels_are_in_both():
     slices = [
-        dataclasses.replace(one, split="train" if one.subject_id < "p0010" else "test") for one in make_slices(14)
+        dataclasses.replace(one, split="train" if one.subject_id < "p0010" else "test", label="AD" if i < 10 else "NC")
+        for i, one in enumerate(make_slices(14))  # two slices each, ordered by label as in ADNI's folders
     ]
-    floor, space = realism.choose_floor(slices, 5)
-    assert len(floor) == 5
+    floor, space = realism.choose_floor(slices, 8)
+    assert len(floor) == 8
     assert not {slices[i].subject_id for i in floor} & {slices[i].subject_id for i in space}
     assert {slices[i].split for i in floor + space} == {"train"}
+    assert {slices[i].label for i in floor} == {slices[i].label for i in space} == {"AD", "NC"}
     assert len(realism.choose_floor(slices, 1000)[0]) == 10  # half of the people
+
+
+def test_what_cannot_be_judged_is_said():
+    slices = [dataclasses.replace(one, split="train" if i < 14 else "test") for i, one in enumerate(make_slices(10))]
+    assert realism.can_judge(slices + slices[-4:]) == ""
+    assert "five test slices beside" in realism.can_judge(slices)
+    one_person = [dataclasses.replace(one, subject_id="p" if one.split == "test" else "q") for one in slices * 3]
+    assert "two people for training" in realism.can_judge(one_person)
 
 
 def test_baselines_keep_to_their_bits(rng):
