@@ -19,7 +19,7 @@ demo: .venv/run
 	@echo "look at runs/demo/predictions/report.html"
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -27,7 +27,8 @@ def head_mask(image):
         return np.zeros(image.shape, bool)
     gap = max(1, round(image.shape[0] / 43))  # 3 of 128 pixels on either side
     closed = ndimage.binary_closing(np.pad(image > threshold_otsu(image) / 2, gap), disk(gap))[gap:-gap, gap:-gap]
-    labels, number = ndimage.label(ndimage.binary_fill_holes(closed))
+    outside, _ = ndimage.label(np.pad(~closed, 1, constant_values=True))
+    labels, number = ndimage.label((outside != outside[0, 0])[1:-1, 1:-1])  # holes filled
     return labels == np.argmax(np.bincount(labels.ravel(), minlength=number + 1)[1:]) + 1
 
 

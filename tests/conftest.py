@@ -136,6 +136,7 @@ def rng():
 @pytest.fixture(autouse=True)
 def _seeded():
     keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture

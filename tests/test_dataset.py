@@ -116,9 +116,9 @@ def test_volume_axes_come_from_the_affine(tmp_path):
 def test_any_folder_with_a_subject_regex(tmp_path, cache_dir):
     rng = np.random.default_rng(0)
     for person in range(8):
-        for k in range(3):
-            for suffix in ("png", "tif"):
-                write_image(tmp_path / "x" / f"{'ab'[person % 2]}/P{person}-{k}.{suffix}", blob(rng, 20, 24))
+        for k in range(6):
+            suffix = ("png", "tif")[k % 2]
+            write_image(tmp_path / "x" / f"{'ab'[person % 2]}/P{person}-{k}.{suffix}", blob(rng, 20, 24))
     regex = r"(?P<label>[ab])/P(?P<subject>\d)-(?P<slice>\d)"
     data = dataset.load(tmp_path / "x", subject_regex=regex, cache_dir=cache_dir)
     slices, _ = dataset.split(data.slices, 0)
