@@ -224,7 +224,11 @@ def write(folder, config, result, people, credit):
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
     rows = [[number(v, 4) if isinstance(v, float) else v for v in person.values()] for person in people]
-    settings = {name: config[name] for name in ("options", "models", "versions") if name in config}
+    settings = {name: dict(config[name]) for name in ("options", "models", "versions") if name in config}
+    where = ("data_dir", "cache_dir")  # of no use to others
+    settings["options"]["data"] = {
+        name: value for name, value in config["options"]["data"].items() if name not in where
+    }
     parts += [
         "<h2>Person by person</h2>",
         "<p>Means over each test person's slices; a click on a column's head sorts by it.</p>",

@@ -25,7 +25,11 @@ def page(tmp_path):
         "faults": ["a fault & its reason"],
         "prior": {"bits_per_code": 2.0, "bits_per_code_ci95": None, "bits_per_image": 128.0, "bits_per_pixel": 0.125},
     }
-    config = {"data": {"title": "a <made-up> cohort"}, "splits_sha256": "abc", "options": {"seed": 3}}
+    config = {
+        "data": {"title": "a <made-up> cohort"},
+        "splits_sha256": "abc",
+        "options": {"data": {"data_dir": "/home/me", "seed": 3}},
+    }
     people = [
         {"subject_id": "p10", "label": "", "ssim": 0.9},
         {"subject_id": "p9", "label": "AD", "ssim": 0.1},
@@ -63,6 +67,7 @@ def test_the_tables_say_what_was_found(page):
     assert "a &lt;made-up&gt; cohort" in text
     assert "<made-up>" not in text
     assert "credit &amp; licence" in text
+    assert "/home/me" not in text
     assert "Warning: a fault &amp; its reason" in text
     assert text.count("<img") == 1  # the one picture that is there
 
