@@ -124,7 +124,7 @@ def _images_in(folder):
 
 
 def _match(path, pattern, example):
-    found = re.fullmatch(pattern, path.name)
+    found = re.fullmatch(pattern, path.name, re.DOTALL)  # a name may hold a newline
     if not found:
         raise DataError(f"{path}: the name is not like {example}; rename or remove the file, or give another --layout")
     return found

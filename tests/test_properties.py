@@ -1,0 +1,63 @@
+"""Splits and file names for whatever people and names there may be."""
+
+import random
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dataset
+
+letters = st.characters(codec="utf-8", exclude_characters="/\0", exclude_categories=("Cs",))
+ids = st.text(letters, min_size=1, max_size=12)
+names = ids.filter(lambda name: not name.startswith(".") and len(name.encode()) < 200)
+labels, sides = st.sampled_from(["", "AD", "NC"]), st.sampled_from(["", "train", "test"])
+people = st.dictionaries(ids, st.tuples(labels, st.lists(sides, min_size=1, max_size=4)), min_size=1, max_size=30)
+
+
+@given(people, st.integers(0, 5), st.randoms())
+@settings(deadline=None, max_examples=150)
+def test_nobody_is_in_two_splits_whoever_they_are(cohort, seed, shuffler: random.Random):
+    slices = as_slices(cohort)
+    try:
+        result, _ = dataset.split(slices, seed)
+    except dataset.DataError as error:
+        if "each needs one at least" not in str(error):
+            raise
+        return
+    assert [(one.path, one.subject_id) for one in result] == [(one.path, one.subject_id) for one in slices]
+    side_of = {}
+    for one in result:
+        assert one.split in dataset.SPLITS
+        assert side_of.setdefault(one.subject_id, one.split) == one.split
+    assert set(side_of.values()) == set(dataset.SPLITS)
+    for person, (_, sides) in cohort.items():  # whoever was for testing, in part or whole, stays so
+        if "test" in sides:
+            assert side_of[person] == "test"
+    shuffler.shuffle(slices)
+    again, _ = dataset.split(slices, seed)
+    assert {one.subject_id: one.split for one in again} == side_of
+
+
+@given(names, st.integers(0, 10**6), st.sampled_from(["jpeg", "jpg", "png"]))
+@settings(deadline=None, max_examples=100)
+def test_an_adni_name_is_read_back(person, number, suffix):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "AD_NC" / "train" / "NC" / f"{person}_{number}.{suffix}"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        (source,) = dataset.find_adni(Path(folder))
+    assert (source.subject_id, source.slice_index, source.label) == (person, number, "NC")
+
+
+@given(names.filter(lambda name: "_" not in name))
+@settings(deadline=None, max_examples=50)
+def test_a_name_of_another_kind_is_named(name):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train" / "AD" / f"{name}.png"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        with pytest.raises(dataset.DataError, match="the name is not like 218391_78.jpeg"):
+            dataset.find_adni(Path(folder))
