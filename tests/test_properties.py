@@ -17,6 +17,14 @@ labels, sides = st.sampled_from(["", "AD", "NC"]), st.sampled_from(["", "train",
 people = st.dictionaries(ids, st.tuples(labels, st.lists(sides, min_size=1, max_size=4)), min_size=1, max_size=30)
 
 
+def as_slices(cohort):
+    return [
+        dataset.Slice(f"{person}/{number}", person, "", number, 0.5, label, side, 0)
+        for person, (label, sides) in cohort.items()
+        for number, side in enumerate(sides)
+    ]
+
+
 @given(people, st.integers(0, 5), st.randoms())
 @settings(deadline=None, max_examples=150)
 def test_nobody_is_in_two_splits_whoever_they_are(cohort, seed, shuffler: random.Random):
