@@ -44,11 +44,13 @@ benchmarks: .venv/run
 	$(BIN)/python benchmarks/sampling.py --output results/sampling.json --naive-steps 2
 	$(BIN)/python benchmarks/memory.py --output results/sampling_memory.json
 	$(BIN)/python benchmarks/leak.py --output-dir results/leak
-	$(BIN)/python benchmarks/kills.py --output results/kills.json
+	$(BIN)/python benchmarks/kills.py --output results/kills.json --number 5 --kills 4
 ifdef IXI
 	$(BIN)/python benchmarks/priors.py --run-dir runs/ixi --minutes 1.5 --output results/ixi/priors.json --variant default \
 		textbook "textbook, recipe of the default" "AdamW for Muon" "slices not moved" "no attention" "table alone" \
 		"no dilation"
+	$(BIN)/python benchmarks/priors.py --run-dir runs/ixi --minutes 1.5 --output results/ixi/priors_position.json \
+		--variant default "no position embedding"
 	$(BIN)/python benchmarks/rates.py --data-dir $(IXI) --output-dir results/rates --vqvae-epochs 4 --prior-epochs 1
 endif
 	$(BIN)/python benchmarks/tables.py
