@@ -190,9 +190,9 @@ def summary_tables(result):
         name="copies",
     )
     explained = (
-        "<p>Samples, as many slices of training people after the VQ-VAE (what samples of a perfect prior would reach), "
-        f"and those slices as they are (what real slices reach), each against the test people; {realism['features']} "
-        "features.</p>"
+        "<p>Samples, slices of half of the training people after the VQ-VAE (what samples of a perfect prior would "
+        "reach), and those slices as they are (what real slices reach), each against the test people; "
+        f"{realism['features']} features.</p>"
     )
     return reconstruction + rate + explained + samples + copied
 
@@ -209,7 +209,8 @@ def write(folder, config, result, people, credit):
     """
     parts = [
         f"<h1>{html.escape(config['data']['title'])}</h1>",
-        "<p>A VQ-VAE and a PixelCNN prior, measured on test people who stand in no other split.</p>",
+        f"<p>A VQ-VAE with its {result['decoder']} decoder and a PixelCNN prior, measured on test people who stand in no "
+        "other split.</p>",
         *(f'<p class="fault">Warning: {html.escape(fault)}</p>' for fault in result["faults"]),
         "<h2>Summary</h2>",
         summary_tables(result),
