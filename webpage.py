@@ -209,8 +209,8 @@ def write(folder, config, result, people, credit):
     """
     parts = [
         f"<h1>{html.escape(config['data']['title'])}</h1>",
-        f"<p>A VQ-VAE with its {result['decoder']} decoder and a PixelCNN prior, measured on test people who stand in no "
-        "other split.</p>",
+        f"<p>A VQ-VAE with its {result['decoder']} decoder and a PixelCNN prior, measured on test people who stand "
+        "in no other split.</p>",
         *(f'<p class="fault">Warning: {html.escape(fault)}</p>' for fault in result["faults"]),
         "<h2>Summary</h2>",
         summary_tables(result),
