@@ -38,6 +38,7 @@ ifdef IXI
 	$(BIN)/python predict.py --run-dir runs/ixi --num-samples 1000 --output-dir results/ixi_sharp --decoder sharp
 endif
 	rm -r results/*/samples
+	rm -f results/demo/report.html results/ixi/report.html  # results/ixi_sharp/report.html is the one shown
 	$(BIN)/python benchmarks/tables.py
 
 benchmarks: .venv/run

@@ -309,7 +309,7 @@ def _reason(error):
     return text or type(error).__name__
 
 
-def _refuse_empty(path):
+def _refuse_no_file(path):
     if not path.exists():
         raise BadFile(path, "a link to a file that is not there")
     if not path.is_file():
@@ -319,7 +319,7 @@ def _refuse_empty(path):
 
 
 def _open_image(path):
-    _refuse_empty(path)
+    _refuse_no_file(path)
     try:
         image = PIL.Image.open(path)
         (width, height), pages = image.size, getattr(image, "n_frames", 1)
@@ -343,7 +343,7 @@ def _read_image(path, brightest):
 
 
 def _open_volume(path):
-    _refuse_empty(path)
+    _refuse_no_file(path)
     try:
         volume = nibabel.load(path)
     except Exception as error:  # nibabel passes on whatever gzip, zlib and struct raise
