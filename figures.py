@@ -127,16 +127,19 @@ def codebook(path, codes, num_embeddings, footer):
     finish(figure, path, footer)
 
 
-def history(path, vqvae, prior, footer):
-    """Training curves of both stages, from the rows of their histories."""
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    axes = figure.subplots(1, 3)
-    curves = (
-        (axes[0], vqvae, "loss", "VQ-VAE loss", "log"),
-        (axes[1], vqvae, "perplexity", "perplexity of the codes", "linear"),
-        (axes[2], prior, "bits_per_code", "prior, bits per code", "linear"),
-    )
-    for axis, rows, name, label, scale in curves:
+def history(path, stages, footer):
+    """Training curves, from the rows of the history of each stage: `vqvae`, `prior` and, if it is there, `sharp`."""
+    curves = [
+        ("vqvae", "loss", "VQ-VAE loss", "log"),
+        ("vqvae", "perplexity", "perplexity of the codes", "linear"),
+        ("prior", "bits_per_code", "prior, bits per code", "linear"),
+        ("sharp", "least_power", "sharp, least power kept in a band", "linear"),
+    ]
+    curves = [curve for curve in curves if curve[0] in stages]
+    figure = Figure(figsize=(3.7 * len(curves), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(curves))
+    for axis, (stage, name, label, scale) in zip(axes, curves, strict=True):
+        rows = stages[stage]
         epochs = [row["epoch"] for row in rows]
         axis.plot(epochs, [row[name] for row in rows], label="training", color="0.5")
         axis.plot(epochs, [row[f"val_{name}"] for row in rows], label="validation", color="tab:red")

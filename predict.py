@@ -356,8 +356,9 @@ def run(args):
         output_dir / "people.csv", dataset.csv_text(list(by_person[0]), [list(one.values()) for one in by_person])
     )
     draw_pictures(output_dir, data, models, test, test_codes, per_slice, bits, footer)
-    histories = [run_folder.read_history(args.run_dir / f"{stage}_history.csv") for stage in ("vqvae", "prior")]
-    figures.history(output_dir / "history.png", *histories, footer)
+    stages = ("vqvae", "prior", "sharp") if args.decoder == "sharp" else ("vqvae", "prior")
+    histories = {stage: run_folder.read_history(args.run_dir / f"{stage}_history.csv") for stage in stages}
+    figures.history(output_dir / "history.png", histories, footer)
 
     # New slices.
     sampler = sampling.PixelCNNSampler(prior, args.temperature, args.top_k, args.top_p)

@@ -76,7 +76,7 @@ PICTURES = (
         "Where do the bits go?",
         "What the codes of a slice cost under the prior, in bits: the mean over test slices, and single slices.",
     ),
-    ("history.png", "Has training come to its end?", "Losses of both stages, training and validation people."),
+    ("history.png", "Has training come to its end?", "Curves of each stage, training and validation people."),
     ("samples.png", "Do samples look like brains?", "The first samples, not picked."),
     (
         "positions.png",
