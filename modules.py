@@ -91,7 +91,7 @@ def ms_ssim(a, b):
     scales = min(len(MS_SSIM_WEIGHTS), 1 + int(math.log2(a.shape[1] / 11)))
     weights = np.array(MS_SSIM_WEIGHTS[:scales])
     result = 1.0
-    for scale, weight in enumerate(weights / weights.sum()):
+    for scale, weight in enumerate((weights / weights.sum()).tolist()):
         whole, structure = _ssim_parts(a, b)
         last = scale == scales - 1
         result = result * ops.power(ops.relu(whole if last else structure), weight)
@@ -260,7 +260,7 @@ class VectorQuantizer(layers.Layer):
         }
 
 
-def _residual_block(x, name):
+def residual_block(x, name):
     """x + conv1x1(relu(conv3x3(relu(x)))), with half the channels inside (van den Oord et al. 2017, section 4.1)."""
     filters = x.shape[-1]
     y = layers.ReLU(name=f"{name}_relu1")(x)
@@ -296,7 +296,7 @@ def build_encoder(image_size, downsampling, base_filters, num_residual_blocks, e
         x = layers.Conv2D(base_filters * 2**stage, 4, 2, padding="same", name=f"down{stage}")(x)
         x = layers.ReLU(name=f"down{stage}_relu")(x)
     for block in range(num_residual_blocks):
-        x = _residual_block(x, f"residual{block}")
+        x = residual_block(x, f"residual{block}")
     z_e = layers.Conv2D(embedding_dim, 1, dtype="float32", name="z_e")(x)
     return keras.Model(inputs, z_e, name="encoder")
 
@@ -312,7 +312,7 @@ def build_decoder(image_size, downsampling, base_filters, num_residual_blocks, e
     x = inputs = keras.Input((grid, grid, embedding_dim), name="z_q")
     x = layers.Conv2D(base_filters * 2 ** (stages - 1), 3, padding="same", name="project")(x)
     for block in range(num_residual_blocks):
-        x = _residual_block(x, f"residual{block}")
+        x = residual_block(x, f"residual{block}")
     for stage in reversed(range(1, stages)):
         x = layers.ReLU(name=f"up{stage}_relu")(x)
         x = layers.Conv2DTranspose(base_filters * 2 ** (stage - 1), 4, 2, padding="same", name=f"up{stage}")(x)

@@ -1,10 +1,11 @@
-"""Does a run that is killed end as one that is not? Kills all three phases at random moments, and compares the ends.
+"""Does a run that is killed end as one that is not? Kills every phase at random moments, and compares the ends.
 
     python benchmarks/kills.py --output results/kills.json
 
-One run of train.py on a small cohort of synthetic people is left alone. Others are killed (SIGKILL) at a random moment
-of its length, from the first import to the last epoch, and started again by the same command until they end. Then both
-models' weights, the codes and the histories are compared, bit for bit.
+One run of train.py on a small cohort of synthetic people is left alone. Others are killed (SIGKILL) four times each, at
+a random moment after the start of the process, of the VQ-VAE's training, of the prior's and of the sharp decoder's, and
+started again by the same command until they end. Then the models' weights, the codes and the histories are compared,
+bit for bit.
 """
 
 import os
@@ -13,8 +14,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import argparse
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -32,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
     *("--image-size", 32, "--base-filters", 8, "--num-embeddings", 32, "--embedding-dim", 8, "--vqvae-epochs", 6),
     *("--prior-filters", 16, "--prior-dropout", 0.1, "--prior-epochs", 6, "--restart-threshold", 0.1),
-    *("--sharp-epochs", 4),
+    *("--sharp-epochs", 6),
 )
 STAGES = ("vqvae", "prior", "sharp")
 
@@ -42,8 +45,7 @@ def parse(argv):
     add = parser.add_argument
     add("--runs-dir", type=Path, default=Path("runs/kills"), help="an earlier one is removed (default: %(default)s)")
     add("--output", type=Path, default=Path("results/kills.json"), help="(default: %(default)s)")
-    add("--number", type=int, default=20, help="runs to kill (default: %(default)s)")
-    add("--kills", type=int, default=2, help="times that each is killed (default: %(default)s)")
+    add("--number", type=int, default=5, help="runs to kill, four times each (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     return parser.parse_args(argv)
 
@@ -87,37 +89,59 @@ def run(args):
     shutil.rmtree(args.runs_dir, ignore_errors=True)
     phantom.make_cohort(args.runs_dir / "cohort", 20, seed=0)
 
-    def train(name, seconds=float("inf")):
-        """Whether both commands of a run, all and then sharp, ended before they were killed."""
-        until = time.perf_counter() + seconds
+    program, log = [sys.executable, str(ROOT / "train.py")], args.runs_dir / "train.log"
+    begun = {}
+
+    def train(name, phase=None, after_s=0.0):
+        """Both commands of a run, all and then sharp; returns whether they ended.
+
+        They are killed `after_s` seconds after the beginning of a phase, where one is given; `begun` notes when each
+        phase began.
+        """
+        timer = None
         for stage in ("all", "sharp"):
             data = ("--data-dir", args.runs_dir / "cohort", "--cache-dir", args.runs_dir / "cache", "--stage", stage)
-            command = [ROOT / "train.py", *data, "--run-dir", args.runs_dir / name, *SMALL]
-            left = None if seconds == float("inf") else max(0.01, until - time.perf_counter())
-            try:
-                done = subprocess.run(
-                    [sys.executable, *map(str, command)], timeout=left, capture_output=True, text=True, check=False
-                )
-            except subprocess.TimeoutExpired:  # run() has killed it
+            command = [*program, *map(str, (*data, "--run-dir", args.runs_dir / name, *SMALL))]
+            environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+            with log.open("w") as errors:
+                process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+            if stage == "all":
+                begun["start"] = time.perf_counter()
+                if phase == "start":
+                    timer = threading.Timer(after_s, process.kill)
+                    timer.start()
+            for line in process.stdout:
+                told = line.split(": ")[0]
+                if told in STAGES and "parameters" in line:
+                    begun[told] = time.perf_counter()
+                    if told == phase:
+                        timer = threading.Timer(after_s, process.kill)
+                        timer.start()
+            process.stdout.close()
+            status = process.wait()
+            if status == -signal.SIGKILL:
                 return False
-            if done.returncode:
-                raise run_folder.RunError(f"train.py: {done.stderr.strip().splitlines()[-1]}")
+            if status:
+                raise run_folder.RunError(f"train.py: {log.read_text().strip().splitlines()[-1]}")
+        if timer:
+            timer.cancel()
         return True
 
-    started = time.perf_counter()
     train("alone")
-    length = time.perf_counter() - started
+    times = [*begun.values(), time.perf_counter()]
+    lengths = dict(zip(begun, np.diff(times), strict=True))
     rng, rows = np.random.default_rng(args.seed), []
     for number in tqdm(range(args.number), "killed runs", disable=None):
         name, kills = f"killed{number}", []
-        for moment in rng.uniform(0, length, args.kills):
-            if train(name, moment):
-                break
-            kills.append({"after_s": round(float(moment), 2), "epochs": epochs(args.runs_dir / name)})
+        for phase, length in lengths.items():
+            after_s = rng.uniform(0, length)
+            if not train(name, phase, after_s):
+                kills.append({"phase": phase, "after_s": round(after_s, 2), "epochs": epochs(args.runs_dir / name)})
         train(name)
         found = differences(args.runs_dir / name, args.runs_dir / "alone")
         rows.append({"kills": kills, "equal": not found, "differences": found})
-        report.write(args.output, rows, length_s=round(length, 1), epochs=epochs(args.runs_dir / "alone"))
+        about = {"phases_s": {phase: round(float(length), 1) for phase, length in lengths.items()}}
+        report.write(args.output, rows, **about, epochs=epochs(args.runs_dir / "alone"))
         shutil.rmtree(args.runs_dir / name)
     killed = sum(len(row["kills"]) for row in rows)
     print(f"{killed} kills in {len(rows)} runs; {sum(row['equal'] for row in rows)} ended as the one left alone")

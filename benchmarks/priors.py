@@ -20,28 +20,23 @@ import bisect
 import dataclasses
 import math
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import numpy as np
 from keras import layers, ops
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import modules
 import run_folder
 import train
-from benchmarks import report
+from benchmarks import race, report
 
 TRAINING = dataclasses.asdict(train.PriorTraining())
 BATCH_SIZE = TRAINING["batch_size"]
 AVERAGE_STEPS = 50
-COMPILED_AFTER = 5  # steps
-WARM_UP = 0.1  # of the time
-TURN_S = 10.0
 
 
 class TextbookConv2D(layers.Layer):
@@ -174,9 +169,9 @@ def make_variants(codebook, grid_size, num_labels):
         return model
 
     def textbook():
-        target, widths = count(ours()), range(32, 1024, 8)
+        target, widths = race.count(ours()), range(32, 1024, 8)
         fitting = bisect.bisect_left(
-            widths, target, key=lambda filters: count(TextbookPixelCNN(len(codebook), grid_size, filters))
+            widths, target, key=lambda filters: race.count(TextbookPixelCNN(len(codebook), grid_size, filters))
         )
         return TextbookPixelCNN(len(codebook), grid_size, widths[fitting])
 
@@ -193,11 +188,6 @@ def make_variants(codebook, grid_size, num_labels):
     }
 
 
-def count(model):
-    """Trained parameters."""
-    return sum(math.prod(variable.shape) for variable in model.trainable_variables)
-
-
 def parse(argv):
     parser = argparse.ArgumentParser(description="Train several priors on the same codes for the same time.")
     add = parser.add_argument
@@ -206,72 +196,6 @@ def parse(argv):
     add("--minutes", type=float, default=2.0, help="training time of each (default: %(default)s)")
     add("--variant", nargs="+", help="(default: all)")
     return parser.parse_args(argv)
-
-
-class Contestant:
-    """A variant in training, which can be stopped and gone on with; its clock runs only while it trains.
-
-    Args:
-        name: The variant's name.
-        variant: The `Variant`.
-        make_batches: Function of `max_shift` that returns the training batches.
-        seconds: Time that it has in all; the learning rate goes by it, unless the variant keeps to one.
-    """
-
-    def __init__(self, name, variant, make_batches, seconds):
-        keras.utils.set_random_seed(0)
-        self.name, self.variant, self.seconds = name, variant, seconds
-        self.model = variant.build()
-        rate = TRAINING["learning_rate"] if variant.learning_rate is None else variant.learning_rate
-        self.model.compile(optimizer=variant.optimizer(rate, AVERAGE_STEPS))
-        self.batches = make_batches(variant.max_shift)
-        self.steps, self.trained_s = -COMPILED_AFTER, 0.0
-
-    def warm_up(self):
-        """The first steps, whose time does not count. Only when all are built: seeding throws away what is compiled."""
-        while self.steps < 0:
-            self.step()
-        self.trained_s = 0.0
-
-    def step(self):
-        """One batch; the first of an epoch moves and encodes the slices, which counts as training."""
-        start = time.perf_counter()
-        epoch, index = divmod(self.steps + COMPILED_AFTER, len(self.batches))
-        if index == 0:
-            self.batches.set_epoch(epoch)
-        if self.variant.learning_rate is None:
-            done = min(1.0, self.trained_s / self.seconds)
-            decay = 0.5 * (1 + math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP)))
-            self.model.optimizer.learning_rate = TRAINING["learning_rate"] * min(1.0, done / WARM_UP) * decay
-        self.model.train_on_batch(self.batches[index][0])
-        self.steps += 1
-        self.trained_s += time.perf_counter() - start
-
-    def finish(self, validation):
-        """Takes the averaged weights, where there are any, and returns the row."""
-        self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
-        bits = self.model.evaluate(validation, batch_size=BATCH_SIZE, verbose=0, return_dict=True)["bits_per_code"]
-        epochs = self.steps * BATCH_SIZE / self.batches.number
-        return {
-            "variant": self.name,
-            "validation_bits_per_code": bits,
-            "parameters": count(self.model),
-            "seconds_an_epoch": self.trained_s / epochs,
-            "training_s": self.trained_s,
-            "steps": self.steps,
-            "epochs": epochs,
-        }
-
-
-def race(contestants, seconds):
-    """Trains all of them for so many seconds each, ten seconds at a time in turn: a slow moment meets all alike."""
-    for one in contestants:
-        one.warm_up()
-    turns = math.ceil(seconds / TURN_S)
-    for turn in tqdm(range(1, turns + 1), "turns", leave=False, disable=None):
-        for one in contestants:
-            while one.trained_s < seconds * turn / turns:
-                one.step()
 
 
 def run(args):
@@ -304,14 +228,31 @@ def run(args):
         "precision": precision,
     }
     seconds = 60 * args.minutes
-    contestants = [Contestant(name, variants[name], make_batches, seconds) for name in args.variant or variants]
-    race(contestants, seconds)
+    contestants = []
+    for name in args.variant or variants:
+        one = variants[name]
+        contestants.append(
+            race.Contestant(
+                name,
+                one.build,
+                lambda rate, make=one.optimizer: make(rate, AVERAGE_STEPS),
+                TRAINING["learning_rate"] if one.learning_rate is None else one.learning_rate,
+                make_batches(one.max_shift),
+                seconds,
+                scheduled=one.learning_rate is None,
+            )
+        )
+    race.race(contestants, seconds)
     rows = []
     for one in contestants:
-        rows.append(one.finish(validation))
+        trained = one.finish()
+        bits = one.model.evaluate(validation, batch_size=BATCH_SIZE, verbose=0, return_dict=True)["bits_per_code"]
+        seconds_an_epoch = trained["training_s"] / trained["epochs"]
+        row = {"variant": one.name, "validation_bits_per_code": bits, "seconds_an_epoch": seconds_an_epoch, **trained}
+        rows.append(row)
         print(
             "{variant}: {validation_bits_per_code:.3f} bits per code, {parameters:,} parameters, "
-            "{seconds_an_epoch:.0f} s an epoch, {epochs:.1f} epochs".format(**rows[-1]),
+            "{seconds_an_epoch:.0f} s an epoch, {epochs:.1f} epochs".format(**row),
             flush=True,
         )
     report.write(args.output, rows, **about)

@@ -1,7 +1,9 @@
 """The benchmarks measure what they say."""
 
 import json
+import sys
 
+import keras
 import numpy as np
 import pytest
 from conftest import CODES, SIZE, assert_causal, prior_inputs, randomise
@@ -10,7 +12,8 @@ import dataset
 import modules
 import run_folder
 import sampling
-from benchmarks import memory, priors, rates, tables, ventricles
+import train
+from benchmarks import ablation, memory, peers, priors, race, rates, tables, ventricles
 from benchmarks import sampling as sampling_benchmark
 
 
@@ -53,12 +56,12 @@ def test_textbook_prior_is_causal_and_counts_what_its_masks_let_through(rng):
         "blocks": 3 * ((16 * 8 + 8) + (5 * 8 * 8 + 8) + (8 * 16 + 16)),
         "last": (16 * 16 + 16) + (16 * CODES + CODES),
     }
-    assert priors.count(model) == sum(seen.values())
+    assert race.count(model) == sum(seen.values())
 
 
 def test_every_variant_builds_and_the_textbook_has_as_many_parameters(rng):
     variants = priors.make_variants(rng.standard_normal((64, 8)).astype("float32"), grid_size=16, num_labels=0)
-    counts = {name: priors.count(variant.build()) for name, variant in variants.items()}
+    counts = {name: race.count(variant.build()) for name, variant in variants.items()}
     assert abs(counts["textbook"] / counts["default"] - 1) < 0.1
     assert counts["no attention"] < counts["default"]
     assert counts["no position embedding"] == counts["default"] - 2 * 16 * 64
@@ -72,21 +75,121 @@ def test_priors_are_trained_for_the_time_asked_for(rng):
     def build():
         return modules.PixelCNN(CODES, 5, SIZE, 2, filters=8, num_blocks=4, attention_every=2)
 
-    def make_batches(max_shift):
-        assert max_shift == 0
+    def make_batches():
         return dataset.Batches(40, lambda indices: run_folder.select(inputs, indices), 8, seed=0)
 
-    variants = {
-        "as the project": priors.Variant(build, max_shift=0),
-        "plain": priors.Variant(build, priors.adam, learning_rate=2e-2, max_shift=0),
-    }
-    contestants = [priors.Contestant(name, variant, make_batches, seconds=2.0) for name, variant in variants.items()]
-    priors.race(contestants, 2.0)
+    contestants = [
+        race.Contestant("scheduled", build, lambda rate: train.prior_optimizer(rate, 50), 6e-3, make_batches(), 2.0),
+        race.Contestant("plain", build, keras.optimizers.Adam, 2e-2, make_batches(), 2.0, scheduled=False),
+    ]
+    race.race(contestants, 2.0)
     for one in contestants:
-        row = one.finish(inputs)
+        row = one.finish()
         assert row["training_s"] == pytest.approx(2.0, abs=0.5)
         assert row["epochs"] == pytest.approx(row["steps"] * 8 / 40)
-        assert row["validation_bits_per_code"] < 1.0
+        bits = one.model.evaluate(inputs, batch_size=8, verbose=0, return_dict=True)["bits_per_code"]
+        assert bits < 1.0
+
+
+@pytest.mark.parametrize(
+    "name", ["default", "two levels", "factor 8, four codebooks", "finite scalar quantisation", "space-to-depth, both"]
+)
+def test_variants_of_the_vqvae_have_equal_bits_and_whole_images(rng, name):
+    model = ablation.VARIANTS[name].build()
+    images = rng.integers(0, 256, (3, ablation.SIZE, ablation.SIZE), "uint8")
+    outputs, codes, numbers = ablation.reconstruct(model, images)
+    assert outputs.shape == images.shape
+    found = ablation.quality(images, outputs, codes, numbers, ["a", "a", "b"])
+    raw = sum(some[0].size * np.log2(number) for some, number in zip(codes, numbers, strict=True))
+    assert found["bits_per_pixel"] == pytest.approx(raw / ablation.SIZE**2)
+    assert 0.49 < found["bits_per_pixel"] <= 0.5
+    assert found["entropy_bits_per_pixel"] <= found["bits_per_pixel"]
+    for some, number in zip(codes, numbers, strict=True):
+        assert some.min() >= 0
+        assert some.max() < number
+
+
+def test_finite_scalar_quantiser_numbers_every_level_once():
+    levels = (8, 6, 5)
+    quantizer = ablation.FiniteScalarQuantizer(levels)
+    grid = np.stack(np.meshgrid(*[np.linspace(-3, 3, 41)] * 3, indexing="ij"), -1).reshape(1, -1, 1, 3)
+    values, _, codes = (keras.ops.convert_to_numpy(x) for x in quantizer(grid.astype("float32")))
+    assert set(codes.ravel()) == set(range(240))
+    for axis, number in enumerate(levels):
+        assert len(np.unique(values[..., axis].round(4))) == number
+    distinct = {(code, *vector) for code, vector in zip(codes.ravel(), values.reshape(-1, 3).round(4), strict=True)}
+    assert len(distinct) == 240  # a code stands for one vector, and a vector for one code
+
+
+def test_rotating_quantizer_gives_the_nearest_entry_and_turns_gradients(rng):
+    quantizer = ablation.RotatingQuantizer(16, 4)
+    z_e = rng.standard_normal((2, 3, 3, 4)).astype("float32")
+    quantizer.build(z_e.shape)
+    quantizer.initialise(rng.standard_normal((64, 4)).astype("float32"))
+    through, z_q, _ = (keras.ops.convert_to_numpy(x) for x in quantizer(z_e))
+    np.testing.assert_allclose(through, z_q, atol=1e-5)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        x = tf.Variable(z_e)
+        upstream = rng.standard_normal(z_e.shape).astype("float32")
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(quantizer(x)[0] * upstream)
+        gradient = tape.gradient(loss, x).numpy()
+        stretch = np.linalg.norm(z_q, axis=-1) / np.linalg.norm(z_e, axis=-1)
+        np.testing.assert_allclose(
+            np.linalg.norm(gradient, axis=-1), np.linalg.norm(upstream, axis=-1) * stretch, rtol=1e-3
+        )
+        # What is along z_q before is along z_e after.
+        cosine = (upstream * z_q).sum(-1) / np.linalg.norm(z_q, axis=-1)
+        turned = (gradient * z_e).sum(-1) / np.linalg.norm(z_e, axis=-1)
+        np.testing.assert_allclose(turned, cosine * stretch, rtol=1e-3, atol=1e-4)
+
+
+WORKER = """
+import sys
+sys.path.insert(0, {folder!r})
+import worker
+
+class Made:
+    def train(self, until_s):
+        print("not an answer")
+        return {{"until": until_s}}
+
+    def fail(self, argument):
+        raise ValueError("no more memory for " + argument)
+
+worker.serve(Made)
+"""
+
+
+def test_contestants_answer_in_turn_and_say_why_they_end(tmp_path):
+    path = tmp_path / "contestant.py"
+    path.write_text(WORKER.format(folder=str(peers.BENCHMARKS)))
+    process = peers.Process("one", [sys.executable, path], tmp_path / "one.log")
+    answer = process.ask("train", 10)
+    assert answer["until"] == 10
+    assert answer["peak_mib"] > 1
+    assert "not an answer" in (tmp_path / "one.log").read_text()
+    with pytest.raises(run_folder.RunError, match="one: its process ended .ValueError: no more memory for all"):
+        process.ask("fail", "all")
+    process.close()
+
+
+def test_contestants_alternate_and_those_ahead_wait():
+    said = []
+
+    class Fake:
+        def __init__(self, name):
+            self.name = name
+
+        def ask(self, method, until_s):
+            said.append((self.name, until_s))
+
+    trained_s = {"ahead": 15}
+    peers.alternate([Fake("ahead"), Fake("new")], trained_s, 25)
+    assert said == [("new", 10), ("ahead", 20), ("new", 20), ("ahead", 25), ("new", 25)]
+    assert trained_s == {"ahead": 25, "new": 25}
 
 
 @pytest.mark.parametrize(
@@ -96,6 +199,9 @@ def test_priors_are_trained_for_the_time_asked_for(rng):
         (priors, ["--run-dir", "nowhere", "--output", "a.json", "--minutes", "nan"], "--minutes nan: must be above 0"),
         (ventricles, ["--num-samples", "0"], "--num-samples 0 must be 2 or more"),
         (sampling_benchmark, ["--output", "a.json", "--grid", "0"], "--grid [0]: must be 1 or more"),
+        (ablation, ["--output", "a.json", "--variant", "none"], "--variant none: choose among default"),
+        (peers, ["--output-dir", "out"], "give --data-dir for the VQ-VAEs"),
+        (peers, ["--priors", "runs/a", "--output-dir", "out"], "--monai: needed"),
         (rates, ["--data-dir", "nowhere", "--runs-dir", "runs", "--output-dir", "out"], "--prior-epochs 2: failed"),
     ],
 )

@@ -1,0 +1,196 @@
+"""MONAI's VQ-VAE and transformer as contestants of `peers.py`, in an environment of their own (requirements-monai.txt).
+
+Two configurations of the VQ-VAE: "tutorial" is that of MONAI's 2D VQ-VAE tutorial (GenerativeModels,
+tutorials/generative/2d_vqvae: 256 channels, 256 codes of 32, L1, Adam at 1e-4, never decayed), but for batches of 16
+in place of 64, of which two minutes would see a handful; "matching" has the sizes, loss, optimiser and schedule of this
+project as far as MONAI's class lets it. The transformer is that of the 2D VQ-VAE and transformer tutorial (12 layers of
+64, 8 heads, Adam at 1e-3, batches of 8). All compute in bfloat16 where the processor has it, which the tutorials do not
+and which is faster.
+"""
+
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import worker
+from monai.losses import SSIMLoss
+from monai.networks.nets import VQVAE, DecoderOnlyTransformer
+
+BFLOAT16 = "avx512_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
+STAGES = {
+    "num_res_layers": 2,
+    "downsample_parameters": ((2, 4, 1, 1),) * 2,
+    "upsample_parameters": ((2, 4, 1, 1, 0),) * 2,
+    "num_embeddings": 256,
+}
+WARM_UP = 0.1  # of the time
+
+
+def autocast():
+    return torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16)
+
+
+class Contestant:
+    """Trains `model` by its clock; subclasses say what the loss of a batch is and how it is measured."""
+
+    learning_rate = None  # of the schedule; None keeps the optimiser's
+    seconds = None
+
+    def train(self, until_s):
+        """Goes on until the clock shows so many seconds."""
+        self.model.train()
+        while self.trained_s < until_s:
+            start = time.perf_counter()
+            if self.learning_rate is not None:
+                done = min(1.0, self.trained_s / self.seconds)
+                decay = 0.5 * (1 + math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP)))
+                self.optimizer.param_groups[0]["lr"] = self.learning_rate * min(1.0, done / WARM_UP) * decay
+            self.optimizer.zero_grad(set_to_none=True)
+            self.loss(self.next_batch()).backward()
+            if self.learning_rate is not None:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.steps += 1
+            self.trained_s += time.perf_counter() - start
+        return {}
+
+    def next_batch(self):
+        """The next examples in an order that is drawn anew each epoch."""
+        start = self.steps * self.batch_size % len(self.examples)
+        if start < self.batch_size:
+            self.order = np.random.default_rng([0, self.steps]).permutation(len(self.examples))
+        return self.examples[np.sort(self.order[start : start + self.batch_size])]
+
+    def trained(self):
+        examples = self.steps * self.batch_size
+        return {
+            "parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            "training_s": self.trained_s,
+            "steps": self.steps,
+            "epochs": examples / len(self.examples),
+            "examples_per_second": examples / self.trained_s,
+        }
+
+
+class MonaiVQVAE(Contestant):
+    """Trained on uint8 slices, shape (n, S, S)."""
+
+    batch_size = 16
+
+    def __init__(self, folder, matching, seconds):
+        torch.manual_seed(0)
+        self.examples = np.load(folder / "train.npy", mmap_mode="r")
+        self.test = np.load(folder / "test.npy", mmap_mode="r")
+        self.ssim_loss = SSIMLoss(spatial_dims=2) if matching else None
+        if matching:
+            sizes = {"channels": (32, 64), "num_res_channels": (32, 64), "embedding_dim": 64, "decay": 0.99}
+            self.model = VQVAE(2, 1, 1, **STAGES, **sizes)
+            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=2e-3, weight_decay=1e-4)
+            self.learning_rate, self.seconds = 2e-3, seconds
+        else:
+            self.model = VQVAE(2, 1, 1, **STAGES, channels=(256, 256), num_res_channels=256, embedding_dim=32)
+            self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4)
+        self.model.to(memory_format=torch.channels_last)
+        self.steps, self.trained_s = 0, 0.0
+        self.train(1e-9)  # the first step prepares the kernels
+        self.steps, self.trained_s = 0, 0.0
+
+    def forward(self, images):
+        x = torch.from_numpy(images[:, None].astype("float32") / 255).contiguous(memory_format=torch.channels_last)
+        with autocast():
+            z_e = self.model.encode(x)
+        z_q, commitment = self.model.quantize(z_e.float())
+        with autocast():
+            outputs = self.model.decode(z_q)
+        return x, z_e.float(), outputs.float(), commitment
+
+    def loss(self, images):
+        x, _, outputs, commitment = self.forward(images)
+        loss = (outputs - x).abs().mean() + commitment
+        return loss if self.ssim_loss is None else loss + 0.3 * self.ssim_loss(outputs, x)
+
+    @torch.no_grad()
+    def evaluate(self, path):
+        """Writes reconstructions and codes of the test slices; says what the training was."""
+        self.model.eval()
+        outputs, codes = [], []
+        for start in range(0, len(self.test), 32):
+            _, z_e, made, _ = self.forward(self.test[start : start + 32])
+            outputs.append(made[:, 0].clip(0, 1).numpy())
+            codes.append(self.model.quantizer.quantize(z_e).numpy())
+        np.savez(path, outputs=np.concatenate(outputs), codes=np.concatenate(codes), num_embeddings=256)
+        return self.trained()
+
+
+class MonaiTransformer(Contestant):
+    """Trained on grids of codes, shape (n, g, g), in raster order behind a token that begins them."""
+
+    batch_size = 8
+
+    def __init__(self, folder):
+        torch.manual_seed(0)
+        codes = np.load(folder / "codes.npz")
+        self.num_embeddings = int(codes["num_embeddings"])
+        self.examples, self.test = (codes[name].reshape(len(codes[name]), -1) for name in ("train", "test"))
+        self.length = self.examples.shape[1]
+        self.model = DecoderOnlyTransformer(self.num_embeddings + 1, self.length, 64, 12, 8)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        self.steps, self.trained_s = 0, 0.0
+        self.train(1e-9)
+        self.steps, self.trained_s = 0, 0.0
+
+    def cross_entropy(self, codes, reduction):
+        codes = torch.from_numpy(codes.astype("int64"))
+        told = torch.nn.functional.pad(codes[:, :-1], (1, 0), value=self.num_embeddings)
+        with autocast():
+            logits = self.model(told)
+        return torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), codes, reduction=reduction)
+
+    def loss(self, codes):
+        return self.cross_entropy(codes, "mean")
+
+    @torch.no_grad()
+    def evaluate(self, path):
+        """Writes the bits of each test slice."""
+        self.model.eval()
+        batches = [self.test[start : start + 8] for start in range(0, len(self.test), 8)]
+        bits = [self.cross_entropy(batch, "none").sum(dim=1).numpy() / math.log(2) for batch in batches]
+        np.savez(path, bits=np.concatenate(bits))
+        return self.trained()
+
+    @torch.no_grad()
+    def time_samples(self, batch):
+        """Seconds that MONAI's sampler takes for a batch.
+
+        It runs the whole network over all codes so far for every code (`VQVAETransformerInferer.sample`). That pass and
+        the draw are timed at 33 lengths, and the sum over all lengths is the trapezoid's.
+        """
+        self.model.eval()
+        lengths = np.linspace(1, self.length, 33).astype(int)
+        seconds = []
+        for length in lengths:
+            told = torch.full((batch, length), self.num_embeddings)
+            times = []
+            for _ in range(2):
+                start = time.perf_counter()
+                with autocast():
+                    logits = self.model(told)[:, -1]
+                torch.multinomial(torch.softmax(logits.float(), -1), 1)
+                times.append(time.perf_counter() - start)
+            seconds.append(min(times))
+        return {"seconds": float(np.trapezoid(seconds, lengths))}
+
+
+def main(name, folder, seconds):
+    folder = Path(folder)
+    if name == "transformer":
+        worker.serve(lambda: MonaiTransformer(folder))
+    else:
+        worker.serve(lambda: MonaiVQVAE(folder, name == "matching", float(seconds)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
