@@ -31,6 +31,7 @@ from skimage.filters import threshold_otsu
 from skimage.transform import resize
 from tqdm import tqdm
 
+import devices
 import phantom
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -809,10 +810,15 @@ class Batches(keras.utils.PyDataset):
             self.order = np.random.default_rng([self.seed, epoch]).permutation(self.number)
 
     def __len__(self):
-        return math.ceil(self.number / self.batch_size)
+        return math.ceil((self.number - self.number % devices.number()) / self.batch_size)
+
+    def rows(self, index):
+        """Indices of the examples of one batch. Several devices leave out what they cannot share evenly."""
+        whole = self.order[: self.number - self.number % devices.number()]
+        return np.sort(whole[index * self.batch_size : (index + 1) * self.batch_size])
 
     def __getitem__(self, index):
-        return (self.fetch(np.sort(self.order[index * self.batch_size : (index + 1) * self.batch_size])),)
+        return (self.fetch(devices.share(self.rows(index))),)
 
 
 def image_batches(data, slices, split, batch_size, seed=None):

@@ -472,10 +472,14 @@ class VQVAE(keras.Model):
 
     def encode(self, images, batch_size=32):
         """Codes of float32 images (batch, image_size, image_size, 1): NumPy int32, shape (batch, grid, grid)."""
-        batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
-        return np.concatenate(
-            [ops.convert_to_numpy(self.quantizer.nearest(self.encoder.predict_on_batch(batch))) for batch in batches]
-        )
+        codes = []
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            # Filled up to one size, so that an image is rounded in the same way in every batch.
+            filled = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
+            z_e = self.encoder.predict_on_batch(filled)[: len(batch)]
+            codes.append(ops.convert_to_numpy(self.quantizer.nearest(z_e)))
+        return np.concatenate(codes)
 
     def decode(self, code_indices, batch_size=32):
         """Images of grids of codes.
@@ -490,7 +494,6 @@ class VQVAE(keras.Model):
         images = []
         for start in range(0, len(code_indices), batch_size):
             batch = code_indices[start : start + batch_size]
-            # Filled up to one size, so that an image is rounded in the same way in every batch.
             filled = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0)))
             images.append(ops.convert_to_numpy(self.decoder.predict_on_batch(codebook[filled]))[: len(batch)])
         return np.concatenate(images)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import baselines
 import dataset
+import devices
 import figures
 import metrics
 import modules
@@ -51,6 +52,7 @@ def parse(argv):
     add("--top-k", type=int, default=0, help="draw among the k likeliest codes; 0: among all (default: %(default)s)")
     add("--top-p", type=float, default=1.0, help="draw among the likeliest that make up p (default: %(default)s)")
     add("--seed", type=int, default=0, help="(default: %(default)s)")
+    add("--devices", type=int, default=1, help="that share each batch; 0: all; under JAX (default: %(default)s)")
     add(
         "--features",
         choices=("texture", "inception"),
@@ -127,7 +129,9 @@ def prior_bits(prior, inputs):
     bits = []
     for start in tqdm(range(0, len(inputs["label"]), BATCH_SIZE), "prior", leave=False, disable=None):
         batch = run_folder.select(inputs, slice(start, start + BATCH_SIZE))
-        bits.append(metrics.code_bits(prior.predict_on_batch(batch), batch["codes"]))
+        number = len(batch["label"])  # filled up to one size, which several devices can share
+        filled = {name: np.resize(values, (BATCH_SIZE, *values.shape[1:])) for name, values in batch.items()}
+        bits.append(metrics.code_bits(prior.predict_on_batch(filled)[:number], batch["codes"]))
     return np.concatenate(bits)
 
 
@@ -294,6 +298,11 @@ def check(args):
 
 def run(args):
     check(args)
+    if devices.in_cluster():
+        raise run_folder.RunError("predict.py runs in one process; unset KERAS_DISTRIBUTION_NUM_PROCESSES")
+    devices.start(args.devices)
+    if BATCH_SIZE % devices.number():
+        raise run_folder.RunError(f"--devices {devices.number()}: must share batches of {BATCH_SIZE} evenly")
     config, data, slices = run_folder.reopen(args.run_dir, args.data_dir, args.cache_dir)
     if args.decoder == "sharp" and not (args.run_dir / "sharp.keras").exists():
         raise run_folder.RunError(

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import signal
+import socket
 import sys
 import threading
 from importlib.metadata import version
@@ -24,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 import dataset
+import devices
 import modules
 
 WHERE_AND_HOW_CALLED = ("options.data.data_dir", "options.data.cache_dir", "data.title", "data.credit", "data.notices")
@@ -47,7 +49,7 @@ def exit_status(run, args, when_stopped):
     before = signal.signal(signal.SIGTERM, stop) if in_main else None
     try:
         run(args)
-    except (RunError, dataset.DataError) as error:
+    except (RunError, dataset.DataError, devices.DeviceError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     except OSError as error:
@@ -83,8 +85,9 @@ def open_run(run_dir, options, models, data, slices, notices):
         RunError: If the folder holds a run of other settings or other data.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    for left in run_dir.glob("*.partial*"):  # by a process that was killed while it wrote
-        left.unlink()
+    if devices.is_first():
+        for left in run_dir.glob("*.partial*"):  # by a process that was killed while it wrote
+            left.unlink()
     config = {
         "options": options,
         "models": {name: model.get_config() for name, model in zip(("vqvae", "prior"), models, strict=True)},
@@ -103,6 +106,9 @@ def open_run(run_dir, options, models, data, slices, notices):
     path = run_dir / "config.json"
     if path.exists():
         refuse_if_different(path, config)
+    if not devices.is_first():
+        return
+    if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
         if old["options"].get("sharp_training") != options["sharp_training"]:  # set when that phase begins
             old["options"]["sharp_training"] = options["sharp_training"]
@@ -188,11 +194,17 @@ def read_history(path):
 
 
 def save(write, path):
-    """Calls a Keras method that saves to a path, under another name first."""
+    """Calls a method that saves to a path, under another name first; of several processes the first one's file stays.
+
+    All of them write, since Keras brings its variables up to date when it saves, which they must do together.
+    """
     stem, suffixes = path.name.split(".", 1)
-    partial = path.with_name(f"{stem}.{os.getpid()}.partial.{suffixes}")
+    partial = path.with_name(f"{stem}.{socket.gethostname()}.{os.getpid()}.partial.{suffixes}")
     write(partial)
-    partial.replace(path)
+    if devices.is_first():
+        partial.replace(path)
+    else:
+        partial.unlink()
 
 
 def load_model(path, kind):

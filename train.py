@@ -14,6 +14,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up talk; errors still raise
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -25,6 +26,7 @@ import keras
 import numpy as np
 
 import dataset
+import devices
 import modules
 import run_folder
 import sharpening
@@ -115,6 +117,7 @@ def parse(argv):
     add("--seed", type=int, default=0, help="of splits, weights, order and dropout (default: %(default)s)")
     precisions = ("auto", "float32", "bfloat16")
     add("--precision", choices=precisions, default="auto", help="auto: bfloat16 where the hardware has it")
+    add("--devices", type=int, default=1, help="that share each batch; 0: all; under JAX (default: %(default)s)")
     data = parser.add_argument_group("data").add_argument
     data("--layout", choices=("oasis", "adni", "bids", "images"), help="(default: recognised)")
     data("--subject-regex", help="for --layout images: searched in each path; its group 'subject' is the person")
@@ -290,7 +293,8 @@ class Checkpoint(keras.callbacks.Callback):
         self.history.append({"epoch": epoch + 1, "seconds": round(time.monotonic() - self.started, 1), **logs})
         columns = list(self.history[0])
         lines = [columns, *([f"{row[c]:.9g}" for c in columns] for row in self.history)]
-        dataset.write_text(self.history_path, "".join(",".join(line) + "\n" for line in lines))
+        if devices.is_first():
+            dataset.write_text(self.history_path, "".join(",".join(line) + "\n" for line in lines))
         run_folder.save(self.model.save_weights, self.state_path)
         if self._since_best() >= self.patience:
             self.model.stop_training = True
@@ -403,9 +407,11 @@ def train_vqvae(model, run_dir, data, slices, options):
     validation = dataset.image_batches(data, slices, "validation", batch_size)
     # The codebook starts as encoder outputs: at another scale, two entries would take every vector for epochs.
     batches.set_epoch(0)
-    sample = np.concatenate([batches[i][0] for i in range(min(8, len(batches)))])
+    sample = np.concatenate([batches.fetch(batches.rows(i)) for i in range(min(8, len(batches)))])
+    with devices.alone():
+        z_e = devices.local(model.encoder).predict(sample, batch_size=batch_size, verbose=0)
     try:
-        model.quantizer.initialise(model.encoder.predict(sample, batch_size=batch_size, verbose=0))
+        model.quantizer.initialise(z_e)
     except ValueError as error:
         raise run_folder.RunError(f"{error}; give more slices, or a smaller --num-embeddings") from error
     training = options["vqvae_training"]
@@ -428,15 +434,16 @@ class MovedCodes(dataset.Batches):
 
     Args:
         inputs: What `run_folder.prior_inputs` tells of the training slices.
-        images, rows: All images, uint8, shape (m, image_size, image_size), and which of them are these slices'.
+        images, image_rows: All images, uint8, shape (m, image_size, image_size), and which of them are these slices'.
         vqvae: The model that encodes them.
         max_shift: Most pixels they are moved, up, down, left and right; 0 leaves the codes of `inputs`.
         batch_size, seed: As for `dataset.Batches`; the shifts, too, depend on the seed and the epoch alone.
     """
 
-    def __init__(self, inputs, images, rows, vqvae, max_shift, batch_size, seed):
-        self.inputs, self.images, self.rows, self.vqvae, self.max_shift = inputs, images, rows, vqvae, max_shift
-        super().__init__(len(rows), lambda indices: run_folder.select(self.inputs, indices), batch_size, seed)
+    def __init__(self, inputs, images, image_rows, vqvae, max_shift, batch_size, seed):
+        self.inputs, self.images, self.image_rows = inputs, images, image_rows
+        self.vqvae, self.max_shift = vqvae, max_shift
+        super().__init__(len(image_rows), lambda indices: run_folder.select(self.inputs, indices), batch_size, seed)
 
     def set_epoch(self, epoch):
         """Draws the order and the shifts of one epoch, and encodes; to be called when it begins."""
@@ -448,17 +455,19 @@ class MovedCodes(dataset.Batches):
         codes = np.empty_like(self.inputs["codes"])
         for start in range(0, self.number, 32):
             part = slice(start, start + 32)
-            moved = dataset.move(self.images[self.rows[part]], *shifts[:, part])
-            codes[part] = self.vqvae.encode(dataset.as_float(moved))
+            moved = dataset.move(self.images[self.image_rows[part]], *shifts[:, part])
+            with devices.alone():
+                codes[part] = self.vqvae.encode(dataset.as_float(moved))
         self.inputs["codes"] = codes
 
 
 def train_prior(run_dir, data, slices, options):
     """Stage 2: fits the PixelCNN to the codes of the training people's slices."""
-    vqvae = run_folder.load_model(run_dir / "vqvae.keras", modules.VQVAE)
-    if (run_dir / "prior.keras").exists():
-        run_folder.load_prior(run_dir, vqvae)  # raises if it belongs to another VQ-VAE
-    codes = run_folder.extract_codes(run_dir, vqvae, data, slices)
+    with devices.alone():
+        vqvae = run_folder.load_model(run_dir / "vqvae.keras", modules.VQVAE)
+        if (run_dir / "prior.keras").exists():
+            run_folder.load_prior(run_dir, vqvae)  # raises if it belongs to another VQ-VAE
+        codes = run_folder.extract_codes(run_dir, vqvae, data, slices)
     labels = dataset.label_names(slices)
     _, model = build_models(data.image_size, len(labels), options, vqvae.fingerprint())
     model.set_codebook(keras.ops.convert_to_numpy(vqvae.quantizer.codebook))
@@ -489,9 +498,11 @@ def train_prior(run_dir, data, slices, options):
 def train_sharp(run_dir, data, slices, options):
     """After stage 1, if wanted: fits the decoder against a discriminator; sharp.keras is a VQ-VAE of the same codes."""
     training = options["sharp_training"]
-    trained = run_folder.load_model(run_dir / "vqvae.keras", modules.VQVAE)
     path = run_dir / "sharp.keras"
-    if path.exists() and run_folder.load_model(path, modules.VQVAE).fingerprint() != trained.fingerprint():
+    with devices.alone():
+        trained = run_folder.load_model(run_dir / "vqvae.keras", modules.VQVAE)
+        sharp = run_folder.load_model(path, modules.VQVAE) if path.exists() else trained
+    if sharp.fingerprint() != trained.fingerprint():
         raise run_folder.RunError(f"{path}: of another VQ-VAE than vqvae.keras; remove it and sharp_state.weights.h5")
     set_precision(options["precision"])
     keras.utils.set_random_seed(options["data"]["seed"])
@@ -511,11 +522,31 @@ def train_sharp(run_dir, data, slices, options):
 
 def run(args):
     options = resolve(args)
+    devices.start(args.devices)
+    for stage in STAGES:
+        batch_size = options[f"{stage}_training"]["batch_size"]
+        if batch_size % devices.number():
+            raise run_folder.RunError(
+                f"--{stage}-batch-size {batch_size}: must be a multiple of the {devices.number()} devices"
+            )
     name = args.data_dir.resolve().name if args.data_dir else "demo"
     run_dir = args.run_dir or Path("runs") / name
     if args.data_dir and run_dir.resolve().is_relative_to(args.data_dir.resolve()):
         raise run_folder.RunError(f"--run-dir {run_dir}: lies inside the data folder {args.data_dir}; choose another")
+    with contextlib.ExitStack() as stack:
+        if not devices.is_first():
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        stack.enter_context(devices.others_may_end())
+        train(args.stage, run_dir, options)
+
+
+def train(stage, run_dir, options):
+    """All of a run, or one stage of it, from the options that `resolve` returns."""
+    if not devices.is_first():
+        devices.wait_for_all("data")
     data, slices, notices = dataset.prepare(**options["data"])
+    if devices.is_first():
+        devices.wait_for_all("data")  # it has decoded what was still to be decoded
     print(f"data: {data.title}")
     print(f"      {len(slices)} slices of {data.image_size} x {data.image_size}, layout {data.layout}")
     print(
@@ -532,13 +563,15 @@ def run(args):
     # Both models are built before anything is written, so that a mistake in the options shows now.
     models = build_models(data.image_size, len(dataset.label_names(slices)), options)
     run_folder.open_run(run_dir, options, models, data, slices, notices)
-    if args.stage in ("all", "vqvae"):
+    if stage in ("all", "vqvae"):
         train_vqvae(models[0], run_dir, data, slices, options)
-    if args.stage in ("all", "prior"):
+        devices.wait_for_all("vqvae")
+    if stage in ("all", "prior"):
         train_prior(run_dir, data, slices, options)
-    if args.stage == "sharp":
+    if stage == "sharp":
         train_sharp(run_dir, data, slices, options)
-    sharp = " --decoder sharp" * (args.stage == "sharp")
+    devices.wait_for_all("end")
+    sharp = " --decoder sharp" * (stage == "sharp")
     print(f"done: {run_dir}; now: python predict.py --run-dir {run_dir}{sharp}")
 
 
@@ -547,4 +580,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    devices.end(main())
