@@ -16,10 +16,13 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
 import re
+import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,12 +37,18 @@ from tqdm import tqdm
 import devices
 import phantom
 
+try:
+    import fcntl
+except ImportError:  # on Windows two processes must not build one cache at a time
+    fcntl = None
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SPLITS = ("train", "validation", "test")
 FEWEST_PIXELS, MOST_PIXELS = 16, 4096  # along a side
 MOST_VOXELS = 10**8  # 0.4 GB as float32; a brain at half a millimetre has fewer
 MIDDLE_BELOW_TOP_MM = 60  # from the top of the head to the middle of the brain, roughly the upper thalamus
 CACHE_VERSION = 1  # raise when decoding changes
+AHEAD = 4 * (os.cpu_count() or 1)  # sources decoded before they are asked for
 
 
 class DataError(ValueError):
@@ -458,26 +467,56 @@ def _inspect(source):
 
 
 def _map(function, items, skip_bad_files, bad_files, description):
-    """Applies a function to every item in threads; yields (item, result), and collects or raises BadFiles."""
+    """Applies a function to every item in threads, a few ahead of what is asked for; yields (item, result) in order.
 
-    def attempt(item):
-        try:
-            return function(item), None
-        except BadFile as error:
-            return None, error
-
+    A `BadFile` is raised, or collected, and its result is None.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(attempt, items)
-        for item, (result, error) in tqdm(
-            zip(items, results, strict=True), description, len(items), leave=False, disable=None
-        ):
-            if error is None:
-                yield item, result
-            elif skip_bad_files:
+        waiting, ahead = collections.deque(), iter(items)
+        for item in tqdm(items, description, leave=False, disable=None):
+            waiting.extend(pool.submit(function, one) for one in itertools.islice(ahead, AHEAD - len(waiting)))
+            try:
+                result = waiting.popleft().result()
+            except BadFile as error:
+                if not skip_bad_files:
+                    pool.shutdown(cancel_futures=True)
+                    raise
                 bad_files.append((str(error.path), error.reason))
-            else:
-                pool.shutdown(cancel_futures=True)
-                raise error
+                result = None
+            yield item, result
+
+
+class Packed:
+    """The images of a cache, read when they are asked for: memory holds no more of them than that.
+
+    Indexed by a number, a list, an array or a slice of rows, like the uint8 array (n, S, S) that the `.npy` file is.
+    """
+
+    dtype = np.dtype("uint8")
+
+    def __init__(self, path):
+        self._file = path.open("rb")
+        weakref.finalize(self, self._file.close)
+        np.lib.format.read_magic(self._file)
+        self.shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(self._file)
+        self._start = self._file.tell()
+        length = path.stat().st_size - self._start
+        if fortran_order or dtype != self.dtype or len(self.shape) != 3 or length != math.prod(self.shape):
+            raise ValueError("not a whole array of uint8 images")
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __array__(self, dtype=None, copy=None):
+        return self[:].astype(dtype or self.dtype)
+
+    def __getitem__(self, rows):
+        rows = np.arange(len(self))[rows]
+        images = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
+        for row, image in zip(rows.ravel(), images.reshape(-1, *self.shape[1:]), strict=True):
+            self._file.seek(self._start + int(row) * image.nbytes)
+            self._file.readinto(image)
+        return images
 
 
 def load(
@@ -546,7 +585,7 @@ def load(
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         data = Data(
-            images=np.load(packed, mmap_mode="r"),
+            images=Packed(packed),
             slices=[Slice(*row) for row in manifest["slices"]],
             title=title,
             credit=credit,
@@ -555,7 +594,7 @@ def load(
             notices=manifest["notices"],
             bad_files=[tuple(bad) for bad in manifest["bad_files"]],
         )
-        whole = data.images.ndim == 3 and data.images.dtype == "uint8" and len(data.images) > data.slices[-1].row
+        whole = len(data.images) > data.slices[-1].row
     except (ValueError, LookupError, TypeError, EOFError) as error:
         raise DataError(f"{packed}: damaged ({_reason(error)}); remove it and {manifest_path.name}") from error
     if not whole:
@@ -596,9 +635,13 @@ def _describe(data_dir):
 
 
 def _build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, skip_bad_files, packed, manifest_path):
-    """Decodes every source into `packed`, row by row, and writes the manifest last."""
+    """Decodes every source into `packed`, row by row, and writes the manifest last.
+
+    A journal beside it says what is done, so that a build that was stopped or killed goes on. It is locked meanwhile: a
+    second process waits, and finds the cache there.
+    """
     bad_files, notices = [], []
-    looked = list(_map(_inspect, sources, skip_bad_files, bad_files, "reading headers"))
+    looked = [(s, found) for s, found in _map(_inspect, sources, skip_bad_files, bad_files, "reading headers") if found]
     if not looked:
         raise DataError(
             f"{data_dir}: none of its {len(sources)} files can be used; the first: {': '.join(bad_files[0])}"
@@ -625,39 +668,104 @@ def _build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, sk
     indices = [source.slice_index for source in sources if source.slice_index is not None]
     lowest, highest = (min(indices), max(indices)) if indices else (0, 0)
     per_source = num_slices if sources[0].slice_index is None else 1
-    slices, digest, row = [], hashlib.sha256(), 0
-    partial = packed.with_name(f"{packed.stem}.{os.getpid()}.partial.npy")
+
+    def identities(source, numbers):
+        """What a journal says of the slices of a source."""
+        name = source.path.relative_to(data_dir).as_posix()
+        for order, number in enumerate(numbers):
+            if source.slice_index is None:
+                position = order / max(1, len(numbers) - 1)
+            else:
+                position = (number - lowest) / max(1, highest - lowest)
+            yield name, source.subject_id, source.session, number, round(position, 6), source.label, source.split
+
+    slices, digest = [], hashlib.sha256()
+    partial, journal_path = packed.with_suffix(".partial.npy"), packed.with_suffix(".partial.jsonl")
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        journal = stack.enter_context(journal_path.open("a+", encoding="utf-8"))
+        if fcntl:
+            fcntl.flock(journal, fcntl.LOCK_EX)
+        if packed.exists() and manifest_path.exists():
+            journal_path.unlink(missing_ok=True)
+            return
+        try:
+            shape = (len(sources) * per_source, image_size, image_size)
+            array, done = _resume(journal, [*shape, brightest, bad_files], partial)
+            stack.enter_context(array)
+            for bad, found in done:
+                bad_files += [tuple(one) for one in bad]
+                for identity in found:
+                    digest.update(array.read(image_size**2) + repr(tuple(identity[1:])).encode())
+                    slices.append((*identity, len(slices)))
+            first, known_bad = len(slices), len(bad_files)
+            for source, result in _map(decode, sources[len(done) :], skip_bad_files, bad_files, "decoding slices"):
+                found = []
+                for identity, image in zip(identities(source, result[0]), result[1], strict=True) if result else ():
+                    array.write(image.tobytes())
+                    digest.update(image.tobytes() + repr(identity[1:]).encode())
+                    slices.append((*identity, len(slices)))
+                    found.append(identity)
+                array.flush()
+                journal.write(json.dumps([bad_files[known_bad:], found]) + "\n")
+                journal.flush()
+                known_bad = len(bad_files)
+            array.truncate(array.tell() + (shape[0] - len(slices)) * image_size**2)  # of files that were left out
+            array.close()
+            if not slices:
+                raise DataError(
+                    f"{data_dir}: none of its {len(sources)} files can be used; the first: {': '.join(bad_files[0])}"
+                )
+            manifest = {
+                "image_size": image_size,
+                "fingerprint": digest.hexdigest(),
+                "notices": notices,
+                "bad_files": sorted(bad_files),
+                "slices": slices,
+            }
+            partial.replace(packed)
+            write_text(manifest_path, json.dumps(manifest))
+        except Exception:
+            partial.unlink(missing_ok=True)
+            journal_path.unlink(missing_ok=True)
+            raise
+        journal_path.unlink(missing_ok=True)
+    seconds = time.monotonic() - started
+    goes_on = f" after {first} of an earlier call" * (first > 0)
+    print(f"decoded {len(slices) - first} slices{goes_on} in {seconds:.1f} s")
+
+
+def _resume(journal, header, partial):
+    """The array's file, and what the journal of a build says of the sources that are done already.
+
+    Args:
+        journal: The open file; its first line is the header.
+        header: Shape of the array, and what else must be as it was.
+        partial: The array's path.
+
+    Returns:
+        The array's file, open behind its header, and for each source that is done its bad files and the identities of
+        its slices.
+    """
+    journal.seek(0)
+    whole = [line for line in journal if line.endswith("\n")]  # a killed process may leave half a line
     try:
-        array = np.lib.format.open_memmap(partial, "w+", "uint8", (len(sources) * per_source, image_size, image_size))
-        for source, (numbers, images) in _map(decode, sources, skip_bad_files, bad_files, "decoding slices"):
-            for order, (number, image) in enumerate(zip(numbers, images, strict=True)):
-                if source.slice_index is None:
-                    position = order / max(1, len(numbers) - 1)
-                else:
-                    position = (number - lowest) / max(1, highest - lowest)
-                name = source.path.relative_to(data_dir).as_posix()
-                identity = (source.subject_id, source.session, number, round(position, 6), source.label, source.split)
-                array[row] = image
-                digest.update(image.tobytes() + repr(identity).encode())
-                slices.append((name, *identity, row))
-                row += 1
-        array.flush()
-        del array
-        if not slices:
-            raise DataError(
-                f"{data_dir}: none of its {len(sources)} files can be used; the first: {': '.join(bad_files[0])}"
-            )
-        manifest = {
-            "image_size": image_size,
-            "fingerprint": digest.hexdigest(),
-            "notices": notices,
-            "bad_files": sorted(bad_files),
-            "slices": slices,
-        }
-        partial.replace(packed)
-        write_text(manifest_path, json.dumps(manifest))
-    finally:
-        partial.unlink(missing_ok=True)
+        if whole and json.loads(whole[0]) == json.loads(json.dumps(header)) and partial.stat().st_size:
+            done = [json.loads(line) for line in whole[1:]]
+            journal.truncate(sum(len(line.encode()) for line in whole))
+            array = partial.open("r+b")
+            np.lib.format.read_magic(array)
+            np.lib.format.read_array_header_1_0(array)
+            return array, done
+    except (OSError, ValueError):
+        pass  # nothing that could be gone on with
+    journal.truncate(0)
+    journal.write(json.dumps(header) + "\n")
+    journal.flush()
+    array = partial.open("w+b")
+    about = {"descr": "|u1", "fortran_order": False, "shape": tuple(header[:3])}
+    np.lib.format.write_array_header_1_0(array, about)
+    return array, []
 
 
 def write_text(path, text):

@@ -199,7 +199,7 @@ def test_too_few_people():
 def test_cache_is_used_again_and_rebuilt_when_a_file_changes(tmp_path, cache_dir):
     folder = write_oasis(tmp_path / "oasis")
     first = dataset.load(folder, cache_dir=cache_dir)
-    assert isinstance(first.images, np.memmap)
+    assert isinstance(first.images, dataset.Packed)
     files = {path: path.stat().st_mtime_ns for path in cache_dir.iterdir()}
     assert len(files) == 2
     assert dataset.load(folder, cache_dir=cache_dir).fingerprint == first.fingerprint
@@ -219,26 +219,60 @@ def test_a_copy_of_the_data_has_the_same_fingerprint(tmp_path, cache_dir):
     assert a.fingerprint == b.fingerprint
 
 
-def test_an_interrupted_build_leaves_no_half_cache(tmp_path, cache_dir, monkeypatch):
+def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path, cache_dir, monkeypatch):
     folder = write_oasis(tmp_path / "oasis")
-    calls = []
+    bad = sorted(folder.rglob("case_*.png"))[2]
+    bad.write_bytes(bad.read_bytes()[:300])
+    whole = dataset.load(folder, cache_dir=tmp_path / "other", skip_bad_files=True)
+    fit, decoded, limit = dataset._fit_square, [], [8]
 
-    def killed(*args):
-        calls.append(args)
-        if len(calls) > 5:
+    def stopped(image, *sizes):
+        if len(decoded) == limit[0]:
             raise KeyboardInterrupt
-        return np.zeros((32, 32), "uint8")
+        decoded.append(image.tobytes())
+        return fit(image, *sizes)
 
-    monkeypatch.setattr(dataset, "_fit_square", killed)
+    monkeypatch.setattr(dataset, "_fit_square", stopped)
+    monkeypatch.setattr(dataset, "AHEAD", 1)
     with pytest.raises(KeyboardInterrupt):
-        dataset.load(folder, cache_dir=cache_dir)
-    assert list(cache_dir.iterdir()) == []
-    monkeypatch.undo()
+        dataset.load(folder, cache_dir=cache_dir, skip_bad_files=True)
+    (journal,) = cache_dir.glob("*.partial.jsonl")
+    with journal.open("a") as file:
+        file.write('[[], [["half a li')  # as a kill in the middle of a line leaves it
+    (array,) = cache_dir.glob("*.partial.npy")
+    with array.open("ab") as file:
+        file.write(b"half an image")
+    limit[0] = None
+    data = dataset.load(folder, cache_dir=cache_dir, skip_bad_files=True)
+    assert len(decoded) == len(set(decoded)) == len(whole.slices)  # none twice
+    assert data.fingerprint == whole.fingerprint
+    assert data.slices == whole.slices
+    assert data.bad_files == whole.bad_files
+    assert len(data.bad_files) == 1
+    np.testing.assert_array_equal(data.images, whole.images)
+    assert sorted(path.suffix for path in cache_dir.iterdir()) == [".json", ".npy"]
+
+
+def test_a_cache_without_its_manifest_is_built_again(tmp_path, cache_dir):
+    folder = write_oasis(tmp_path / "oasis")
     whole = np.array(dataset.load(folder, cache_dir=cache_dir).images)
-    # A process killed between the two files leaves the array without its manifest: it is built again.
     next(cache_dir.glob("*.json")).unlink()
     next(cache_dir.glob("*.npy")).write_bytes(b"something else")
     np.testing.assert_array_equal(dataset.load(folder, cache_dir=cache_dir).images, whole)
+
+
+def test_packed_images_are_read_as_an_array_is(tmp_path, rng):
+    images = rng.integers(0, 256, (7, 5, 5), "uint8")
+    np.save(tmp_path / "images.npy", images)
+    packed = dataset.Packed(tmp_path / "images.npy")
+    for rows in (3, -1, [4, 0, 4], np.array([6, 1]), slice(1, None, 2), np.arange(7) > 3):
+        np.testing.assert_array_equal(packed[rows], images[rows])
+    np.testing.assert_array_equal(np.asarray(packed), images)
+    with pytest.raises(IndexError):
+        packed[7]
+    (tmp_path / "images.npy").write_bytes((tmp_path / "images.npy").read_bytes()[:-1])
+    with pytest.raises(ValueError, match="not a whole array"):
+        dataset.Packed(tmp_path / "images.npy")
 
 
 def test_nothing_is_written_into_the_data_folder(tmp_path):
