@@ -416,6 +416,10 @@ def ours(parts=None, quantizer=None, kind=Assembled, **options):
     return build
 
 
+def normalisation():
+    return layers.LayerNormalization(center=False, scale=False, dtype="float32")
+
+
 def seeded(seed):
     def build():
         keras.utils.set_random_seed(seed)
@@ -454,6 +458,7 @@ VARIANTS = {
     "constant learning rate 1e-3": Variant(ours(), learning_rate=1e-3, scheduled=False),
     "averaged weights": Variant(ours(), averaged),
     "batches of 8": Variant(ours(), batch_size=8),
+    "batches of 4": Variant(ours(), batch_size=4),
     "float32": Variant(ours(), precision="float32"),
     # codebook
     "codebook by gradient": Variant(ours(quantizer=lambda: codebook(update="gradient"))),
@@ -461,9 +466,7 @@ VARIANTS = {
     "codebook not from data": Variant(ours(), from_data=False),
     "no restarts": Variant(ours(quantizer=lambda: codebook(restart_threshold=0.0))),
     "entropy regularisation": Variant(ours(regulariser=even_use)),
-    "z_e normalised": Variant(
-        ours(lambda: ending_in(layers.LayerNormalization(center=False, scale=False, dtype="float32")))
-    ),
+    "z_e normalised": Variant(ours(lambda: ending_in(normalisation()))),
     "cosine": Variant(
         ours(
             lambda: ending_in(layers.UnitNormalization(dtype="float32")),
@@ -484,6 +487,21 @@ VARIANTS = {
         )
     ),
     "two levels": Variant(TwoLevels),
+    # several at once
+    "batches of 8, space-to-depth encoder": Variant(
+        ours(lambda: (space_to_depth_encoder(), convolutions()[1])), batch_size=8
+    ),
+    "batches of 8, no residual blocks": Variant(ours(lambda: convolutions(num_residual_blocks=0)), batch_size=8),
+    "batches of 8, z_e normalised": Variant(ours(lambda: ending_in(normalisation())), batch_size=8),
+    "batches of 8, restarts below 0.2": Variant(ours(quantizer=lambda: codebook(restart_threshold=0.2)), batch_size=8),
+    "batches of 8, decay 0.95": Variant(ours(quantizer=lambda: codebook(decay=0.95)), batch_size=8),
+    "batches of 8, decay 0.95, not from data": Variant(
+        ours(quantizer=lambda: codebook(decay=0.95)), batch_size=8, from_data=False
+    ),
+    "batches of 8, decay 0.95, space-to-depth encoder": Variant(
+        ours(lambda: (space_to_depth_encoder(), convolutions()[1]), lambda: codebook(decay=0.95)), batch_size=8
+    ),
+    "batches of 8, codebook by gradient": Variant(ours(quantizer=lambda: codebook(update="gradient")), batch_size=8),
 }
 
 

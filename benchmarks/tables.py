@@ -155,6 +155,28 @@ def priors():
     return table([*head, f"epochs in {found['minutes']:g} min"], rows)
 
 
+def ablation(title, name):
+    """Variants of the VQ-VAE; speeds are shares of the first row's, since machines are noisy."""
+    found = load(name)
+    first = found["rows"][0]
+    rows = [
+        [
+            row["variant"],
+            f"{row['ssim']:.3f}",
+            f"{row['ssim_head']:.3f}",
+            "" if row is first else f"{row['ssim_head'] - first['ssim_head']:+.3f}",
+            f"{row['psnr_db']:.2f}",
+            f"{min(row['power_ratio']):.2f}",
+            f"{row['entropy_bits_per_pixel']:.3f}",
+            f"{row['codes_in_use']:.0%}",
+            f"{row['examples_per_second'] / first['examples_per_second']:.2f}",
+        ]
+        for row in found["rows"]
+    ]
+    head = [f"{title}, {found['minutes']:g} min each", "SSIM", "SSIM, head", "against the first", "PSNR (dB)"]
+    return table([*head, "least power kept", "bits per pixel, entropy", "codes in use", "images/s, share"], rows)
+
+
 def rates():
     """Settings of rate and distortion."""
     rows = [
@@ -198,6 +220,8 @@ def rewrite(page):
     """
     lines = page.split("\n")
     made = [results(), baselines("ixi"), baselines("demo"), sampling(), priors(), rates(), leak()]
+    made.append(ablation("choice", "ixi/ablation.json"))
+    made.append(ablation("several choices", "ixi/ablation_longer.json"))
     made.append(realism("IXI, against the test people", {"ixi": ", plain", "ixi_sharp": ", sharp"}))
     made.append(realism("demo, against the test people", {"demo": ""}))
     for new in made:
