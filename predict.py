@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import baselines
 import dataset
+import decoding
 import devices
 import figures
 import metrics
@@ -279,7 +280,7 @@ def find_faults(result, conditions_drawn):
 
 
 def write_json(path, result):
-    dataset.write_text(path, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    decoding.write_text(path, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
 
 def check(args):
@@ -361,7 +362,7 @@ def run(args):
     }
     write_json(output_dir / "metrics.json", result)
     by_person = person_by_person(test, per_slice)
-    dataset.write_text(
+    decoding.write_text(
         output_dir / "people.csv", dataset.csv_text(list(by_person[0]), [list(one.values()) for one in by_person])
     )
     draw_pictures(output_dir, data, models, test, test_codes, per_slice, bits, footer)

@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 import dataset
+import decoding
 import devices
 import modules
 
@@ -112,14 +113,16 @@ def open_run(run_dir, options, models, data, slices, notices):
         old = json.loads(path.read_text(encoding="utf-8"))
         if old["options"].get("sharp_training") != options["sharp_training"]:  # set when that phase begins
             old["options"]["sharp_training"] = options["sharp_training"]
-            dataset.write_text(path, json.dumps(old, indent=2) + "\n")
+            decoding.write_text(path, json.dumps(old, indent=2) + "\n")
         return
     packages = (keras.backend.backend(), "keras", "numpy", "scipy", "scikit-image", "pillow", "nibabel", "nilearn")
     config["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    dataset.write_text(run_dir / "splits.csv", dataset.splits_csv(slices))
+    decoding.write_text(run_dir / "splits.csv", dataset.splits_csv(slices))
     if data.bad_files:
-        dataset.write_text(run_dir / "bad_files.txt", "".join(f"{name}\t{reason}\n" for name, reason in data.bad_files))
-    dataset.write_text(path, json.dumps(config, indent=2) + "\n")
+        decoding.write_text(
+            run_dir / "bad_files.txt", "".join(f"{name}\t{reason}\n" for name, reason in data.bad_files)
+        )
+    decoding.write_text(path, json.dumps(config, indent=2) + "\n")
 
 
 def refuse_if_different(path, config):

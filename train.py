@@ -26,6 +26,7 @@ import keras
 import numpy as np
 
 import dataset
+import decoding
 import devices
 import modules
 import run_folder
@@ -294,7 +295,7 @@ class Checkpoint(keras.callbacks.Callback):
         columns = list(self.history[0])
         lines = [columns, *([f"{row[c]:.9g}" for c in columns] for row in self.history)]
         if devices.is_first():
-            dataset.write_text(self.history_path, "".join(",".join(line) + "\n" for line in lines))
+            decoding.write_text(self.history_path, "".join(",".join(line) + "\n" for line in lines))
         run_folder.save(self.model.save_weights, self.state_path)
         if self._since_best() >= self.patience:
             self.model.stop_training = True

@@ -4,7 +4,7 @@ import base64
 import html
 import json
 
-import dataset
+import decoding
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -243,4 +243,4 @@ def write(folder, config, result, people, credit):
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(config["data"]["title"])}'
         f"</title><style>{STYLE}</style></head><body>{''.join(parts)}<script>{SCRIPT}</script></body></html>\n"
     )
-    dataset.write_text(folder / "report.html", page)
+    decoding.write_text(folder / "report.html", page)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import keras
 
-import dataset
+import decoding
 
 
 def write(path, rows, **about):
     """Writes a JSON file with what a benchmark is about, the machine and the rows so far."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    dataset.write_text(path, json.dumps({"machine": describe(), **about, "rows": rows}, indent=2) + "\n")
+    decoding.write_text(path, json.dumps({"machine": describe(), **about, "rows": rows}, indent=2) + "\n")
 
 
 def describe():

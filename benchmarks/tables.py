@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import dataset
+import decoding
 import run_folder
 import webpage
 
@@ -236,7 +236,7 @@ def rewrite(page):
 
 def run(args):
     path = ROOT / "README.md"
-    dataset.write_text(path, rewrite(path.read_text(encoding="utf-8")))
+    decoding.write_text(path, rewrite(path.read_text(encoding="utf-8")))
 
 
 def main(argv=None):

@@ -22,7 +22,7 @@ from skimage.filters import threshold_multiotsu
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import dataset
+import decoding
 import figures
 import metrics
 import modules
@@ -145,7 +145,7 @@ def run(args):
             report[f"{source} {name}"] = {"number": len(values), "mean": float(values.mean())}
         report[f"{source}: {labels[0]} less {labels[-1]}"] = difference(shares, source, labels)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    dataset.write_text(args.output_dir / "ventricles.json", json.dumps(report, indent=2) + "\n")
+    decoding.write_text(args.output_dir / "ventricles.json", json.dumps(report, indent=2) + "\n")
     footer = f"slice position {args.slice_position}; lines: means; pictures: the median of each"
     footer = "\n".join(filter(None, (footer, data.title, data.credit)))
     draw_figure(args.output_dir / "ventricles.png", shares, middle, labels, footer)

@@ -11,6 +11,7 @@ import pytest
 from conftest import blob, make_slices, write_adni, write_bids, write_image, write_oasis, write_volume
 
 import dataset
+import decoding
 
 FRACTIONS = {"validation_fraction": 0.1, "test_fraction": 0.15}
 
@@ -104,8 +105,8 @@ def test_volume_axes_come_from_the_affine(tmp_path):
     turned = np.zeros((4, 4))  # posterior, superior, right, as IXI's volumes lie
     turned[0, 2], turned[1, 0], turned[2, 1], turned[3, 3] = 2, -2, 2, 1
     nibabel.save(nibabel.Nifti1Image(voxels[:, ::-1].transpose(1, 2, 0), turned), tmp_path / "psr.nii.gz")
-    numbers, slices = dataset._read_volume(tmp_path / "ras.nii.gz", 16, 2.0)
-    same_numbers, same_slices = dataset._read_volume(tmp_path / "psr.nii.gz", 16, 2.0)
+    numbers, slices = decoding._read_volume(tmp_path / "ras.nii.gz", 16, 2.0)
+    same_numbers, same_slices = decoding._read_volume(tmp_path / "psr.nii.gz", 16, 2.0)
     assert numbers == same_numbers
     np.testing.assert_array_equal(slices, same_slices)
     brightest = np.argwhere(slices[numbers.index(35)] == 255)
@@ -149,7 +150,7 @@ def test_larger_slices_are_averaged_and_not_picked(tmp_path, cache_dir):
 
 def test_pixels_of_a_volume_become_square(tmp_path):
     write_volume(tmp_path / "a.nii.gz", np.random.default_rng(0), shape=(24, 60, 70), affine=np.diag([2.0, 1, 2, 1]))
-    _, stack = dataset._read_volume(tmp_path / "a.nii.gz", 8, 4)
+    _, stack = decoding._read_volume(tmp_path / "a.nii.gz", 8, 4)
     assert stack.shape == (8, 30, 24)
 
 
@@ -199,7 +200,7 @@ def test_too_few_people():
 def test_cache_is_used_again_and_rebuilt_when_a_file_changes(tmp_path, cache_dir):
     folder = write_oasis(tmp_path / "oasis")
     first = dataset.load(folder, cache_dir=cache_dir)
-    assert isinstance(first.images, dataset.Packed)
+    assert isinstance(first.images, decoding.Packed)
     files = {path: path.stat().st_mtime_ns for path in cache_dir.iterdir()}
     assert len(files) == 2
     assert dataset.load(folder, cache_dir=cache_dir).fingerprint == first.fingerprint
@@ -224,7 +225,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path, cache_dir, monk
     bad = sorted(folder.rglob("case_*.png"))[2]
     bad.write_bytes(bad.read_bytes()[:300])
     whole = dataset.load(folder, cache_dir=tmp_path / "other", skip_bad_files=True)
-    fit, decoded, limit = dataset._fit_square, [], [8]
+    fit, decoded, limit = decoding._fit_square, [], [8]
 
     def stopped(image, *sizes):
         if len(decoded) == limit[0]:
@@ -232,8 +233,8 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path, cache_dir, monk
         decoded.append(image.tobytes())
         return fit(image, *sizes)
 
-    monkeypatch.setattr(dataset, "_fit_square", stopped)
-    monkeypatch.setattr(dataset, "AHEAD", 1)
+    monkeypatch.setattr(decoding, "_fit_square", stopped)
+    monkeypatch.setattr(decoding, "AHEAD", 1)
     with pytest.raises(KeyboardInterrupt):
         dataset.load(folder, cache_dir=cache_dir, skip_bad_files=True)
     (journal,) = cache_dir.glob("*.partial.jsonl")
@@ -264,7 +265,7 @@ def test_a_cache_without_its_manifest_is_built_again(tmp_path, cache_dir):
 def test_packed_images_are_read_as_an_array_is(tmp_path, rng):
     images = rng.integers(0, 256, (7, 5, 5), "uint8")
     np.save(tmp_path / "images.npy", images)
-    packed = dataset.Packed(tmp_path / "images.npy")
+    packed = decoding.Packed(tmp_path / "images.npy")
     for rows in (3, -1, [4, 0, 4], np.array([6, 1]), slice(1, None, 2), np.arange(7) > 3):
         np.testing.assert_array_equal(packed[rows], images[rows])
     np.testing.assert_array_equal(np.asarray(packed), images)
@@ -272,7 +273,7 @@ def test_packed_images_are_read_as_an_array_is(tmp_path, rng):
         packed[7]
     (tmp_path / "images.npy").write_bytes((tmp_path / "images.npy").read_bytes()[:-1])
     with pytest.raises(ValueError, match="not a whole array"):
-        dataset.Packed(tmp_path / "images.npy")
+        decoding.Packed(tmp_path / "images.npy")
 
 
 def test_nothing_is_written_into_the_data_folder(tmp_path):
