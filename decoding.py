@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import socket
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 try:
     import fcntl
-except ImportError:  # on Windows two processes must not build one cache at a time
+except ImportError:  # on Windows
     fcntl = None
 
 FEWEST_PIXELS, MOST_PIXELS = 16, 4096  # along a side
@@ -252,7 +253,8 @@ class Packed:
         images = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
         for row, image in zip(rows.ravel(), images.reshape(-1, *self.shape[1:]), strict=True):
             self._file.seek(self._start + int(row) * image.nbytes)
-            self._file.readinto(image)
+            if self._file.readinto(image) != image.nbytes:
+                raise DataError(f"{self._file.name}: ends too early; remove it")
         return images
 
 
@@ -322,12 +324,11 @@ def build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, ski
             yield name, source.subject_id, source.session, number, round(position, 6), source.label, source.split
 
     slices, digest = [], hashlib.sha256()
-    partial, journal_path = packed.with_suffix(".partial.npy"), packed.with_suffix(".partial.jsonl")
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        journal = stack.enter_context(journal_path.open("a+", encoding="utf-8"))
-        if fcntl:
-            fcntl.flock(journal, fcntl.LOCK_EX)
+        journal = stack.enter_context(_open_journal(packed.with_suffix(".partial.jsonl")))
+        journal_path = Path(journal.name)
+        partial = journal_path.with_suffix(".npy")
         if packed.exists() and manifest_path.exists():
             journal_path.unlink(missing_ok=True)
             return
@@ -367,7 +368,7 @@ def build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, ski
             }
             partial.replace(packed)
             write_text(manifest_path, json.dumps(manifest))
-        except Exception:
+        except DataError:  # after which other files will be asked for
             partial.unlink(missing_ok=True)
             journal_path.unlink(missing_ok=True)
             raise
@@ -375,6 +376,25 @@ def build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, ski
     seconds = time.monotonic() - started
     goes_on = f" after {first} of an earlier call" * (first > 0)
     print(f"decoded {len(slices) - first} slices{goes_on} in {seconds:.1f} s")
+
+
+def _open_journal(path):
+    """The journal of a build, open and locked; waits while another process has it.
+
+    Where files cannot be locked, it has this process's own name: nobody waits, and what is stopped begins anew.
+    """
+    while True:
+        journal = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(journal, fcntl.LOCK_EX)
+        except (AttributeError, OSError):
+            journal.close()
+            path.unlink(missing_ok=True)
+            return path.with_stem(f"{path.stem}.{socket.gethostname()}.{os.getpid()}").open("a+", encoding="utf-8")
+        with contextlib.suppress(FileNotFoundError):  # whoever had it may have finished, and removed it
+            if os.fstat(journal.fileno()).st_ino == path.stat().st_ino:
+                return journal
+        journal.close()
 
 
 def _resume(journal, header, partial):
@@ -392,13 +412,16 @@ def _resume(journal, header, partial):
     journal.seek(0)
     whole = [line for line in journal if line.endswith("\n")]  # a killed process may leave half a line
     try:
-        if whole and json.loads(whole[0]) == json.loads(json.dumps(header)) and partial.stat().st_size:
+        if whole and json.loads(whole[0]) == json.loads(json.dumps(header)):
             done = [json.loads(line) for line in whole[1:]]
-            journal.truncate(sum(len(line.encode()) for line in whole))
             array = partial.open("r+b")
             np.lib.format.read_magic(array)
             np.lib.format.read_array_header_1_0(array)
-            return array, done
+            rows = sum(len(found) for _, found in done)
+            if partial.stat().st_size >= array.tell() + rows * math.prod(header[1:3]):
+                journal.truncate(sum(len(line.encode()) for line in whole))
+                return array, done
+            array.close()
     except (OSError, ValueError):
         pass  # nothing that could be gone on with
     journal.truncate(0)

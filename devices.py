@@ -23,6 +23,18 @@ class DeviceError(ValueError):
     """Devices that cannot be used, or a process that is gone; the message is one line that says what to do."""
 
 
+def gpus():
+    """Names of the accelerators that the backend sees; none where it has none."""
+    if keras.backend.backend() == "torch":  # of which keras.distribution knows nothing
+        import torch
+
+        return [f"gpu:{index}" for index in range(torch.cuda.device_count())]
+    try:
+        return keras.distribution.list_devices("gpu")
+    except RuntimeError:  # as JAX says that there is none
+        return []
+
+
 def in_cluster():
     """Whether the environment says that this process is one of several."""
     return "KERAS_DISTRIBUTION_NUM_PROCESSES" in os.environ
@@ -68,7 +80,7 @@ def number():
 
 def _jax_says(name):
     """jax.process_index or jax.process_count, without importing JAX where one process works alone."""
-    if not in_cluster():
+    if not in_cluster() or keras.backend.backend() != "jax":
         return {"process_index": 0, "process_count": 1}[name]
     import jax
 
@@ -98,7 +110,7 @@ def alone():
     """Inside, where there are several processes, models are built and run on this one's first device alone.
 
     What every process needs of its own, such as the codes of all slices, is computed by each. One process with several
-    devices shares such work, too.
+    devices spreads such work over them.
     """
     distribution = keras.distribution.distribution()
     apart = _jax_says("process_count") > 1
@@ -109,6 +121,16 @@ def alone():
     finally:
         if apart:
             keras.distribution.set_distribution(distribution)
+
+
+def spread(batch):
+    """A batch of NumPy arrays for `predict_on_batch`, spread over the devices where there are several."""
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return batch
+    return keras.tree.map_structure(
+        lambda x: keras.distribution.distribute_tensor(x, distribution.get_data_layout(x.shape)), batch
+    )
 
 
 def local(model):
@@ -126,7 +148,7 @@ def others_may_end():
     try:
         yield
     except Exception as error:
-        lost = type(error).__name__ in ("XlaRuntimeError", "JaxRuntimeError") or "Gloo" in str(error)
+        lost = any(word in str(error) for word in ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "DEADLINE", "heartbeat"))
         if _jax_says("process_count") == 1 or not lost:
             raise
         raise DeviceError(

@@ -26,6 +26,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+import devices
+
 PACKAGE = "brain_vqvae"
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -477,7 +479,7 @@ class VQVAE(keras.Model):
             batch = images[start : start + batch_size]
             # Filled up to one size, so that an image is rounded in the same way in every batch.
             filled = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
-            z_e = self.encoder.predict_on_batch(filled)[: len(batch)]
+            z_e = self.encoder.predict_on_batch(devices.spread(filled))[: len(batch)]
             codes.append(ops.convert_to_numpy(self.quantizer.nearest(z_e)))
         return np.concatenate(codes)
 
@@ -495,7 +497,9 @@ class VQVAE(keras.Model):
         for start in range(0, len(code_indices), batch_size):
             batch = code_indices[start : start + batch_size]
             filled = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0)))
-            images.append(ops.convert_to_numpy(self.decoder.predict_on_batch(codebook[filled]))[: len(batch)])
+            images.append(
+                ops.convert_to_numpy(self.decoder.predict_on_batch(devices.spread(codebook[filled])))[: len(batch)]
+            )
         return np.concatenate(images)
 
     def get_config(self):

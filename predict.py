@@ -132,7 +132,7 @@ def prior_bits(prior, inputs):
         batch = run_folder.select(inputs, slice(start, start + BATCH_SIZE))
         number = len(batch["label"])  # filled up to one size, which several devices can share
         filled = {name: np.resize(values, (BATCH_SIZE, *values.shape[1:])) for name, values in batch.items()}
-        bits.append(metrics.code_bits(prior.predict_on_batch(filled)[:number], batch["codes"]))
+        bits.append(metrics.code_bits(prior.predict_on_batch(devices.spread(filled))[:number], batch["codes"]))
     return np.concatenate(bits)
 
 

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+import devices
+
 
 def draw_codes(logits, uniform, temperature, top_k=0, top_p=1.0):
     """Draws one code from each row of logits by inverting its cumulative distribution.
@@ -202,12 +204,11 @@ class PixelCNNSampler(keras.Model):
             fill = (0, batch_size - size_of_part)
             noise = [sample_noise(seed, i, size) for i in noise_index[part]]
             given = np.full((size_of_part, size, size), -1) if known is None else known[part]
-            codes = self.predict_on_batch(
-                {
-                    "uniform": np.pad(np.stack(noise), (fill, (0, 0), (0, 0))),
-                    "known": np.pad(given, (fill, (0, 0), (0, 0))).astype("int32"),
-                    "label": np.pad(label[part].astype("int32"), fill),
-                    "slice_position": np.pad(slice_position[part].astype("float32"), fill),
-                }
-            )
+            batch = {
+                "uniform": np.pad(np.stack(noise), (fill, (0, 0), (0, 0))),
+                "known": np.pad(given, (fill, (0, 0), (0, 0))).astype("int32"),
+                "label": np.pad(label[part].astype("int32"), fill),
+                "slice_position": np.pad(slice_position[part].astype("float32"), fill),
+            }
+            codes = self.predict_on_batch(devices.spread(batch))
             yield ops.convert_to_numpy(codes)[:size_of_part]

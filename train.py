@@ -212,7 +212,7 @@ def resolve_precision(choice):
         return choice
     cpu_info = Path("/proc/cpuinfo")
     flags = cpu_info.read_text() if cpu_info.exists() else ""
-    has_bfloat16 = "avx512_bf16" in flags or "amx_bf16" in flags or keras.distribution.list_devices("gpu")
+    has_bfloat16 = "avx512_bf16" in flags or "amx_bf16" in flags or devices.gpus()
     return "bfloat16" if has_bfloat16 else "float32"
 
 
@@ -268,7 +268,11 @@ class Checkpoint(keras.callbacks.Callback):
             raise run_folder.RunError(
                 f"{self.state_path}: cannot be read ({type(error).__name__}); remove it to start the stage again"
             ) from error
-        epoch = int(self.model.optimizer.iterations) // steps_per_epoch
+        epoch, rest = divmod(int(self.model.optimizer.iterations), steps_per_epoch)
+        if rest:
+            raise run_folder.RunError(
+                f"{self.state_path}: its epochs had not {steps_per_epoch} batches; give as many --devices as before"
+            )
         self.history = self.history[:epoch]
         return epoch
 
@@ -522,8 +526,8 @@ def train_sharp(run_dir, data, slices, options):
 
 
 def run(args):
+    devices.start(args.devices)  # before anything asks for a device
     options = resolve(args)
-    devices.start(args.devices)
     for stage in STAGES:
         batch_size = options[f"{stage}_training"]["batch_size"]
         if batch_size % devices.number():
@@ -543,11 +547,7 @@ def run(args):
 
 def train(stage, run_dir, options):
     """All of a run, or one stage of it, from the options that `resolve` returns."""
-    if not devices.is_first():
-        devices.wait_for_all("data")
     data, slices, notices = dataset.prepare(**options["data"])
-    if devices.is_first():
-        devices.wait_for_all("data")  # it has decoded what was still to be decoded
     print(f"data: {data.title}")
     print(f"      {len(slices)} slices of {data.image_size} x {data.image_size}, layout {data.layout}")
     print(

@@ -3,8 +3,9 @@
     python benchmarks/large.py --output results/large.json
 
 A folder of 256 x 256 PNGs in OASIS's layout is made for each size (hard links to a few hundred slices of synthetic
-people, decoded one by one all the same). A process of its own then decodes it into a cache, and another takes training
-steps of the VQ-VAE on batches from all over it, as `train.py` feeds them.
+people, decoded one by one all the same; what a disk adds is not in the figures, since all of it is in the system's
+memory). A process of its own then decodes it into a cache, and another takes training steps of the VQ-VAE on batches
+from all over it, as `train.py` feeds them.
 """
 
 import os
@@ -79,7 +80,7 @@ def work(folder, steps):
     reading = stepping = 0.0
     for index in range(3, 3 + steps):
         start = time.perf_counter()
-        batch = batches[index][0]
+        batch = batches[index % len(batches)][0]
         between = time.perf_counter()
         model.train_on_batch(batch)
         reading, stepping = reading + between - start, stepping + time.perf_counter() - between
@@ -111,6 +112,8 @@ def run(args):
         return
     if min(args.slices) < 20 * PER_PERSON or args.steps < 1:
         raise run_folder.RunError(f"--slices must be {20 * PER_PERSON} or more, --steps 1 or more")
+    if args.work_dir.exists() and not (args.work_dir / "originals").exists():
+        raise run_folder.RunError(f"--work-dir {args.work_dir}: holds something else; give a new folder")
     shutil.rmtree(args.work_dir, ignore_errors=True)
     rows = []
     for number in args.slices:

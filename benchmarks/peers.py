@@ -83,7 +83,6 @@ KERAS = {
         learning_rate=1e-3,
         batch_size=128,
         scheduled=False,
-        precision="float32",
         from_data=False,
     ),
     "this project, cosine codebook": ablation.VARIANTS["cosine"],
@@ -127,11 +126,12 @@ class KerasPrior:
         rows = np.array([one.row for one in slices])[split == "train"]
         training = run_folder.select(inputs, split == "train")
         options = priors.TRAINING
+        codebook, labels = keras.ops.convert_to_numpy(vqvae.quantizer.codebook), config["data"]["labels"]
+        self.build = priors.make_variants(codebook, vqvae.grid_size, len(labels))["default"].build
         train.set_precision(train.resolve_precision("auto"))
-        codebook = keras.ops.convert_to_numpy(vqvae.quantizer.codebook)
         self.racer = race.Contestant(
             OURS,
-            priors.make_variants(codebook, vqvae.grid_size, len(config["data"]["labels"]))["default"].build,
+            self.build,
             lambda rate: train.prior_optimizer(rate, priors.AVERAGE_STEPS),
             options["learning_rate"],
             train.MovedCodes(training, data.images, rows, vqvae, options["max_shift"], options["batch_size"], seed=0),
@@ -145,16 +145,19 @@ class KerasPrior:
 
     def evaluate(self, path):
         trained = self.racer.finish()
+        train.set_precision("float32")
+        self.prior = self.build()
+        self.prior.set_weights(self.racer.model.get_weights())
         bits = []
         for start in range(0, len(self.test["label"]), 32):
             batch = run_folder.select(self.test, slice(start, start + 32))
-            bits.append(metrics.code_bits(self.racer.model.predict_on_batch(batch), batch["codes"]).sum(axis=(1, 2)))
+            bits.append(metrics.code_bits(self.prior.predict_on_batch(batch), batch["codes"]).sum(axis=(1, 2)))
         np.savez(path, bits=np.concatenate(bits))
         return trained
 
     def time_samples(self, batch):
         """Seconds that the sampler takes for a batch, the second time."""
-        sampler = sampling.PixelCNNSampler(self.racer.model)
+        sampler = sampling.PixelCNNSampler(self.prior)
         for _ in range(2):
             start = time.perf_counter()
             list(sampler.sample(np.zeros(batch, "int32"), np.full(batch, 0.5, "float32"), 0, batch_size=batch))
@@ -327,9 +330,10 @@ def race_priors(args):
 
 
 def draw(path, rows, footer):
-    """Quality against seconds, a line for each contestant."""
+    """Quality against training time, a line for each contestant."""
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     axes = figure.subplots(1, 3)
+    minutes = sorted({row["minutes"] for row in rows})
     titles = {"ssim_head": "SSIM inside the head", "psnr_db": "PSNR (dB)", "detail": "power kept above half of Nyquist"}
     for name in dict.fromkeys(row["entry"] for row in rows):
         same = sorted((row for row in rows if row["entry"] == name), key=lambda row: row["minutes"])
@@ -338,9 +342,11 @@ def draw(path, rows, footer):
                 np.mean(row["power_ratio"][metrics.BANDS // 2 :]) if key == "detail" else row[key] for row in same
             ]
             style = {"marker": "o", "lw": 2.5 if name == OURS else 1.2, "ls": "--" if name in MONAI else "-"}
-            axis.plot([row["training_s"] for row in same], values, label=name, **style)
+            axis.plot([row["minutes"] for row in same], values, label=name, **style)
     for axis, title in zip(axes, titles.values(), strict=True):
-        axis.set(xscale="log", xlabel="seconds of training", title=title)
+        axis.set(xscale="log", xlabel="minutes of training", title=title)
+        axis.set_xticks(minutes, [f"{one:g}" for one in minutes], minor=False)
+        axis.set_xticks([], minor=True)
         axis.grid(alpha=0.3)
     axes[-1].legend(frameon=False, fontsize=7)
     figures.finish(figure, path, f"test people\n{footer}")

@@ -48,10 +48,14 @@ class Contestant:
         epoch, index = divmod(self.steps + COMPILED_AFTER, len(self.batches))
         if index == 0:
             self.batches.set_epoch(epoch)
-        if self.scheduled:
+        if self.steps < 0:  # nothing is learned while it is compiled
+            self.model.optimizer.learning_rate = 0.0
+        elif self.scheduled:
             done = min(1.0, self.trained_s / self.seconds)
             decay = 0.5 * (1 + math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP)))
             self.model.optimizer.learning_rate = self.learning_rate * min(1.0, done / WARM_UP) * decay
+        else:
+            self.model.optimizer.learning_rate = self.learning_rate
         self.model.train_on_batch(self.batches[index][0])
         self.steps += 1
         self.trained_s += time.perf_counter() - start

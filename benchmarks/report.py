@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 
 import decoding
+import devices
 
 
 def write(path, rows, **about):
@@ -30,7 +31,7 @@ def describe():
         "processor": processor,
         "cores": cores,
         "memory_gib": round(memory, 1),
-        "accelerators": keras.distribution.list_devices("gpu"),
+        "accelerators": devices.gpus(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "keras_backend": keras.backend.backend(),

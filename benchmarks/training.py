@@ -24,6 +24,7 @@ from keras import ops
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import devices
 import run_folder
 import train
 from benchmarks import report
@@ -68,7 +69,7 @@ def forward_operations(model, batch):
 
 def matrix_rate(precision, least_s):
     """Floating-point operations a second of the product of two square matrices."""
-    size = MATRIX["gpu" if keras.distribution.list_devices("gpu") else "cpu"]
+    size = MATRIX["gpu" if devices.gpus() else "cpu"]
     matrix = ops.cast(np.random.default_rng(0).standard_normal((size, size)), precision)
     seconds = seconds_each(lambda: float(ops.matmul(matrix, matrix)[0, 0]), least_s)
     return 2 * size**3 / seconds

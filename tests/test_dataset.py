@@ -3,6 +3,8 @@
 import collections
 import gzip
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel
 import numpy as np
@@ -251,6 +253,23 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path, cache_dir, monk
     assert data.bad_files == whole.bad_files
     assert len(data.bad_files) == 1
     np.testing.assert_array_equal(data.images, whole.images)
+    assert sorted(path.suffix for path in cache_dir.iterdir()) == [".json", ".npy"]
+
+
+def test_two_at_once_decode_once(tmp_path, cache_dir, monkeypatch):
+    folder = write_oasis(tmp_path / "oasis")
+    fit, decoded = decoding._fit_square, []
+
+    def slow(image, *sizes):
+        decoded.append(image)
+        time.sleep(0.02)
+        return fit(image, *sizes)
+
+    monkeypatch.setattr(decoding, "_fit_square", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: dataset.load(folder, cache_dir=cache_dir), range(2))
+    assert len(decoded) == len(first.slices)
+    assert first.fingerprint == second.fingerprint
     assert sorted(path.suffix for path in cache_dir.iterdir()) == [".json", ".npy"]
 
 

@@ -92,11 +92,29 @@ def test_two_devices_train_and_draw_as_one(place):
         assert np.abs(one - two).max() <= 1  # of 255
 
 
+SPREAD = """
+import devices, keras, numpy as np
+devices.start(2)
+batch = devices.spread({"codes": np.zeros((4, 3, 3), "int32"), "label": np.zeros(4, "int32")})
+assert {shard.data.shape for shard in batch["codes"].addressable_shards} == {(2, 3, 3)}
+assert len(batch["label"].sharding.device_set) == 2
+"""
+
+
+@needs_jax
+def test_what_is_predicted_is_spread_over_the_devices():
+    environment = os.environ | {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run(
+        [sys.executable, "-c", SPREAD], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-1000:]
+
+
 @needs_jax
 def test_two_processes_of_which_one_is_killed_end_as_one_device(place):
     first, second = start_two(place, "processes")
     history = place / "processes" / "vqvae_history.csv"
-    while not (history.exists() and history.read_text().count("\n") == 2):  # one epoch is done
+    while not (history.exists() and history.read_text().count("\n") >= 2):  # one epoch is done
         assert first.poll() is None, first.stderr.read()
         time.sleep(0.05)
     second.kill()
