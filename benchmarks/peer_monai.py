@@ -71,9 +71,9 @@ class Contestant:
 
     def next_batch(self):
         """The next examples in an order that is drawn anew each epoch."""
-        start = self.steps * self.batch_size % len(self.examples)
+        start = max(0, self.steps) * self.batch_size % len(self.examples)
         if start < self.batch_size:
-            self.order = np.random.default_rng([0, self.steps]).permutation(len(self.examples))
+            self.order = np.random.default_rng([0, max(0, self.steps)]).permutation(len(self.examples))
         return self.examples[np.sort(self.order[start : start + self.batch_size])]
 
     def trained(self):

@@ -11,9 +11,12 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import decoding
+import metrics
 import run_folder
 import webpage
 
@@ -175,6 +178,55 @@ def ablation(title, name):
     ]
     head = [title, "SSIM", "SSIM, head", "against the first", "PSNR (dB)"]
     return table([*head, "least power kept", "bits per pixel, entropy", "codes in use", "images/s, share"], rows)
+
+
+def peers():
+    """This project's VQ-VAE and its peers: what each costs, and its quality at each budget."""
+    found = load("peers/peers.json")["rows"]
+    budgets = sorted({row["minutes"] for row in found})
+    rows = []
+    for name in dict.fromkeys(row["entry"] for row in found):
+        same = {row["minutes"]: row for row in found if row["entry"] == name}
+        last = same[max(same)]
+        kept = np.mean(last["power_ratio"][metrics.BANDS // 2 :])
+        rows.append(
+            [
+                name,
+                f"{last['parameters']:,}",
+                f"{last['bits_per_pixel']:.3f} / {last['entropy_bits_per_pixel']:.3f}",
+                f"{last['codes_in_use']:.0%}",
+                f"{last['examples_per_second']:.1f}",
+                f"{last['peak_mib']:,.0f}",
+                *(
+                    f"{same[one]['ssim_head']:.3f} / {same[one]['psnr_db']:.2f} / {same[one]['ssim']:.3f}"
+                    if one in same
+                    else ""
+                    for one in budgets
+                ),
+                f"{kept:.2f}",
+            ]
+        )
+    head = ["VQ-VAE", "parameters", "bits per pixel, raw / entropy", "codes in use", "images/s", "peak MiB"]
+    return table([*head, *(f"{one:g} min" for one in budgets), "power kept above half of Nyquist"], rows)
+
+
+def peer_priors():
+    """This project's prior and MONAI's transformer."""
+    rows = [
+        [
+            row["entry"],
+            f"{row['minutes']:g}",
+            f"{row['parameters']:,}",
+            f"{row['bits_per_image']['mean']:,.0f} ({row['bits_per_image']['ci95'][0]:,.0f}–"
+            f"{row['bits_per_image']['ci95'][1]:,.0f})",
+            f"{row['examples_per_second']:.1f}",
+            f"{row['seconds_per_sample_batch_1']:.2f}",
+            f"{row['seconds_per_sample_batch_16']:.3f}",
+        ]
+        for row in load("peers/priors.json")["rows"]
+    ]
+    head = ["prior on the same codes", "minutes", "parameters", "bits per image", "slices/s"]
+    return table([*head, "seconds a sample, alone", "in a batch of 16"], rows)
 
 
 def rates():
