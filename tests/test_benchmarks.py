@@ -5,6 +5,7 @@ import sys
 
 import keras
 import numpy as np
+import PIL.Image
 import pytest
 from conftest import CODES, SIZE, assert_causal, prior_inputs, randomise
 
@@ -13,7 +14,7 @@ import modules
 import run_folder
 import sampling
 import train
-from benchmarks import ablation, memory, peers, priors, race, rates, tables, ventricles
+from benchmarks import ablation, large, memory, peers, priors, race, rates, tables, training, ventricles
 from benchmarks import sampling as sampling_benchmark
 
 
@@ -146,6 +147,31 @@ def test_rotating_quantizer_gives_the_nearest_entry_and_turns_gradients(rng):
         np.testing.assert_allclose(turned, cosine * stretch, rtol=1e-3, atol=1e-4)
 
 
+def test_operations_of_a_forward_pass_are_counted():
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, padding="valid")])
+    products = 2 * 6 * 6 * 9 * 3 * 4  # two for each multiplication with addition
+    for batch in (1, 5):
+        found = training.forward_operations(model, np.zeros((batch, 8, 8, 3), "float32"))
+        assert batch * products <= found <= batch * (products + 2 * 6 * 6 * 4)  # and the biases
+
+
+def test_large_sets_are_made_of_links_and_left_alone_if_they_are_not_ours(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    assert large.main(["--output", str(tmp_path / "a.json"), "--work-dir", str(tmp_path / "mine")]) == 1
+    assert "holds something else" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    originals = tmp_path / "originals"
+    originals.mkdir()
+    for index in range(3):
+        PIL.Image.fromarray(np.full((32, 32), 40 * index, "uint8")).save(originals / f"{index}.png")
+    large.make(tmp_path / "set", 20 * large.PER_PERSON)
+    slices, _ = dataset.split(dataset.load(tmp_path / "set", cache_dir=tmp_path / "cache").slices, seed=0)
+    assert len(slices) == 20 * large.PER_PERSON
+    assert {one.split for one in slices} == {"train", "validation", "test"}
+    dataset.assert_disjoint(slices)
+
+
 WORKER = """
 import sys
 sys.path.insert(0, {folder!r})
@@ -199,6 +225,8 @@ def test_contestants_alternate_and_those_ahead_wait():
         (priors, ["--run-dir", "nowhere", "--output", "a.json", "--minutes", "nan"], "--minutes nan: must be above 0"),
         (ventricles, ["--num-samples", "0"], "--num-samples 0 must be 2 or more"),
         (sampling_benchmark, ["--output", "a.json", "--grid", "0"], "--grid [0]: must be 1 or more"),
+        (training, ["--output", "a.json", "--batch", "0"], "--batch 0: must be 1 or more"),
+        (large, ["--output", "a.json", "--slices", "5"], "--slices must be 640 or more"),
         (ablation, ["--output", "a.json", "--variant", "none"], "--variant none: choose among default"),
         (peers, ["--output-dir", "out"], "give --data-dir for the VQ-VAEs"),
         (peers, ["--priors", "runs/a", "--output-dir", "out"], "--monai: needed"),
