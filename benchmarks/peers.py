@@ -58,11 +58,11 @@ def tutorial():
     x = layers.Rescaling(1.0, -0.5)(x)
     for filters in (32, 64):
         x = layers.Conv2D(filters, 3, 2, padding="same", activation="relu")(x)
-    encoder = keras.Model(image, layers.Conv2D(16, 1, padding="same")(x))
+    encoder = keras.Model(image, layers.Conv2D(16, 1, padding="same", dtype="float32")(x))
     x = z_q = keras.Input(encoder.output_shape[1:])
     for filters in (64, 32):
         x = layers.Conv2DTranspose(filters, 3, 2, padding="same", activation="relu")(x)
-    x = layers.Rescaling(1.0, 0.5)(layers.Conv2DTranspose(1, 3, padding="same")(x))
+    x = layers.Rescaling(1.0, 0.5, dtype="float32")(layers.Conv2DTranspose(1, 3, padding="same")(x))
     quantizer = modules.VectorQuantizer(128, 16, update="gradient", restart_threshold=0.0)
     model = ablation.Assembled(
         encoder,
