@@ -4,6 +4,7 @@
 # make notebook  runs notebooks/walkthrough.ipynb again, outputs kept
 # make results   makes results/demo again, and where IXI=folder is given results/ixi and results/ixi_sharp
 # make benchmarks   after make results: sampling times, the leak, killed runs, and with IXI=folder priors and rates
+# make peers     with IXI=folder: this project's VQ-VAE beside others (installs MONAI and torch into runs/monai)
 # make clean     removes the environment, the cache and the runs
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := .venv/bin
 
 IXI_RUN := --run-dir runs/ixi --vqvae-epochs 24 --prior-epochs 10
 
-.PHONY: demo test lint notebook results benchmarks clean
+.PHONY: demo test lint notebook results benchmarks peers clean
 
 demo: .venv/run
 	$(BIN)/python train.py
@@ -55,6 +56,14 @@ ifdef IXI
 	$(BIN)/python benchmarks/rates.py --data-dir $(IXI) --output-dir results/rates --vqvae-epochs 4 --prior-epochs 1
 endif
 	$(BIN)/python benchmarks/tables.py
+
+peers: .venv/run runs/monai
+	$(BIN)/python benchmarks/peers.py --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 2
+	$(BIN)/python benchmarks/tables.py
+
+runs/monai: benchmarks/requirements-monai.txt
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --requirement $<
 
 .venv/run: requirements.txt
 	$(PYTHON) -m venv .venv

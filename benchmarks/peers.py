@@ -366,7 +366,7 @@ def show(path, work_dir, names, minutes, images, footer):
         [""] * (3 * len(rows)),
         f"after {minutes:g} minutes\n{footer}",
         columns=3,
-        row_names=list(rows),
+        row_names=[name.replace(", ", ",\n") for name in rows],
     )
 
 

@@ -158,28 +158,6 @@ def priors():
     return table([*head, f"epochs in {found['minutes']:g} min"], rows)
 
 
-def ablation(title, name):
-    """Variants of the VQ-VAE; speeds are shares of the first row's, since machines are noisy."""
-    found = load(name)
-    first = found["rows"][0]
-    rows = [
-        [
-            row["variant"],
-            f"{row['ssim']:.3f}",
-            f"{row['ssim_head']:.3f}",
-            "" if row is first else f"{row['ssim_head'] - first['ssim_head']:+.3f}",
-            f"{row['psnr_db']:.2f}",
-            f"{min(row['power_ratio']):.2f}",
-            f"{row['entropy_bits_per_pixel']:.3f}",
-            f"{row['codes_in_use']:.0%}",
-            f"{row['examples_per_second'] / first['examples_per_second']:.2f}",
-        ]
-        for row in found["rows"]
-    ]
-    head = [title, "SSIM", "SSIM, head", "against the first", "PSNR (dB)"]
-    return table([*head, "least power kept", "bits per pixel, entropy", "codes in use", "images/s, share"], rows)
-
-
 def peers():
     """This project's VQ-VAE and its peers: what each costs, and its quality at each budget."""
     found = load("peers/peers.json")["rows"]
@@ -208,25 +186,6 @@ def peers():
         )
     head = ["VQ-VAE", "parameters", "bits per pixel, raw / entropy", "codes in use", "images/s", "peak MiB"]
     return table([*head, *(f"{one:g} min" for one in budgets), "power kept above half of Nyquist"], rows)
-
-
-def peer_priors():
-    """This project's prior and MONAI's transformer."""
-    rows = [
-        [
-            row["entry"],
-            f"{row['minutes']:g}",
-            f"{row['parameters']:,}",
-            f"{row['bits_per_image']['mean']:,.0f} ({row['bits_per_image']['ci95'][0]:,.0f}–"
-            f"{row['bits_per_image']['ci95'][1]:,.0f})",
-            f"{row['examples_per_second']:.1f}",
-            f"{row['seconds_per_sample_batch_1']:.2f}",
-            f"{row['seconds_per_sample_batch_16']:.3f}",
-        ]
-        for row in load("peers/priors.json")["rows"]
-    ]
-    head = ["prior on the same codes", "minutes", "parameters", "bits per image", "slices/s"]
-    return table([*head, "seconds a sample, alone", "in a batch of 16"], rows)
 
 
 def rates():
@@ -271,7 +230,7 @@ def rewrite(page):
         RunError: If a table is not on the page.
     """
     lines = page.split("\n")
-    made = [results(), baselines("ixi"), baselines("demo"), sampling(), priors(), rates(), leak()]
+    made = [results(), baselines("ixi"), baselines("demo"), sampling(), priors(), rates(), leak(), peers()]
     made.append(realism("IXI, against the test people", {"ixi": ", plain", "ixi_sharp": ", sharp"}))
     made.append(realism("demo, against the test people", {"demo": ""}))
     for new in made:
