@@ -22,8 +22,8 @@ import train
 ROOT = Path(__file__).parent.parent
 SMALL = (  # 54 steps of each stage
     *("--vqvae-epochs", 2, "--prior-epochs", 2, "--base-filters", 4, "--num-embeddings", 16, "--embedding-dim", 4),
-    *("--prior-filters", 8, "--prior-num-blocks", 5, "--prior-dropout", 0.1, "--prior-max-shift", 1),
-    *("--vqvae-batch-size", 8, "--restart-threshold", 0.2, "--precision", "float32"),
+    *("--prior-filters", 8, "--prior-num-blocks", 3, "--prior-dropout", 0.1, "--prior-max-shift", 1),
+    *("--vqvae-batch-size", 8, "--restart-threshold", 0.2, "--precision", "float32", "--downsampling", 8),
 )
 needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not here")
 
@@ -84,8 +84,8 @@ def assert_equal_runs(place, name):
 def test_two_devices_train_and_draw_as_one(place):
     assert finish(start("train.py", place, "two", 2, virtual=2))[0] == 0
     assert_equal_runs(place, "two")
-    for name, number in (("one", 1), ("two", 2)):
-        assert finish(start("predict.py", place, name, number, virtual=2))[0] == 0
+    runs = [start("predict.py", place, name, number, virtual=2) for name, number in (("one", 1), ("two", 2))]
+    assert [finish(process)[0] for process in runs] == [0, 0]
     for i in range(16):
         images = [PIL.Image.open(place / run / "predictions/samples" / f"sample_{i:04d}.png") for run in ("one", "two")]
         one, two = (np.asarray(image, int) for image in images)
