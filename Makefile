@@ -47,6 +47,8 @@ benchmarks: .venv/run
 	$(BIN)/python benchmarks/memory.py --output results/sampling_memory.json
 	$(BIN)/python benchmarks/leak.py --output-dir results/leak
 	$(BIN)/python benchmarks/kills.py --output results/kills.json
+	$(BIN)/python benchmarks/training.py --output results/training.json --seconds 5
+	$(BIN)/python benchmarks/large.py --output results/large.json
 ifdef IXI
 	$(BIN)/python benchmarks/priors.py --run-dir runs/ixi --minutes 1.5 --output results/ixi/priors.json --variant default \
 		textbook "textbook, recipe of the default" "AdamW for Muon" "slices not moved" "no attention" "table alone" \

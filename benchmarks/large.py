@@ -14,7 +14,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -30,7 +29,7 @@ import dataset
 import phantom
 import run_folder
 import train
-from benchmarks import report
+from benchmarks import report, worker
 
 SIZE = 256
 PER_PERSON = 32
@@ -59,16 +58,12 @@ def make(folder, number):
             os.link(files[(person * PER_PERSON + k) % len(files)], target)
 
 
-def peak_mib():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def work(folder, steps):
     """Decodes, or opens, the folder's cache, and takes training steps; what it took."""
     start = time.perf_counter()
     options = train.resolve(train.parse(["--data-dir", str(folder), "--cache-dir", str(folder.parent / "cache")]))
     data, slices, _ = dataset.prepare(**options["data"])
-    found = {"slices": len(slices), "prepare_s": time.perf_counter() - start, "prepare_peak_mib": peak_mib()}
+    found = {"slices": len(slices), "prepare_s": time.perf_counter() - start, "prepare_peak_mib": worker.peak_mib()}
     if not steps:
         return found
     model, _ = train.build_models(data.image_size, 0, options)
@@ -91,7 +86,7 @@ def work(folder, steps):
         "images_per_second": steps * batches.batch_size / (reading + stepping),
         "share_in_steps": stepping / (reading + stepping),
         "reading_images_per_second": batches.number / (time.perf_counter() - start),
-        "training_peak_mib": peak_mib(),
+        "training_peak_mib": worker.peak_mib(),
     }
 
 
@@ -100,7 +95,7 @@ def parse(argv):
     add = parser.add_argument
     add("--output", type=Path, required=True, help="a JSON file")
     add("--slices", type=int, nargs="+", default=[10_000, 100_000], help="(default: 10000 100000)")
-    add("--steps", type=int, default=60, help="of training (default: %(default)s)")
+    add("--steps", type=int, default=40, help="of training (default: %(default)s)")
     add("--work-dir", type=Path, default=Path("runs/large"), help="made and removed (default: %(default)s)")
     add("--worker", type=Path, help=argparse.SUPPRESS)  # how this program starts itself
     return parser.parse_args(argv)

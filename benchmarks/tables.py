@@ -188,6 +188,45 @@ def peers():
     return table([*head, *(f"{one:g} min" for one in budgets), "power kept above half of Nyquist"], rows)
 
 
+def large():
+    """Large made data sets: decoding, memory and speed."""
+    rows = [
+        [
+            f"{row['slices']:,}",
+            f"{row['cache_gb']:.1f}",
+            f"{row['decoding_s']:.0f}",
+            f"{row['decoded_per_second']:,.0f}",
+            f"{row['decoding_peak_mib']:,.0f}",
+            f"{row['training_peak_mib']:,.0f}",
+            f"{row['images_per_second']:.1f}",
+            f"{row['share_in_steps']:.1%}",
+            f"{row['reading_images_per_second']:,.0f}",
+        ]
+        for row in load("large.json")["rows"]
+    ]
+    head = ["slices of 256×256", "cache (GB)", "decoding (s)", "decoded/s", "peak MiB, decoding", "peak MiB, training"]
+    return table([*head, "images/s, training", "of that time in steps", "images/s, reading alone"], rows)
+
+
+def training():
+    """Speed of both stages, and the share of the machine's matrix-product rate."""
+    found = load("training.json")
+    rows = [
+        [
+            {"vqvae": "VQ-VAE", "prior": "prior"}[row["stage"]],
+            row["image_size"],
+            f"{row['grid']}×{row['grid']}",
+            row["batch"],
+            f"{row['images_per_second']:.1f}",
+            f"{row['operations_per_image'] / 1e9:.2f}",
+            f"{row['share_of_matrix_rate']:.0%}",
+        ]
+        for row in found["rows"]
+    ]
+    head = ["stage", "pixels", "codes", "batch", "images/s", "GFLOP an image"]
+    return table([*head, f"of {found['matrix_operations_per_second'] / 1e9:.0f} GFLOP/s"], rows)
+
+
 def rates():
     """Settings of rate and distortion."""
     rows = [
@@ -230,7 +269,18 @@ def rewrite(page):
         RunError: If a table is not on the page.
     """
     lines = page.split("\n")
-    made = [results(), baselines("ixi"), baselines("demo"), sampling(), priors(), rates(), leak(), peers()]
+    made = [
+        results(),
+        baselines("ixi"),
+        baselines("demo"),
+        sampling(),
+        priors(),
+        rates(),
+        leak(),
+        peers(),
+        large(),
+        training(),
+    ]
     made.append(realism("IXI, against the test people", {"ixi": ", plain", "ixi_sharp": ", sharp"}))
     made.append(realism("demo, against the test people", {"demo": ""}))
     for new in made:

@@ -7,6 +7,15 @@ import json
 import os
 import resource
 import sys
+from pathlib import Path
+
+
+def peak_mib():
+    """The most memory that this process has held; `ru_maxrss` alone begins, on Linux, with that of its parent."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def serve(contestant):
@@ -23,8 +32,7 @@ def serve(contestant):
     os.dup2(2, 1)
     made, answer = contestant(), {}
     while True:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-        print(json.dumps({**answer, "peak_mib": peak}), file=answers)
+        print(json.dumps({**answer, "peak_mib": peak_mib()}), file=answers)
         request = sys.stdin.readline()
         if not request:
             return
