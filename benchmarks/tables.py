@@ -174,7 +174,6 @@ def peers():
                 f"{last['bits_per_pixel']:.3f} / {last['entropy_bits_per_pixel']:.3f}",
                 f"{last['codes_in_use']:.0%}",
                 f"{last['examples_per_second']:.1f}",
-                f"{last['peak_mib']:,.0f}",
                 *(
                     f"{same[one]['ssim_head']:.3f} / {same[one]['psnr_db']:.2f} / {same[one]['ssim']:.3f}"
                     if one in same
@@ -184,7 +183,7 @@ def peers():
                 f"{kept:.2f}",
             ]
         )
-    head = ["VQ-VAE", "parameters", "bits per pixel, raw / entropy", "codes in use", "images/s", "peak MiB"]
+    head = ["VQ-VAE", "parameters", "bits per pixel, raw / entropy", "codes in use", "images/s"]
     return table([*head, *(f"{one:g} min" for one in budgets), "power kept above half of Nyquist"], rows)
 
 
