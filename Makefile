@@ -60,6 +60,7 @@ endif
 	$(BIN)/python benchmarks/tables.py
 
 peers: .venv/run runs/monai
+	@test -n "$(IXI)" || { echo "make peers: give IXI=folder of the BIDS data set" >&2; exit 1; }
 	$(BIN)/python benchmarks/peers.py --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 2
 	$(BIN)/python benchmarks/tables.py
 

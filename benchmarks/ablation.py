@@ -24,7 +24,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import argparse
 import dataclasses
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,10 +44,9 @@ import train
 from benchmarks import race, report
 
 SIZE = 128
-FACTOR = 4
-NUM_EMBEDDINGS = 256
-EMBEDDING_DIM = 64
-FILTERS = 32
+DEFAULTS = train.constructor_defaults(modules.VQVAE)
+FACTOR, FILTERS = DEFAULTS["downsampling"], DEFAULTS["base_filters"]
+NUM_EMBEDDINGS, EMBEDDING_DIM = DEFAULTS["num_embeddings"], DEFAULTS["embedding_dim"]
 TRAINING = dataclasses.asdict(train.VQVAETraining())
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -57,7 +55,7 @@ TRAINING = dataclasses.asdict(train.VQVAETraining())
 
 
 def default_loss(images, outputs):
-    return modules.reconstruction_loss(images, outputs, "l1_ssim", 0.3)
+    return modules.reconstruction_loss(images, outputs, DEFAULTS["loss"], DEFAULTS["ssim_weight"])
 
 
 class Assembled(modules.VQVAE):
@@ -70,7 +68,16 @@ class Assembled(modules.VQVAE):
         more: Further layers, by name.
     """
 
-    def __init__(self, encoder, quantizer, decoder, loss=default_loss, regulariser=None, commitment_cost=0.25, **more):
+    def __init__(
+        self,
+        encoder,
+        quantizer,
+        decoder,
+        loss=default_loss,
+        regulariser=None,
+        commitment_cost=DEFAULTS["commitment_cost"],
+        **more,
+    ):
         keras.Model.__init__(self)
         for name, layer in more.items():
             setattr(self, name, layer)
@@ -111,8 +118,8 @@ class Assembled(modules.VQVAE):
 
 def convolutions(**changes):
     """The default encoder and decoder, with other numbers."""
-    numbers = {"downsampling": FACTOR, "base_filters": FILTERS, "num_residual_blocks": 2}
-    numbers |= {"embedding_dim": EMBEDDING_DIM, **changes}
+    names = ("downsampling", "base_filters", "num_residual_blocks", "embedding_dim")
+    numbers = {name: DEFAULTS[name] for name in names} | changes
     return modules.build_encoder(SIZE, **numbers), modules.build_decoder(SIZE, **numbers)
 
 
@@ -579,11 +586,7 @@ def parse(argv):
 
 
 def run(args):
-    if not 0 < args.minutes < math.inf:
-        raise run_folder.RunError(f"--minutes {args.minutes}: must be above 0")
-    for name in args.variant or ():
-        if name not in VARIANTS:
-            raise run_folder.RunError(f"--variant {name}: choose among {', '.join(VARIANTS)}")
+    names = race.chosen(args, VARIANTS)
     options = train.resolve(train.parse(["--data-dir", str(args.data_dir)] if args.data_dir else []))
     data, slices, _ = dataset.prepare(**options["data"])
     if data.image_size != SIZE:
@@ -593,8 +596,7 @@ def run(args):
     training, images = data.images[rows_of["train"]], data.images[rows_of["validation"]]
     people = [one.subject_id for one in slices if one.split == "validation"]
     contestants = [
-        enter(name, VARIANTS[name], training, seconds)
-        for name in tqdm(args.variant or VARIANTS, "models", leave=False, disable=None)
+        enter(name, VARIANTS[name], training, seconds) for name in tqdm(names, "models", leave=False, disable=None)
     ]
     race.race(contestants, seconds)
     rows = []

@@ -94,17 +94,26 @@ MONAI = {"MONAI, matching": "matching", "MONAI, tutorial": "tutorial"}
 SCHEDULED = {name: one.scheduled for name, one in KERAS.items()} | {"MONAI, matching": True, "MONAI, tutorial": False}
 
 
-class KerasVQVAE:
-    """A contestant of this project's parts, as `worker.serve` wants one."""
+class KerasContestant:
+    """A `race.Contestant` as `worker.serve` wants it; subclasses say how it is measured."""
 
-    def __init__(self, folder, name, seconds):
-        self.test = np.load(folder / "test.npy", mmap_mode="r")
-        self.racer = ablation.enter(name, KERAS[name], np.load(folder / "train.npy", mmap_mode="r"), seconds)
+    def __init__(self, racer):
+        self.racer = racer
         self.racer.warm_up()
 
     def train(self, until_s):
+        """Goes on until the clock shows so many seconds."""
         self.racer.train(until_s)
         return {}
+
+
+class KerasVQVAE(KerasContestant):
+    """A VQ-VAE of this project's parts."""
+
+    def __init__(self, folder, name, seconds):
+        self.test = np.load(folder / "test.npy", mmap_mode="r")
+        training = np.load(folder / "train.npy", mmap_mode="r")
+        super().__init__(ablation.enter(name, KERAS[name], training, seconds))
 
     def evaluate(self, path):
         trained = self.racer.finish()
@@ -113,8 +122,8 @@ class KerasVQVAE:
         return trained
 
 
-class KerasPrior:
-    """The default prior, trained and measured on the codes of a run, as `worker.serve` wants it."""
+class KerasPrior(KerasContestant):
+    """The default prior, trained and measured on the codes of a run."""
 
     def __init__(self, run_dir, seconds):
         config, data, slices = run_folder.reopen(run_dir)
@@ -130,19 +139,19 @@ class KerasPrior:
         codebook, labels = keras.ops.convert_to_numpy(vqvae.quantizer.codebook), config["data"]["labels"]
         self.build = priors.make_variants(codebook, vqvae.grid_size, len(labels))["default"].build
         train.set_precision(train.resolve_precision("auto"))
-        self.racer = race.Contestant(
-            OURS,
-            self.build,
-            lambda rate: train.prior_optimizer(rate, priors.AVERAGE_STEPS),
-            options["learning_rate"],
-            train.MovedCodes(training, data.images, rows, vqvae, options["max_shift"], options["batch_size"], seed=0),
-            seconds,
+        moved = train.MovedCodes(
+            training, data.images, rows, vqvae, options["max_shift"], options["batch_size"], seed=0
         )
-        self.racer.warm_up()
-
-    def train(self, until_s):
-        self.racer.train(until_s)
-        return {}
+        super().__init__(
+            race.Contestant(
+                OURS,
+                self.build,
+                lambda rate: train.prior_optimizer(rate, priors.AVERAGE_STEPS),
+                options["learning_rate"],
+                moved,
+                seconds,
+            )
+        )
 
     def evaluate(self, path):
         trained = self.racer.finish()
@@ -273,7 +282,8 @@ def race_vqvaes(args):
         if not SCHEDULED[name]:
             going_on[name].close()
     footer = "\n".join(filter(None, (data.title, data.credit)))
-    draw(args.output_dir / "peers.png", [*kept, *rows], footer)
+    if len({row["minutes"] for row in [*kept, *rows]}) > 1:
+        draw(args.output_dir / "peers.png", [*kept, *rows], footer)
     show(args.output_dir / "reconstructions.png", args.work_dir, names, max(args.minutes), images, footer)
 
 

@@ -199,8 +199,7 @@ def parse(argv):
 
 
 def run(args):
-    if not 0 < args.minutes < math.inf:
-        raise run_folder.RunError(f"--minutes {args.minutes}: must be above 0")
+    names = race.chosen(args, make_variants(None, None, None))  # which builds none of them
     config, data, slices = run_folder.reopen(args.run_dir)
     vqvae = run_folder.load_model(args.run_dir / "vqvae.keras", modules.VQVAE)
     codes = run_folder.extract_codes(args.run_dir, vqvae, data, slices)
@@ -217,9 +216,6 @@ def run(args):
     precision = train.resolve_precision("auto")
     train.set_precision(precision)
     variants = make_variants(codebook, vqvae.grid_size, len(labels))
-    for name in args.variant or ():
-        if name not in variants:
-            raise run_folder.RunError(f"--variant {name}: choose among {', '.join(variants)}")
     about = {
         "data": data.title,
         "splits_sha256": config["splits_sha256"],
@@ -229,7 +225,7 @@ def run(args):
     }
     seconds = 60 * args.minutes
     contestants = []
-    for name in args.variant or variants:
+    for name in names:
         one = variants[name]
         contestants.append(
             race.Contestant(

@@ -6,6 +6,8 @@ import time
 import keras
 from tqdm import tqdm
 
+import run_folder
+
 COMPILED_AFTER = 5  # steps
 WARM_UP = 0.1  # of the time
 TURN_S = 10.0
@@ -71,6 +73,20 @@ class Contestant:
             "epochs": examples / self.batches.number,
             "examples_per_second": examples / self.trained_s,
         }
+
+
+def chosen(args, variants):
+    """Names of the variants that `args.variant` asks for, or all, once they and `args.minutes` are seen to make sense.
+
+    Raises:
+        RunError: For a name that is none of theirs, or no time at all.
+    """
+    if not 0 < args.minutes < math.inf:
+        raise run_folder.RunError(f"--minutes {args.minutes}: must be above 0")
+    for name in args.variant or ():
+        if name not in variants:
+            raise run_folder.RunError(f"--variant {name}: choose among {', '.join(variants)}")
+    return args.variant or list(variants)
 
 
 def count(model):

@@ -110,6 +110,19 @@ def test_variants_of_the_vqvae_have_equal_bits_and_whole_images(rng, name):
         assert some.max() < number
 
 
+def test_the_ablation_begins_from_the_default(rng):
+    default = modules.VQVAE(ablation.SIZE)
+    assembled = ablation.VARIANTS["default"].build()
+    assembled.set_weights(default.get_weights())
+    images = rng.random((2, ablation.SIZE, ablation.SIZE, 1), "float32")
+    losses, outputs = [], []
+    for model in (default, assembled):
+        outputs.append(model(images))
+        losses.append(float(model.compute_loss(x=images, y_pred=outputs[-1])))
+    assert losses[0] == losses[1]
+    np.testing.assert_array_equal(*(one["reconstruction"] for one in outputs))
+
+
 def test_finite_scalar_quantiser_numbers_every_level_once():
     levels = (8, 6, 5)
     quantizer = ablation.FiniteScalarQuantizer(levels)
