@@ -278,19 +278,21 @@ def _map(function, items, skip_bad_files, bad_files, description):
             yield item, result
 
 
-def build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, skip_bad_files, packed, manifest_path):
-    """Decodes every source into `packed`, row by row, and writes the manifest last.
+def _no_file_left(data_dir, number, bad_files):
+    return DataError(f"{data_dir}: none of its {number} files can be used; the first: {': '.join(bad_files[0])}")
 
-    A journal beside it says what is done, so that a build that was stopped or killed goes on. It is locked meanwhile: a
-    second process waits, and finds the cache there.
+
+def _survey(data_dir, sources, image_size, skip_bad_files):
+    """What the headers of all sources say.
+
+    Returns:
+        The sources that can be opened; the side in pixels that holds each of their slices, and that they are to have;
+        the brightest value of all; notices; the (path, reason) of those that cannot be opened.
     """
     bad_files, notices = [], []
     looked = [(s, found) for s, found in _map(_inspect, sources, skip_bad_files, bad_files, "reading headers") if found]
     if not looked:
-        raise DataError(
-            f"{data_dir}: none of its {len(sources)} files can be used; the first: {': '.join(bad_files[0])}"
-        )
-    sources = [source for source, _ in looked]
+        raise _no_file_left(data_dir, len(sources), bad_files)
     native_size = math.ceil(max(max(height, width) for _, (height, width, _, _) in looked) / 32) * 32
     image_size = image_size or native_size
     if image_size > native_size:
@@ -301,6 +303,17 @@ def build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, ski
         if of_kind:
             notices.append(f"{len(of_kind)} {kind} images {done}, {of_kind[0]} the first")
     brightest = max(value for _, (*_, value) in looked)
+    return [source for source, _ in looked], native_size, image_size, brightest, notices, bad_files
+
+
+def build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, skip_bad_files, packed, manifest_path):
+    """Decodes every source into `packed`, row by row, and writes the manifest last.
+
+    A journal beside it says what is done, so that a build that was stopped or killed goes on. It is locked meanwhile: a
+    second process waits, and finds the cache there.
+    """
+    surveyed = _survey(data_dir, sources, image_size, skip_bad_files)
+    sources, native_size, image_size, brightest, notices, bad_files = surveyed
 
     def decode(source):
         if source.slice_index is None:
@@ -356,9 +369,7 @@ def build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, ski
             array.truncate(array.tell() + (shape[0] - len(slices)) * image_size**2)  # of files that were left out
             array.close()
             if not slices:
-                raise DataError(
-                    f"{data_dir}: none of its {len(sources)} files can be used; the first: {': '.join(bad_files[0])}"
-                )
+                raise _no_file_left(data_dir, len(sources), bad_files)
             manifest = {
                 "image_size": image_size,
                 "fingerprint": digest.hexdigest(),

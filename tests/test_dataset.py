@@ -273,6 +273,25 @@ def test_two_at_once_decode_once(tmp_path, cache_dir, monkeypatch):
     assert sorted(path.suffix for path in cache_dir.iterdir()) == [".json", ".npy"]
 
 
+def test_where_files_cannot_be_locked_a_cache_is_built_all_the_same(tmp_path, cache_dir, monkeypatch):
+    folder = write_oasis(tmp_path / "oasis")
+    whole = dataset.load(folder, cache_dir=tmp_path / "other")
+
+    class NoLocks:
+        LOCK_EX = 2
+
+        @staticmethod
+        def flock(file, operation):
+            raise OSError("no locks here")
+
+    for kind in (NoLocks, None):  # a disk without, a system without
+        monkeypatch.setattr(decoding, "fcntl", kind)
+        assert dataset.load(folder, cache_dir=cache_dir).fingerprint == whole.fingerprint
+        assert sorted(path.suffix for path in cache_dir.iterdir()) == [".json", ".npy"]
+        for path in cache_dir.iterdir():
+            path.unlink()
+
+
 def test_a_cache_without_its_manifest_is_built_again(tmp_path, cache_dir):
     folder = write_oasis(tmp_path / "oasis")
     whole = np.array(dataset.load(folder, cache_dir=cache_dir).images)
