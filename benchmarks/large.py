@@ -119,7 +119,9 @@ def run(args):
             command = [sys.executable, __file__, "--output", "-", "--worker", folder, "--steps", steps]
             done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode:
-                raise run_folder.RunError(f"{folder}: its process ended with {done.returncode}")
+                raise run_folder.RunError(
+                    f"{folder}: its process ended with {done.returncode}; what it said stands above"
+                )
             said.append(json.loads(done.stdout.splitlines()[-1]))
         built, trained = said
         row = {

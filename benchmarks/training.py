@@ -5,8 +5,8 @@
 
 A step is what `train.py` does: one batch of random slices, or of random codes, with the defaults, at the precision that
 `--precision auto` finds. Floating-point operations are those of the forward pass, counted by the backend in its own
-graph (two for each multiplication with addition), times three for the backward pass. The machine's rate is that of one
-large product of two square matrices at the same precision.
+graph (two for each multiplication with addition), times three, since the backward pass takes twice as many. The
+machine's rate is that of one large product of two square matrices at the same precision.
 """
 
 import os
