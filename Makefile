@@ -10,7 +10,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-IXI_RUN := --run-dir runs/ixi --vqvae-epochs 24 --prior-epochs 10
+IXI_RUN := --run-dir runs/ixi --vqvae-epochs 48 --prior-epochs 12
 
 .PHONY: demo test lint notebook results benchmarks peers clean
 

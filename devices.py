@@ -35,6 +35,19 @@ def gpus():
         return []
 
 
+def room():
+    """Bytes that are free on the one accelerator that computes; 0 where there is none, or where several do.
+
+    Of JAX's alone: to the others Keras feeds batches from the host's memory, wherever they have been.
+    """
+    if keras.backend.backend() != "jax" or number() > 1 or in_cluster() or not gpus():
+        return 0
+    import jax
+
+    memory = jax.local_devices()[0].memory_stats() or {}
+    return memory.get("bytes_limit", 0) - memory.get("bytes_in_use", 0)
+
+
 def in_cluster():
     """Whether the environment says that this process is one of several."""
     return "KERAS_DISTRIBUTION_NUM_PROCESSES" in os.environ

@@ -125,9 +125,9 @@ class VectorQuantizer(layers.Layer):
     The forward pass is `z_q(x) = e_k, k = argmin_j |z_e(x) - e_j|` (van den Oord et al. 2017, eq. 1 and 2); the
     backward pass copies the gradient of `z_q` to `z_e` (straight-through). The codebook learns in one of two ways:
 
+    - `update="gradient"`: by the codebook term of the objective (ibid., eq. 3), which the model adds.
     - `update="ema"`: each entry follows the mean of the vectors assigned to it (ibid., appendix A.1). Counts start
       at one and sums at the codebook itself, so entries not chosen stay where they are.
-    - `update="gradient"`: by the codebook term of the objective (ibid., eq. 3), which the model adds.
 
     An entry used less than `restart_threshold` times its even share (a moving average) is dead: it moves to a
     vector of the present batch. Arithmetic is float32 under every precision policy, and no variable changes outside
@@ -136,7 +136,7 @@ class VectorQuantizer(layers.Layer):
     Args:
         num_embeddings: Number of codebook entries, K.
         embedding_dim: Length of each entry, D.
-        update: "ema" or "gradient".
+        update: "gradient" or "ema".
         decay: Decay of the moving averages, in [0, 1).
         epsilon: Laplace smoothing of the counts, so that no sum is divided by zero.
         restart_threshold: Share of the even use below which an entry is moved; 0 never moves one.
@@ -158,7 +158,7 @@ class VectorQuantizer(layers.Layer):
         self,
         num_embeddings,
         embedding_dim,
-        update="ema",
+        update="gradient",
         decay=0.99,
         epsilon=1e-5,
         restart_threshold=0.02,
@@ -169,8 +169,8 @@ class VectorQuantizer(layers.Layer):
         super().__init__(dtype="float32", autocast=False, **kwargs)
         if num_embeddings < 2 or embedding_dim < 1:
             raise ValueError(f"a codebook needs 2 entries of 1 number or more, not {num_embeddings} of {embedding_dim}")
-        if update not in ("ema", "gradient"):
-            raise ValueError(f'update must be "ema" or "gradient", not {update!r}')
+        if update not in ("gradient", "ema"):
+            raise ValueError(f'update must be "gradient" or "ema", not {update!r}')
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), not {decay}")
         self.num_embeddings = num_embeddings
@@ -385,8 +385,8 @@ class VQVAE(keras.Model):
         base_filters=32,
         num_residual_blocks=2,
         num_embeddings=256,
-        embedding_dim=64,
-        codebook_update="ema",
+        embedding_dim=16,
+        codebook_update="gradient",
         decay=0.99,
         restart_threshold=0.02,
         commitment_cost=0.25,

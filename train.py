@@ -53,8 +53,8 @@ class VQVAETraining:
     """How stage 1 is fitted: AdamW, 100 steps of warm-up, cosine decay to 0 over all epochs."""
 
     epochs: int = 60
-    batch_size: int = 16
-    learning_rate: float = 2e-3
+    batch_size: int = 4
+    learning_rate: float = 3e-3
     patience: int = 15  # epochs without a better reconstruction of the validation people
 
 
@@ -80,6 +80,8 @@ class SharpTraining:
     patience: int = 4
     adversarial_weight: float = 1.0  # pull of the discriminator on each image, as a share of the L1 loss's
 
+
+INITIAL_SLICES = 128  # whose encoder outputs the codebook starts from
 
 STAGES = {"vqvae": VQVAETraining, "prior": PriorTraining, "sharp": SharpTraining}
 
@@ -412,7 +414,7 @@ def train_vqvae(model, run_dir, data, slices, options):
     validation = dataset.image_batches(data, slices, "validation", batch_size)
     # The codebook starts as encoder outputs: at another scale, two entries would take every vector for epochs.
     batches.set_epoch(0)
-    sample = np.concatenate([batches.fetch(batches.rows(i)) for i in range(min(8, len(batches)))])
+    sample = batches.fetch(np.sort(batches.order[:INITIAL_SLICES]))
     with devices.alone():
         z_e = devices.local(model.encoder).predict(sample, batch_size=batch_size, verbose=0)
     try:

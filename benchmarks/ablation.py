@@ -199,7 +199,7 @@ def ending_in(layer):
 
 
 def codebook(**changes):
-    return modules.VectorQuantizer(NUM_EMBEDDINGS, EMBEDDING_DIM, **changes)
+    return modules.VectorQuantizer(NUM_EMBEDDINGS, changes.pop("embedding_dim", EMBEDDING_DIM), **changes)
 
 
 class CosineQuantizer(modules.VectorQuantizer):
@@ -257,7 +257,7 @@ class ProductQuantizer(layers.Layer):
     The codes have one more axis, for the parts.
     """
 
-    update = "ema"
+    update = DEFAULTS["codebook_update"]
 
     def __init__(self, parts, num_embeddings, embedding_dim, **kwargs):
         super().__init__(dtype="float32", autocast=False, **kwargs)
@@ -462,15 +462,18 @@ VARIANTS = {
     "and focal frequency loss": Variant(ours(loss=with_focal_frequency)),
     "and wavelet loss": Variant(ours(loss=with_wavelets)),
     # training
-    "learning rate 1e-3": Variant(ours(), learning_rate=1e-3),
-    "learning rate 4e-3": Variant(ours(), learning_rate=4e-3),
+    "learning rate 1.5e-3": Variant(ours(), learning_rate=1.5e-3),
+    "learning rate 6e-3": Variant(ours(), learning_rate=6e-3),
     "constant learning rate 1e-3": Variant(ours(), learning_rate=1e-3, scheduled=False),
     "averaged weights": Variant(ours(), averaged),
+    "batches of 2": Variant(ours(), batch_size=2),
     "batches of 8": Variant(ours(), batch_size=8),
-    "batches of 4": Variant(ours(), batch_size=4),
+    "batches of 16": Variant(ours(), batch_size=16),
     "float32": Variant(ours(), precision="float32"),
     # codebook
-    "codebook by gradient": Variant(ours(quantizer=lambda: codebook(update="gradient"))),
+    "codebook by moving averages": Variant(ours(quantizer=lambda: codebook(update="ema"))),
+    "entries of 64": Variant(ours(lambda: convolutions(embedding_dim=64), lambda: codebook(embedding_dim=64))),
+    "entries of 8": Variant(ours(lambda: convolutions(embedding_dim=8), lambda: codebook(embedding_dim=8))),
     "commitment cost 0.05": Variant(ours(commitment_cost=0.05)),
     "codebook not from data": Variant(ours(), from_data=False),
     "no restarts": Variant(ours(quantizer=lambda: codebook(restart_threshold=0.0))),
@@ -496,21 +499,6 @@ VARIANTS = {
         )
     ),
     "two levels": Variant(TwoLevels),
-    # several at once
-    "batches of 8, space-to-depth encoder": Variant(
-        ours(lambda: (space_to_depth_encoder(), convolutions()[1])), batch_size=8
-    ),
-    "batches of 8, no residual blocks": Variant(ours(lambda: convolutions(num_residual_blocks=0)), batch_size=8),
-    "batches of 8, z_e normalised": Variant(ours(lambda: ending_in(normalisation())), batch_size=8),
-    "batches of 8, restarts below 0.2": Variant(ours(quantizer=lambda: codebook(restart_threshold=0.2)), batch_size=8),
-    "batches of 8, decay 0.95": Variant(ours(quantizer=lambda: codebook(decay=0.95)), batch_size=8),
-    "batches of 8, decay 0.95, not from data": Variant(
-        ours(quantizer=lambda: codebook(decay=0.95)), batch_size=8, from_data=False
-    ),
-    "batches of 8, decay 0.95, space-to-depth encoder": Variant(
-        ours(lambda: (space_to_depth_encoder(), convolutions()[1]), lambda: codebook(decay=0.95)), batch_size=8
-    ),
-    "batches of 8, codebook by gradient": Variant(ours(quantizer=lambda: codebook(update="gradient")), batch_size=8),
 }
 
 
@@ -523,7 +511,7 @@ def enter(name, variant, images, seconds):
     """A `race.Contestant` of a variant, its codebook initialised; images are uint8, shape (n, SIZE, SIZE)."""
     batches = dataset.Batches(len(images), lambda i: dataset.as_float(images[i]), variant.batch_size, seed=0)
     batches.set_epoch(0)
-    sample = np.concatenate([batches[i][0] for i in range(max(1, 128 // variant.batch_size))])
+    sample = batches.fetch(np.sort(batches.order[: train.INITIAL_SLICES]))
 
     def build():
         train.set_precision(train.resolve_precision(variant.precision))

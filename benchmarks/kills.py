@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
     *("--image-size", 32, "--base-filters", 8, "--num-embeddings", 32, "--embedding-dim", 8, "--vqvae-epochs", 6),
     *("--prior-filters", 16, "--prior-dropout", 0.1, "--prior-epochs", 6, "--restart-threshold", 0.1),
+    *("--codebook-update", "ema"),
     *("--sharp-epochs", 6),
 )
 STAGES = ("vqvae", "prior", "sharp")

@@ -2,11 +2,11 @@
 
 Two configurations of the VQ-VAE: "tutorial" is that of MONAI's 2D VQ-VAE tutorial (GenerativeModels,
 tutorials/generative/2d_vqvae: 256 channels, 256 codes of 32, L1, Adam at 1e-4, never decayed), but for batches of 16
-in place of 64, of which two minutes would see a handful; "matching" has the sizes, loss, optimiser, schedule and start
-of this project as far as MONAI's class lets it (its residual blocks stand at the finer grid, too, and have 3 x 3
-convolutions alone; it has no restarts). The transformer is that of GenerativeModels' 2d_vqvae_transformer tutorial at
-commit 0477a225 (12 layers of 64, 8 heads, Adam at 1e-3, batches of 8), with a token of its own for the beginning. All
-compute in bfloat16 where the processor has it, which the tutorials do not and which is faster.
+in place of 64, of which two minutes would see a handful; "matching" has the sizes, batches, loss, optimiser, schedule
+and start of this project as far as MONAI's class lets it (its residual blocks stand at the finer grid, too, and have
+3 x 3 convolutions alone; it has no restarts). The transformer is that of GenerativeModels' 2d_vqvae_transformer
+tutorial at commit 0477a225 (12 layers of 64, 8 heads, Adam at 1e-3, batches of 8), with a token of its own for the
+beginning. All compute in bfloat16 where the processor has it, which the tutorials do not and which is faster.
 """
 
 import math
@@ -90,18 +90,17 @@ class Contestant:
 class MonaiVQVAE(Contestant):
     """Trained on uint8 slices, shape (n, S, S)."""
 
-    batch_size = 16
-
     def __init__(self, folder, matching, seconds):
         torch.manual_seed(0)
         self.examples = np.load(folder / "train.npy", mmap_mode="r")
         self.test = np.load(folder / "test.npy", mmap_mode="r")
+        self.batch_size = 4 if matching else 16
         self.ssim_loss = SSIMLoss(spatial_dims=2) if matching else None
         if matching:
-            sizes = {"channels": (32, 64), "num_res_channels": (16, 32), "embedding_dim": 64, "decay": 0.99}
+            sizes = {"channels": (32, 64), "num_res_channels": (16, 32), "embedding_dim": 16, "decay": 0.99}
             self.model = VQVAE(2, 1, 1, **STAGES, **sizes)
-            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=2e-3, weight_decay=1e-4)
-            self.learning_rate, self.seconds = 2e-3, seconds
+            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3, weight_decay=1e-4)
+            self.learning_rate, self.seconds = 3e-3, seconds
         else:
             self.model = VQVAE(2, 1, 1, **STAGES, channels=(256, 256), num_res_channels=256, embedding_dim=32)
             self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4)

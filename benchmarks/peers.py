@@ -85,7 +85,6 @@ KERAS = {
         scheduled=False,
         from_data=False,
     ),
-    "this project, batches of 4": ablation.VARIANTS["batches of 4"],
     "this project, cosine codebook": ablation.VARIANTS["cosine"],
     "this project, FSQ": ablation.VARIANTS["finite scalar quantisation"],
     "this project, rotation trick": ablation.VARIANTS["rotation trick"],

@@ -78,3 +78,43 @@ def test_a_run_of_another_backend(tmp_path, backend):
         images = [PIL.Image.open(tmp_path / where / "samples" / f"sample_{i:04d}.png") for where in ("here", "there")]
         here, there = (np.asarray(image, int) for image in images)
         assert np.abs(here - there).max() <= 1
+
+
+ON_THE_DEVICE = """
+import sys
+import jax, numpy as np
+import dataset, devices
+
+data = dataset.load(sys.argv[1], cache_dir=sys.argv[2])
+slices, _ = dataset.split(data.slices, seed=0)
+needed = sum(one.split == "train" for one in slices) * data.image_size**2
+
+def batches():
+    made = dataset.image_batches(data, slices, "train", 5, seed=0)
+    made.set_epoch(1)
+    return made
+
+assert devices.room() == 0  # of a processor
+fed = [batch[0] for batch in batches()]
+assert all(isinstance(batch, np.ndarray) for batch in fed)
+devices.gpus = lambda: ["gpu:0"]
+class Accelerator:
+    def memory_stats(self):
+        return {"bytes_limit": 3 * needed, "bytes_in_use": taken}
+jax.local_devices = lambda: [Accelerator()]
+taken = 2 * needed
+assert isinstance(batches()[0][0], np.ndarray)  # more than half of what is free
+taken = 0
+for ours, kept in zip(fed, batches(), strict=True):
+    assert isinstance(kept[0], jax.Array) and kept[0].dtype == "float32"
+    np.testing.assert_allclose(ours, kept[0], atol=1e-7)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not here")
+def test_slices_stay_on_an_accelerator_that_has_room(tmp_path):
+    write_adni(tmp_path / "adni")
+    command = [sys.executable, "-c", ON_THE_DEVICE, str(tmp_path / "adni"), str(tmp_path / "cache")]
+    environment = os.environ | {"KERAS_BACKEND": "jax"}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

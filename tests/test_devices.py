@@ -24,6 +24,7 @@ SMALL = (  # 54 steps of each stage
     *("--vqvae-epochs", 2, "--prior-epochs", 2, "--base-filters", 4, "--num-embeddings", 16, "--embedding-dim", 4),
     *("--prior-filters", 8, "--prior-num-blocks", 3, "--prior-dropout", 0.1, "--prior-max-shift", 1),
     *("--vqvae-batch-size", 8, "--restart-threshold", 0.2, "--precision", "float32", "--downsampling", 8),
+    *("--codebook-update", "ema"),
 )
 needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not here")
 
