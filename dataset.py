@@ -201,7 +201,7 @@ def find_images(data_dir, subject_regex):
 
 
 def _checked(sources):
-    """The sources, if each is one slice of its own (or a volume) and has a name that can be written down."""
+    """The sources, if each is one slice (or volume) of its own and has a name that can be written down."""
     seen = {}
     for source in sources:
         try:
@@ -215,6 +215,10 @@ def _checked(sources):
                 f"{other} and {source.path}: both are slice {source.slice_index} of {source.subject_id}; remove one, "
                 "or tell them apart by --subject-regex with a group 'session'"
             )
+        if source.slice_index is None:
+            name = source.path.parent / source.path.name.partition(".")[0]
+            if seen.setdefault(name, source.path) != source.path:
+                raise DataError(f"{seen[name]} and {source.path}: both are one volume; remove one")
     return sources
 
 
@@ -547,7 +551,8 @@ def image_batches(data, slices, split, batch_size, seed=None):
     rows = np.array([one.row for one in slices if one.split == split])
     if len(rows) * data.image_size**2 >= devices.room() / 2:
         return Batches(len(rows), lambda i: as_float(data.images[rows[i]]), batch_size, seed)
-    kept = ops.convert_to_tensor(data.images[rows])
+    parts = np.array_split(rows, math.ceil(len(rows) / 1024))  # the host's memory holds one at a time
+    kept = ops.concatenate([ops.convert_to_tensor(data.images[part]) for part in parts])
     return Batches(len(rows), lambda i: ops.cast(ops.take(kept, i, 0), "float32")[..., None] / 255, batch_size, seed)
 
 

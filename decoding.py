@@ -31,7 +31,7 @@ except ImportError:  # on Windows
     fcntl = None
 
 FEWEST_PIXELS, MOST_PIXELS = 16, 4096  # along a side
-MOST_VOXELS = 10**8  # 0.4 GB as float32; a brain at half a millimetre has fewer
+MOST_VOXELS = 10**8  # of at most four bytes, 0.4 GB; a brain at half a millimetre has fewer
 MIDDLE_BELOW_TOP_MM = 60  # from the top of the head to the middle of the brain, roughly the upper thalamus
 AHEAD = 4 * (os.cpu_count() or 1)  # sources decoded before they are asked for
 
@@ -114,10 +114,11 @@ def _open_volume(path):
     shape = volume.shape[:3] if volume.ndim == 4 and volume.shape[3] == 1 else volume.shape
     if len(shape) != 3:
         raise BadFile(path, f"a {len(shape)}-D image of shape {volume.shape}")
-    if min(shape) < 1 or math.prod(shape) > MOST_VOXELS:
-        raise BadFile(path, f"its header claims {' x '.join(map(str, shape))} voxels")
-    if volume.get_data_dtype().kind not in "biuf":
-        raise BadFile(path, f"its voxels are of type {volume.get_data_dtype()}, not single numbers")
+    dtype = volume.get_data_dtype()
+    if dtype.kind not in "biuf":
+        raise BadFile(path, f"its voxels are of type {dtype}, not single numbers")
+    if min(shape) < 1 or math.prod(shape) * max(4, dtype.itemsize) > 4 * MOST_VOXELS:
+        raise BadFile(path, f"its header claims {' x '.join(map(str, shape))} voxels of type {dtype}")
     if not np.isfinite(volume.affine).all():
         raise BadFile(path, "the affine is not finite")
     if not all(0.01 <= size <= 100 for size in _volume_spacing(volume)):

@@ -73,6 +73,7 @@ def start(number):
         import jax
 
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of processors; GPUs have their own
+        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
         try:
             keras.distribution.initialize()
         except (ValueError, RuntimeError) as error:

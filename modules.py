@@ -29,6 +29,7 @@ from keras import layers, ops
 import devices
 
 PACKAGE = "brain_vqvae"
+ENCODED_AT_ONCE = 32  # images, by `VQVAE.encode`, and grids decoded
 
 # ----------------------------------------------------------------------------------------------------------------
 # 1. Reconstruction losses
@@ -187,18 +188,35 @@ class VectorQuantizer(layers.Layer):
             raise ValueError(f"z_e has {input_shape[-1]} channels, the codebook's entries have {self.embedding_dim}")
         shape = (self.num_embeddings, self.embedding_dim)
         limit = 1.0 / self.num_embeddings
-        self.codebook = self.add_weight(
+        self.entries = self.add_weight(
             shape=shape,
             initializer=keras.initializers.RandomUniform(-limit, limit, seed=self.seed),
             trainable=self.update == "gradient",
-            name="codebook",
+            name="entries",
         )
         self.ema_counts = self.add_weight(
             shape=shape[:1], initializer="ones", trainable=False, name="ema_counts", dtype="float32"
         )
         if self.update == "ema":
             self.ema_sums = self.add_weight(shape=shape, trainable=False, name="ema_sums")
-            self.ema_sums.assign(ops.copy(self.codebook))  # JAX would let both be one buffer
+            self.ema_sums.assign(ops.copy(self.entries))  # JAX would let both be one buffer
+        else:
+            # How far restarts have moved the entries: under JAX only the optimiser may assign what it trains.
+            self.moved = self.add_weight(shape=shape, initializer="zeros", trainable=False, name="moved")
+
+    @property
+    def codebook(self):
+        """The entries as they are now, shape (K, D)."""
+        return self.entries + self.moved if self.update == "gradient" else self.entries.value
+
+    def set_codebook(self, codebook):
+        """Sets the entries, shape (K, D), and forgets how they came to be what they were."""
+        self.entries.assign(codebook)
+        self.ema_counts.assign(np.ones(self.num_embeddings, "float32"))
+        if self.update == "ema":
+            self.ema_sums.assign(codebook)
+        else:
+            self.moved.assign(np.zeros_like(codebook))
 
     def initialise(self, z_e):
         """Sets the codebook to randomly chosen encoder outputs, so that it starts at their scale.
@@ -210,15 +228,13 @@ class VectorQuantizer(layers.Layer):
         if len(vectors) < self.num_embeddings:
             raise ValueError(f"{len(vectors)} vectors cannot initialise a codebook of {self.num_embeddings} entries")
         rows = np.random.default_rng(self.seed).choice(len(vectors), self.num_embeddings, replace=False)
-        self.codebook.assign(vectors[rows])
-        self.ema_counts.assign(np.ones(self.num_embeddings, "float32"))
-        if self.update == "ema":
-            self.ema_sums.assign(vectors[rows])
+        self.set_codebook(vectors[rows])
 
     def nearest(self, z_e):
         """Indices of the nearest entries, int32, shape of `z_e` without its last axis."""
         # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 is the same for every entry.
-        distances = ops.sum(ops.square(self.codebook), axis=1) - 2.0 * ops.matmul(z_e, ops.transpose(self.codebook))
+        codebook = self.codebook
+        distances = ops.sum(ops.square(codebook), axis=1) - 2.0 * ops.matmul(z_e, ops.transpose(codebook))
         return ops.cast(ops.argmin(distances, axis=-1), "int32")
 
     def call(self, z_e, training=False):
@@ -242,11 +258,10 @@ class VectorQuantizer(layers.Layer):
         if self.update == "ema":
             sums = self.decay * self.ema_sums + (1 - self.decay) * ops.matmul(ops.transpose(assignment), vectors)
             smoothed = (counts + self.epsilon) / (total + self.num_embeddings * self.epsilon) * total
-            codebook = ops.where(dead[:, None], replacements, sums / smoothed[:, None])
+            self.entries.assign(ops.where(dead[:, None], replacements, sums / smoothed[:, None]))
             self.ema_sums.assign(ops.where(dead[:, None], replacements * even_share, sums))
-            self.codebook.assign(codebook)
         else:
-            self.codebook.assign(ops.where(dead[:, None], replacements, self.codebook))
+            self.moved.assign(ops.where(dead[:, None], replacements - self.entries, self.moved.value))
         self.ema_counts.assign(ops.where(dead, even_share, counts))
 
     def get_config(self):
@@ -472,7 +487,7 @@ class VQVAE(keras.Model):
             digest.update(np.ascontiguousarray(ops.convert_to_numpy(variable), "float32").tobytes())
         return digest.hexdigest()[:16]
 
-    def encode(self, images, batch_size=32):
+    def encode(self, images, batch_size=ENCODED_AT_ONCE):
         """Codes of float32 images (batch, image_size, image_size, 1): NumPy int32, shape (batch, grid, grid)."""
         codes = []
         for start in range(0, len(images), batch_size):
@@ -483,7 +498,7 @@ class VQVAE(keras.Model):
             codes.append(ops.convert_to_numpy(self.quantizer.nearest(z_e)))
         return np.concatenate(codes)
 
-    def decode(self, code_indices, batch_size=32):
+    def decode(self, code_indices, batch_size=ENCODED_AT_ONCE):
         """Images of grids of codes.
 
         Args:

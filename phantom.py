@@ -167,9 +167,12 @@ def make_cohort(output_dir, num_people=NUM_PEOPLE, seed=0):
 
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            people = pool.map(write, range(num_people))
-            for _ in tqdm(people, "making the demo cohort", num_people, leave=False, disable=None):
-                pass
+            people = [pool.submit(write, person) for person in range(num_people)]
+            try:
+                for person in tqdm(people, "making the demo cohort", num_people, leave=False, disable=None):
+                    person.result()
+            finally:
+                pool.shutdown(cancel_futures=True)  # after Ctrl-C nobody waits for those that are left
         if not output_dir.exists():  # another process may have been first
             partial.rename(output_dir)
     finally:

@@ -74,10 +74,10 @@ def reconstruct(vqvae, data, slices):
     Returns:
         Codes, int32 (n, grid, grid); one dictionary of metrics a slice; eight ratios (`realism.radial_power`).
     """
-    batches = dataset.image_batches(data, slices, "test", BATCH_SIZE)
+    rows = [one.row for one in slices if one.split == "test"]
     codes, per_slice, power = [], [], np.zeros((2, metrics.BANDS))
-    for index in tqdm(range(len(batches)), "test slices", leave=False, disable=None):
-        images = batches[index][0]
+    for start in tqdm(range(0, len(rows), BATCH_SIZE), "test slices", leave=False, disable=None):
+        images = dataset.as_float(data.images[rows[start : start + BATCH_SIZE]])
         codes.append(vqvae.encode(images))
         outputs = vqvae.decode(codes[-1], BATCH_SIZE)[..., 0]
         per_slice += metrics.batch_metrics(images[..., 0], outputs)

@@ -10,6 +10,7 @@
 `train.py` writes it, `predict.py` reads it.
 """
 
+import contextlib
 import csv
 import json
 import os
@@ -125,11 +126,30 @@ def open_run(run_dir, options, models, data, slices, notices):
     decoding.write_text(path, json.dumps(config, indent=2) + "\n")
 
 
+@contextlib.contextmanager
+def alone_in(run_dir):
+    """Inside, no other train.py of this machine works in the run folder.
+
+    Raises:
+        RunError: If one is at work there already.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / "lock").open("a") as file:
+        with contextlib.suppress(AttributeError, OSError):  # no fcntl on Windows; file systems that cannot lock
+            try:
+                decoding.fcntl.flock(file, decoding.fcntl.LOCK_EX | decoding.fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(
+                    f"{run_dir}: another train.py is at work here; give another --run-dir, or wait"
+                ) from error
+        yield
+
+
 def refuse_if_different(path, config):
     """Raises RunError if the run at `path` has other settings; what the data are counts, not where they lie."""
     try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        old = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise RunError(f"{path}: damaged ({error}); give another --run-dir, or remove the folder") from error
     differences, free = [], set(WHERE_AND_HOW_CALLED)
     if not (path.parent / "sharp_history.csv").exists():  # a phase that has not begun
@@ -203,18 +223,20 @@ def save(write, path):
     """
     stem, suffixes = path.name.split(".", 1)
     partial = path.with_name(f"{stem}.{socket.gethostname()}.{os.getpid()}.partial.{suffixes}")
-    write(partial)
-    if devices.is_first():
-        partial.replace(path)
-    else:
-        partial.unlink()
+    with contextlib.ExitStack() as stack:
+        stack.callback(partial.unlink, missing_ok=True)
+        if path.exists():  # takes the room of the last one: h5py does not always live through a disk that fills up
+            partial.write_bytes(bytes(path.stat().st_size))
+        write(partial)
+        if devices.is_first():
+            partial.replace(path)
 
 
 def load_model(path, kind):
-    """Loads a model in float32, whatever precision it was trained in.
+    """Loads a model of a run in float32, whatever precision it was trained in.
 
     Raises:
-        RunError: If the file is missing, damaged or another model.
+        RunError: If the file is missing, damaged, another model or of other sizes than config.json says.
     """
     keras.config.set_dtype_policy("float32")
     if not path.exists():
@@ -227,6 +249,14 @@ def load_model(path, kind):
         ) from error
     if not isinstance(model, kind):
         raise RunError(f"{path}: holds a {type(model).__name__}, not a {kind.__name__}; train again in another folder")
+    config = path.with_name("config.json")
+    if config.exists():
+        name = "vqvae" if kind is modules.VQVAE else "prior"
+        asked = json.loads(config.read_text(encoding="utf-8")).get("models", {}).get(name, {})
+        is_now = json.loads(json.dumps(model.get_config()))
+        differing = [key for key, value in is_now.items() if asked.get(key, value) != value]
+        if set(differing) - {"vqvae_fingerprint"}:
+            raise RunError(f"{path}: of another run, whose {differing[0]} differs; remove it and run train.py again")
     return model
 
 
@@ -260,9 +290,10 @@ def extract_codes(run_dir, vqvae, data, slices):
                 raise RunError(f"{path}: holds the codes of other slices; remove it and run again")
             return kept
     codes = np.empty((len(slices), vqvae.grid_size, vqvae.grid_size), "uint16")
-    for start in tqdm(range(0, len(slices), 32), "extracting codes", leave=False, disable=None):
-        rows = [one.row for one in slices[start : start + 32]]
-        codes[start : start + 32] = vqvae.encode(dataset.as_float(data.images[rows]))
+    step = modules.ENCODED_AT_ONCE
+    for start in tqdm(range(0, len(slices), step), "extracting codes", leave=False, disable=None):
+        rows = [one.row for one in slices[start : start + step]]
+        codes[start : start + step] = vqvae.encode(dataset.as_float(data.images[rows]))
     save(lambda partial: np.savez_compressed(partial, codes=codes, vqvae_fingerprint=fingerprint), path)
     return codes
 

@@ -253,7 +253,10 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _since_best(self):
         """Epochs since the best one; 0 if that was the last."""
-        values = [row[f"val_{self.monitor}"] for row in self.history]
+        try:
+            values = [row[f"val_{self.monitor}"] for row in self.history]
+        except KeyError as error:
+            raise run_folder.RunError(f"{self.history_path}: damaged (no column {error}); remove it") from error
         return len(values) - 1 - int(np.argmin(values)) if values else 0
 
     def finished(self, epochs):
@@ -414,7 +417,8 @@ def train_vqvae(model, run_dir, data, slices, options):
     validation = dataset.image_batches(data, slices, "validation", batch_size)
     # The codebook starts as encoder outputs: at another scale, two entries would take every vector for epochs.
     batches.set_epoch(0)
-    sample = batches.fetch(np.sort(batches.order[:INITIAL_SLICES]))
+    sample = batches.order[:INITIAL_SLICES]
+    sample = batches.fetch(np.sort(sample[: len(sample) - len(sample) % devices.number()]))
     with devices.alone():
         z_e = devices.local(model.encoder).predict(sample, batch_size=batch_size, verbose=0)
     try:
@@ -440,7 +444,7 @@ class MovedCodes(dataset.Batches):
     A slice moved by a pixel has quite other codes, so that no pattern of codes can be learned by heart.
 
     Args:
-        inputs: What `run_folder.prior_inputs` tells of the training slices.
+        inputs: What `run_folder.prior_inputs` tells of the training slices; its codes are written over.
         images, image_rows: All images, uint8, shape (m, image_size, image_size), and which of them are these slices'.
         vqvae: The model that encodes them.
         max_shift: Most pixels they are moved, up, down, left and right; 0 leaves the codes of `inputs`.
@@ -459,13 +463,11 @@ class MovedCodes(dataset.Batches):
             return
         rng = np.random.default_rng([self.seed, epoch])
         shifts = rng.integers(-self.max_shift, self.max_shift + 1, (2, self.number))
-        codes = np.empty_like(self.inputs["codes"])
-        for start in range(0, self.number, 32):
-            part = slice(start, start + 32)
+        for start in range(0, self.number, modules.ENCODED_AT_ONCE):
+            part = slice(start, start + modules.ENCODED_AT_ONCE)
             moved = dataset.move(self.images[self.image_rows[part]], *shifts[:, part])
             with devices.alone():
-                codes[part] = self.vqvae.encode(dataset.as_float(moved))
-        self.inputs["codes"] = codes
+                self.inputs["codes"][part] = self.vqvae.encode(dataset.as_float(moved))
 
 
 def train_prior(run_dir, data, slices, options):
@@ -478,24 +480,25 @@ def train_prior(run_dir, data, slices, options):
     labels = dataset.label_names(slices)
     _, model = build_models(data.image_size, len(labels), options, vqvae.fingerprint())
     model.set_codebook(keras.ops.convert_to_numpy(vqvae.quantizer.codebook))
-    inputs = run_folder.prior_inputs(codes, slices, labels)
     rows, split = np.array([one.row for one in slices]), np.array([one.split for one in slices])
+    inputs = run_folder.prior_inputs(codes, slices, labels)
+    inputs, validation = ({key: x[split == part] for key, x in inputs.items()} for part in ("train", "validation"))
+    del codes
     training = options["prior_training"]
-    train, validation = np.flatnonzero(split == "train"), np.flatnonzero(split == "validation")
     fit(
         "prior",
         model,
         lambda rate, steps: prior_optimizer(rate, steps * training["average_over"]),
         MovedCodes(
-            run_folder.select(inputs, train),
+            inputs,
             data.images,
-            rows[train],
+            rows[split == "train"],
             vqvae,
             training["max_shift"],
             training["batch_size"],
             options["data"]["seed"],
         ),
-        dataset.Batches(len(validation), lambda i: run_folder.select(inputs, validation[i]), training["batch_size"]),
+        dataset.Batches(len(validation["label"]), lambda i: run_folder.select(validation, i), training["batch_size"]),
         "bits_per_code",
         training,
         run_dir,
@@ -530,6 +533,10 @@ def train_sharp(run_dir, data, slices, options):
 def run(args):
     devices.start(args.devices)  # before anything asks for a device
     options = resolve(args)
+    if modules.ENCODED_AT_ONCE % devices.number():
+        raise run_folder.RunError(
+            f"--devices {devices.number()}: must divide the {modules.ENCODED_AT_ONCE} slices that are encoded at a time"
+        )
     for stage in STAGES:
         batch_size = options[f"{stage}_training"]["batch_size"]
         if batch_size % devices.number():
@@ -565,14 +572,15 @@ def train(stage, run_dir, options):
         print(f"note: {notice}" if len(notice) < 400 else f"note: {notice[:360]} … (all of it in config.json)")
     # Both models are built before anything is written, so that a mistake in the options shows now.
     models = build_models(data.image_size, len(dataset.label_names(slices)), options)
-    run_folder.open_run(run_dir, options, models, data, slices, notices)
-    if stage in ("all", "vqvae"):
-        train_vqvae(models[0], run_dir, data, slices, options)
-        devices.wait_for_all("vqvae")
-    if stage in ("all", "prior"):
-        train_prior(run_dir, data, slices, options)
-    if stage == "sharp":
-        train_sharp(run_dir, data, slices, options)
+    with run_folder.alone_in(run_dir) if devices.is_first() else contextlib.nullcontext():
+        run_folder.open_run(run_dir, options, models, data, slices, notices)
+        if stage in ("all", "vqvae"):
+            train_vqvae(models[0], run_dir, data, slices, options)
+            devices.wait_for_all("vqvae")
+        if stage in ("all", "prior"):
+            train_prior(run_dir, data, slices, options)
+        if stage == "sharp":
+            train_sharp(run_dir, data, slices, options)
     devices.wait_for_all("end")
     sharp = " --decoder sharp" * (stage == "sharp")
     print(f"done: {run_dir}; now: python predict.py --run-dir {run_dir}{sharp}")

@@ -205,9 +205,9 @@ def codebook(**changes):
 class CosineQuantizer(modules.VectorQuantizer):
     """Entries of length 1; with an encoder that ends in vectors of length 1, the nearest one has the largest cosine."""
 
-    def _learn(self, vectors, chosen):
-        super()._learn(vectors, chosen)
-        self.codebook.assign(ops.normalize(self.codebook, axis=-1))
+    @property
+    def codebook(self):
+        return ops.normalize(super().codebook, axis=-1)
 
 
 class RotatingQuantizer(modules.VectorQuantizer):

@@ -70,7 +70,7 @@ def tutorial():
         keras.Model(z_q, x),
         loss=lambda a, b: modules.reconstruction_loss(a, b, "l2", 0) / ops.var(a),
     )
-    quantizer.codebook.assign(keras.random.uniform((128, 16), -0.05, 0.05, seed=0))
+    quantizer.set_codebook(ops.convert_to_numpy(keras.random.uniform((128, 16), -0.05, 0.05, seed=0)))
     return model
 
 

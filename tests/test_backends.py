@@ -118,3 +118,28 @@ def test_slices_stay_on_an_accelerator_that_has_room(tmp_path):
     environment = os.environ | {"KERAS_BACKEND": "jax"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+RESTARTS = """
+import keras, numpy as np
+import modules, train
+
+model = modules.VQVAE(16, base_filters=4, num_embeddings=8, embedding_dim=4, decay=0.5, restart_threshold=0.1)
+far = np.arange(50, 50 + 8 * 4).reshape(8, 4).astype("float32")
+far[0] = 0
+model.quantizer.set_codebook(far)
+model.compile(optimizer=train.vqvae_optimizer(1e-3))
+images = np.random.default_rng(0).random((16, 16, 16, 1), "float32")
+model.fit(images, epochs=4, batch_size=4, verbose=0)
+codebook, entries = (keras.ops.convert_to_numpy(x) for x in (model.quantizer.codebook, model.quantizer.entries))
+assert np.abs(codebook).max() < 10, codebook
+assert not np.array_equal(entries, far)  # and the optimiser has had its say
+"""
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", *BACKENDS])
+def test_dead_entries_that_learn_by_gradient_restart_in_training(backend):
+    environment = os.environ | {"KERAS_BACKEND": backend}
+    command = [sys.executable, "-c", RESTARTS]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -152,6 +152,7 @@ BAD_VOLUMES = {
         for size in (1, 347, 348, 352, 10_000)
     },
     "terabytes": header(dim=(40, "<8h", 3, 30_000, 30_000, 30_000, 1, 1, 1, 1)),
+    "numbers of eight bytes": header(dim=(40, "<8h", 3, 450, 450, 450, 1, 1, 1, 1), datatype=(70, "<2h", 64, 64)),
     "no voxels": header(dim=(40, "<8h", 3, 0, 48, 40, 1, 1, 1, 1)),
     "fewer than no voxels": header(dim=(40, "<8h", 3, -4, 48, 40, 1, 1, 1, 1)),
     "nine axes": header(dim=(40, "<h", 9)),
@@ -248,6 +249,14 @@ def test_two_files_for_one_slice(tmp_path, cache_dir):
     (folder / "case_002_slice_1.png").write_bytes((folder / "case_002_slice_1.nii.png").read_bytes())
     with pytest.raises(dataset.DataError, match="both are slice 1 of case_002; remove one"):
         dataset.load(folder.parent, cache_dir=cache_dir)
+
+
+def test_two_files_for_one_volume(tmp_path, cache_dir):
+    folder = write_bids(tmp_path / "bids")
+    packed = folder / "sub-03/anat/sub-03_T1w.nii.gz"
+    packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+    with pytest.raises(dataset.DataError, match="sub-03_T1w.nii.gz: both are one volume; remove one"):
+        dataset.load(folder, cache_dir=cache_dir, num_slices=8, slice_spacing_mm=4)
 
 
 @pytest.mark.parametrize("name", ["with space", "Müller-東京", "new\nline", "quote'\"", "comma,semicolon;", "-dash"])

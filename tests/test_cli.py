@@ -19,6 +19,7 @@ import pytest
 from conftest import write_adni, write_image, write_oasis
 
 import dataset
+import devices
 import modules
 import predict
 import run_folder
@@ -344,10 +345,59 @@ def damaged(place, name):
 
 def test_a_prior_of_another_vqvae_is_refused(place, capsys):
     run = damaged(place, "foreign")
-    other = modules.VQVAE(32, base_filters=4, num_embeddings=16, embedding_dim=4, seed=9)
-    other.save(run / "vqvae.keras")
+    config = run_folder.load_model(run / "vqvae.keras", modules.VQVAE).get_config()
+    modules.VQVAE(**config).save(run / "vqvae.keras")
     assert predict.main(["--run-dir", str(run)]) == 1
     assert "was trained on the codes of VQ-VAE" in capsys.readouterr().err
+    modules.VQVAE(**config | {"image_size": 64}).save(run / "vqvae.keras")
+    assert predict.main(["--run-dir", str(run)]) == 1
+    assert "vqvae.keras: of another run, whose image_size differs" in capsys.readouterr().err
+
+
+def test_a_run_folder_in_which_another_process_trains_is_left_alone(place, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (place / "run").iterdir() if path.is_file()}
+    program = (
+        "import pathlib, run_folder, sys\n"
+        "with run_folder.alone_in(pathlib.Path(sys.argv[1])):\n"
+        "    print(flush=True)\n"
+        "    input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(place / "run")],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    other.stdout.readline()  # it has the folder
+    assert train.main(command(place, "run")) == 1
+    assert "another train.py is at work here" in capsys.readouterr().err
+    other.communicate(b"\n")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert train.main(command(place, "run")) == 0
+
+
+def test_a_file_that_cannot_be_saved_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "model.weights.h5"
+    path.write_bytes(b"the last one")
+
+    def write(partial):
+        assert partial.stat().st_size == len("the last one")
+        partial.write_bytes(b"half of the next")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        run_folder.save(write, path)
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == b"the last one"
+
+
+def test_every_test_slice_is_measured_on_any_number_of_devices(place, monkeypatch):
+    _, data, slices = run_folder.reopen(place / "run")
+    vqvae = run_folder.load_model(place / "run" / "vqvae.keras", modules.VQVAE)
+    monkeypatch.setattr(devices, "number", lambda: 4)
+    codes, per_slice, _ = predict.reconstruct(vqvae, data, slices)
+    assert len(codes) == len(per_slice) == sum(one.split == "test" for one in slices) == 18
 
 
 def test_a_collapsed_codebook_is_said(place, capsys):
@@ -355,7 +405,7 @@ def test_a_collapsed_codebook_is_said(place, capsys):
     vqvae = run_folder.load_model(run / "vqvae.keras", modules.VQVAE)
     entries = np.full(vqvae.quantizer.codebook.shape, 1e6, "float32")  # out of reach, but for one
     entries[3] = 0
-    vqvae.quantizer.codebook.assign(entries)
+    vqvae.quantizer.set_codebook(entries)
     vqvae.save(run / "vqvae.keras")
     prior = run_folder.load_model(run / "prior.keras", modules.PixelCNN)
     modules.PixelCNN(**prior.get_config() | {"vqvae_fingerprint": vqvae.fingerprint()}).save(run / "prior.keras")

@@ -135,6 +135,13 @@ def test_several_devices_need_jax_and_must_be_there(tmp_path, capsys, monkeypatc
     monkeypatch.setattr(train.keras.backend, "backend", lambda: "jax")
     assert train.main([*command, "99"]) == 1
     assert "--devices 99: there are" in capsys.readouterr().err
+    monkeypatch.setattr(train.keras.backend, "backend", lambda: "tensorflow")
+    monkeypatch.setattr(devices, "number", lambda: 3)
+    assert train.main(command[:-1]) == 1
+    assert "--devices 3: must divide the 32 slices" in capsys.readouterr().err
+    monkeypatch.setattr(devices, "number", lambda: 8)
+    assert train.main(command[:-1]) == 1
+    assert "--vqvae-batch-size 4: must be a multiple of the 8 devices" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
