@@ -130,7 +130,7 @@ def codebook(path, codes, num_embeddings, footer):
 def history(path, stages, footer):
     """Training curves, from the rows of the history of each stage: `vqvae`, `prior` and, if it is there, `sharp`."""
     curves = [
-        ("vqvae", "loss", "VQ-VAE loss", "log"),
+        ("vqvae", "reconstruction_loss", "VQ-VAE, reconstruction loss", "log"),
         ("vqvae", "perplexity", "perplexity of the codes", "linear"),
         ("prior", "bits_per_code", "prior, bits per code", "linear"),
         ("sharp", "least_power", "sharp, least power kept in a band", "linear"),

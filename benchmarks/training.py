@@ -110,21 +110,21 @@ def parse(argv):
     add = parser.add_argument
     add("--output", type=Path, required=True, help="a JSON file")
     add("--image-size", type=int, nargs="+", default=[128, 256], help="(default: 128 256)")
-    add("--batch", type=int, default=16, help="(default: %(default)s)")
+    add("--batch", type=int, help="(default: that of train.py for each stage)")
     add("--seconds", type=float, default=20.0, help="for each row (default: %(default)s)")
     return parser.parse_args(argv)
 
 
 def run(args):
     for name, smallest in (("batch", args.batch), ("image-size", min(args.image_size))):
-        if smallest < 1:
+        if smallest is not None and smallest < 1:
             raise run_folder.RunError(f"--{name} {smallest}: must be 1 or more")
     precision = train.resolve_precision("auto")
     rate = matrix_rate(precision, min(args.seconds, 5.0))
     rows = []
     for image_size in args.image_size:
         for stage in ("vqvae", "prior"):
-            row = measure(image_size, args.batch, stage, args.seconds)
+            row = measure(image_size, args.batch or train.STAGES[stage].batch_size, stage, args.seconds)
             rows.append({**row, "share_of_matrix_rate": row["operations_per_second"] / rate})
             print(
                 "{stage}, {image_size} pixels: {images_per_second:.1f} images/s, {gigaflop:.2f} GFLOP an image, "

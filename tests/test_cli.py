@@ -35,7 +35,6 @@ SMALL = {
     "--base-filters": 4,
     "--num-embeddings": 16,
     "--embedding-dim": 4,
-    "--codebook-update": "ema",  # which has more to lose at a stop
     "--prior-filters": 8,
     "--prior-num-blocks": 5,
     "--precision": "float32",
