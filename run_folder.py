@@ -254,8 +254,9 @@ def load_model(path, kind):
         name = "vqvae" if kind is modules.VQVAE else "prior"
         asked = json.loads(config.read_text(encoding="utf-8")).get("models", {}).get(name, {})
         is_now = json.loads(json.dumps(model.get_config()))
+        is_now.pop("vqvae_fingerprint", None)  # which `load_prior` checks
         differing = [key for key, value in is_now.items() if asked.get(key, value) != value]
-        if set(differing) - {"vqvae_fingerprint"}:
+        if differing:
             raise RunError(f"{path}: of another run, whose {differing[0]} differs; remove it and run train.py again")
     return model
 

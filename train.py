@@ -444,7 +444,7 @@ class MovedCodes(dataset.Batches):
     A slice moved by a pixel has quite other codes, so that no pattern of codes can be learned by heart.
 
     Args:
-        inputs: What `run_folder.prior_inputs` tells of the training slices; its codes are written over.
+        inputs: What `run_folder.prior_inputs` tells of the training slices.
         images, image_rows: All images, uint8, shape (m, image_size, image_size), and which of them are these slices'.
         vqvae: The model that encodes them.
         max_shift: Most pixels they are moved, up, down, left and right; 0 leaves the codes of `inputs`.
@@ -463,11 +463,13 @@ class MovedCodes(dataset.Batches):
             return
         rng = np.random.default_rng([self.seed, epoch])
         shifts = rng.integers(-self.max_shift, self.max_shift + 1, (2, self.number))
+        codes = np.empty_like(self.inputs["codes"])
         for start in range(0, self.number, modules.ENCODED_AT_ONCE):
             part = slice(start, start + modules.ENCODED_AT_ONCE)
             moved = dataset.move(self.images[self.image_rows[part]], *shifts[:, part])
             with devices.alone():
-                self.inputs["codes"][part] = self.vqvae.encode(dataset.as_float(moved))
+                codes[part] = self.vqvae.encode(dataset.as_float(moved))
+        self.inputs = self.inputs | {"codes": codes}
 
 
 def train_prior(run_dir, data, slices, options):
@@ -482,15 +484,16 @@ def train_prior(run_dir, data, slices, options):
     model.set_codebook(keras.ops.convert_to_numpy(vqvae.quantizer.codebook))
     rows, split = np.array([one.row for one in slices]), np.array([one.split for one in slices])
     inputs = run_folder.prior_inputs(codes, slices, labels)
-    inputs, validation = ({key: x[split == part] for key, x in inputs.items()} for part in ("train", "validation"))
-    del codes
+    of_split = {part: {key: x[split == part] for key, x in inputs.items()} for part in ("train", "validation")}
+    validation = of_split["validation"]
+    del codes, inputs
     training = options["prior_training"]
     fit(
         "prior",
         model,
         lambda rate, steps: prior_optimizer(rate, steps * training["average_over"]),
         MovedCodes(
-            inputs,
+            of_split.pop("train"),  # not kept here, since each epoch has codes of its own
             data.images,
             rows[split == "train"],
             vqvae,

@@ -210,7 +210,7 @@ def run(args):
     rows_of_images = np.array([one.row for one in slices])[split == "train"]
 
     def make_batches(max_shift):
-        return train.MovedCodes(dict(training), data.images, rows_of_images, vqvae, max_shift, BATCH_SIZE, seed=0)
+        return train.MovedCodes(training, data.images, rows_of_images, vqvae, max_shift, BATCH_SIZE, seed=0)
 
     codebook = ops.convert_to_numpy(vqvae.quantizer.codebook)
     precision = train.resolve_precision("auto")

@@ -165,7 +165,7 @@ def test_the_prior_learns_codes_of_moved_slices_anew_each_epoch(place):
 
     def epoch(number, max_shift):
         images = [slices[i].row for i in train_rows]
-        batches = train.MovedCodes(dict(inputs), data.images, np.array(images), vqvae, max_shift, len(images), seed=0)
+        batches = train.MovedCodes(inputs, data.images, np.array(images), vqvae, max_shift, len(images), seed=0)
         batches.set_epoch(number)
         (batch,) = batches[0]  # all of them, in order
         return batch
@@ -176,6 +176,7 @@ def test_the_prior_learns_codes_of_moved_slices_anew_each_epoch(place):
     np.testing.assert_array_equal(first["codes"], again["codes"])
     assert (first["codes"] != second["codes"]).mean() > 0.05
     np.testing.assert_array_equal(first["slice_position"], inputs["slice_position"])
+    np.testing.assert_array_equal(inputs["codes"], codes[train_rows])  # others may share them
     down, right = np.random.default_rng([0, 1]).integers(-3, 4, (2, len(train_rows)))
     moved = np.roll(np.pad(data.images[slices[train_rows[2]].row], 3), (down[2], right[2]), (0, 1))[3:-3, 3:-3]
     np.testing.assert_array_equal(second["codes"][2], vqvae.encode(dataset.as_float(moved[None]))[0])
