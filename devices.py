@@ -12,6 +12,7 @@ the first of them writes.
 """
 
 import contextlib
+import math
 import os
 import sys
 
@@ -111,6 +112,28 @@ def share(rows):
     return np.split(rows, _jax_says("process_count"))[_jax_says("process_index")]
 
 
+def gather(number, compute):
+    """An array of so many rows, of which each process computes its share.
+
+    Args:
+        number: Rows, 1 or more.
+        compute: Function of the indices of some rows that returns these rows: NumPy, shape (len(indices), ...).
+    """
+    count, index = _jax_says("process_count"), _jax_says("process_index")
+    if count == 1:
+        return compute(np.arange(number))
+    from jax.experimental import multihost_utils
+
+    each = math.ceil(number / count)
+    mine = np.minimum(np.arange(index * each, (index + 1) * each), number - 1)  # all shares are of one size
+    return multihost_utils.process_allgather(compute(mine), tiled=True)[:number]
+
+
+def all_say(yes):
+    """Whether what is asked is so in every process."""
+    return bool(gather(_jax_says("process_count"), lambda indices: np.full(len(indices), yes)).all())
+
+
 def wait_for_all(what):
     """Returns when every process has come here."""
     if _jax_says("process_count") > 1:
@@ -123,8 +146,8 @@ def wait_for_all(what):
 def alone():
     """Inside, where there are several processes, models are built and run on this one's first device alone.
 
-    What every process needs of its own, such as the codes of all slices, is computed by each. One process with several
-    devices spreads such work over them.
+    What every process needs to have, such as the codes of all slices, is computed in shares by each for itself and then
+    exchanged (`gather`). One process with several devices spreads such work over them.
     """
     distribution = keras.distribution.distribution()
     apart = _jax_says("process_count") > 1

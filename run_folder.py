@@ -279,22 +279,27 @@ def load_prior(run_dir, vqvae):
 
 def extract_codes(run_dir, vqvae, data, slices):
     """Codes of every slice, uint16, in the order of `slices`; computed once and kept in codes.npz."""
-    path, fingerprint = run_dir / "codes.npz", vqvae.fingerprint()
+    path, fingerprint, kept = run_dir / "codes.npz", vqvae.fingerprint(), None
     if path.exists():
         try:
             with path.open("rb") as stream, np.load(stream) as file:
                 kept = file["codes"] if str(file["vqvae_fingerprint"]) == fingerprint else None
         except Exception as error:  # zipfile and NumPy raise many kinds
             raise RunError(f"{path}: cannot be read ({type(error).__name__}); remove it and run again") from error
-        if kept is not None:
-            if kept.shape != (len(slices), vqvae.grid_size, vqvae.grid_size):
-                raise RunError(f"{path}: holds the codes of other slices; remove it and run again")
-            return kept
-    codes = np.empty((len(slices), vqvae.grid_size, vqvae.grid_size), "uint16")
-    step = modules.ENCODED_AT_ONCE
-    for start in tqdm(range(0, len(slices), step), "extracting codes", leave=False, disable=None):
-        rows = [one.row for one in slices[start : start + step]]
-        codes[start : start + step] = vqvae.encode(dataset.as_float(data.images[rows]))
+        if kept is not None and kept.shape != (len(slices), vqvae.grid_size, vqvae.grid_size):
+            raise RunError(f"{path}: holds the codes of other slices; remove it and run again")
+    if devices.all_say(kept is not None):
+        return kept
+    rows = np.array([one.row for one in slices])
+
+    def encode(indices):
+        codes = np.empty((len(indices), vqvae.grid_size, vqvae.grid_size), "uint16")
+        for start in tqdm(range(0, len(indices), modules.ENCODED_AT_ONCE), "codes", leave=False, disable=None):
+            part = slice(start, start + modules.ENCODED_AT_ONCE)
+            codes[part] = vqvae.encode(dataset.as_float(data.images[rows[indices[part]]]))
+        return codes
+
+    codes = devices.gather(len(slices), encode)
     save(lambda partial: np.savez_compressed(partial, codes=codes, vqvae_fingerprint=fingerprint), path)
     return codes
 

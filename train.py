@@ -463,13 +463,18 @@ class MovedCodes(dataset.Batches):
             return
         rng = np.random.default_rng([self.seed, epoch])
         shifts = rng.integers(-self.max_shift, self.max_shift + 1, (2, self.number))
-        codes = np.empty_like(self.inputs["codes"])
-        for start in range(0, self.number, modules.ENCODED_AT_ONCE):
-            part = slice(start, start + modules.ENCODED_AT_ONCE)
-            moved = dataset.move(self.images[self.image_rows[part]], *shifts[:, part])
-            with devices.alone():
-                codes[part] = self.vqvae.encode(dataset.as_float(moved))
+        with devices.alone():
+            codes = devices.gather(self.number, lambda indices: self._encode(indices, shifts[:, indices]))
         self.inputs = self.inputs | {"codes": codes}
+
+    def _encode(self, indices, shifts):
+        """Codes of some slices, moved by `shifts`, integers, shape (2, len(indices))."""
+        codes = np.empty((len(indices), *self.inputs["codes"].shape[1:]), self.inputs["codes"].dtype)
+        for start in range(0, len(indices), modules.ENCODED_AT_ONCE):
+            part = slice(start, start + modules.ENCODED_AT_ONCE)
+            moved = dataset.move(self.images[self.image_rows[indices[part]]], *shifts[:, part])
+            codes[part] = self.vqvae.encode(dataset.as_float(moved))
+        return codes
 
 
 def train_prior(run_dir, data, slices, options):
