@@ -445,10 +445,14 @@ def _resume(journal, header, partial):
     return array, []
 
 
-def write_text(path, text):
-    """Writes a file under another name and renames it, so that no reader ever sees half of it."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+def write_whole(path, write):
+    """Calls a function that writes a file, under another name first, so that no reader ever sees half of it."""
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
     with contextlib.ExitStack() as stack:
         stack.callback(partial.unlink, missing_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        write(partial)
         partial.replace(path)
+
+
+def write_text(path, text):
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -3,13 +3,15 @@
 import numpy as np
 from matplotlib.figure import Figure
 
+import decoding
+
 GREY = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
 
 
 def finish(figure, path, footer):
     """Writes a figure with the footer under it."""
     figure.supxlabel(footer, fontsize=7, color="0.35", wrap=True)
-    figure.savefig(path, dpi=130, facecolor="white")
+    decoding.write_whole(path, lambda partial: figure.savefig(partial, dpi=130, facecolor="white"))
 
 
 def _image_axes(rows, columns, size=1.5):

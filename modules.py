@@ -19,6 +19,7 @@ References
     Wang et al.: Image Quality Assessment: From Error Visibility to Structural Similarity, IEEE TIP 13(4), 2004.
 """
 
+import functools
 import hashlib
 import math
 
@@ -277,12 +278,15 @@ class VectorQuantizer(layers.Layer):
         }
 
 
-def residual_block(x, name):
+ACTIVATIONS = {"relu": layers.ReLU, "leaky_relu": functools.partial(layers.LeakyReLU, negative_slope=0.1)}
+
+
+def residual_block(x, name, activation="relu"):
     """x + conv1x1(relu(conv3x3(relu(x)))), with half the channels inside (van den Oord et al. 2017, section 4.1)."""
     filters = x.shape[-1]
-    y = layers.ReLU(name=f"{name}_relu1")(x)
+    y = ACTIVATIONS[activation](name=f"{name}_activation1")(x)
     y = layers.Conv2D(filters // 2, 3, padding="same", name=f"{name}_conv3x3")(y)
-    y = layers.ReLU(name=f"{name}_relu2")(y)
+    y = ACTIVATIONS[activation](name=f"{name}_activation2")(y)
     y = layers.Conv2D(filters, 1, name=f"{name}_conv1x1")(y)
     return layers.Add(name=f"{name}_add")([x, y])
 
@@ -306,19 +310,19 @@ def clip_to_unit(x):
     return _clip_to_unit(x)
 
 
-def build_encoder(image_size, downsampling, base_filters, num_residual_blocks, embedding_dim):
+def build_encoder(image_size, downsampling, base_filters, num_residual_blocks, embedding_dim, activation):
     """Functional model: images (B, S, S, 1) -> z_e (B, S / downsampling, S / downsampling, D), float32."""
     x = inputs = keras.Input((image_size, image_size, 1), name="image")
     for stage in range(int(math.log2(downsampling))):
         x = layers.Conv2D(base_filters * 2**stage, 4, 2, padding="same", name=f"down{stage}")(x)
-        x = layers.ReLU(name=f"down{stage}_relu")(x)
+        x = ACTIVATIONS[activation](name=f"down{stage}_activation")(x)
     for block in range(num_residual_blocks):
-        x = residual_block(x, f"residual{block}")
+        x = residual_block(x, f"residual{block}", activation)
     z_e = layers.Conv2D(embedding_dim, 1, dtype="float32", name="z_e")(x)
     return keras.Model(inputs, z_e, name="encoder")
 
 
-def build_decoder(image_size, downsampling, base_filters, num_residual_blocks, embedding_dim):
+def build_decoder(image_size, downsampling, base_filters, num_residual_blocks, embedding_dim, activation):
     """Functional model: z_q (B, S / downsampling, S / downsampling, D) -> images in [0, 1], (B, S, S, 1), float32.
 
     The images end in `clip_to_unit`: the background of a slice is exactly 0, and a network that ends in a sigmoid or in
@@ -329,11 +333,11 @@ def build_decoder(image_size, downsampling, base_filters, num_residual_blocks, e
     x = inputs = keras.Input((grid, grid, embedding_dim), name="z_q")
     x = layers.Conv2D(base_filters * 2 ** (stages - 1), 3, padding="same", name="project")(x)
     for block in range(num_residual_blocks):
-        x = residual_block(x, f"residual{block}")
+        x = residual_block(x, f"residual{block}", activation)
     for stage in reversed(range(1, stages)):
-        x = layers.ReLU(name=f"up{stage}_relu")(x)
+        x = ACTIVATIONS[activation](name=f"up{stage}_activation")(x)
         x = layers.Conv2DTranspose(base_filters * 2 ** (stage - 1), 4, 2, padding="same", name=f"up{stage}")(x)
-    x = layers.ReLU(name="up0_relu")(x)
+    x = ACTIVATIONS[activation](name="up0_activation")(x)
     x = layers.Conv2DTranspose(1, 4, 2, padding="same", name="up0")(x)
     images = layers.Activation(clip_to_unit, dtype="float32", name="image")(x)
     return keras.Model(inputs, images, name="decoder")
@@ -376,6 +380,8 @@ class VQVAE(keras.Model):
         base_filters: Channels after the first strided convolution; each further one doubles them.
         num_residual_blocks: Residual blocks on the code grid, in the encoder and again in the decoder. With none and
             `downsampling=4`, encoder and decoder have three convolutions each.
+        activation: "relu", "leaky_relu" (slope 0.1 below 0), or "auto": the first up to a downsampling of 4, where it
+            is a little better; the second beyond, where whole networks of ReLUs die and leave every slice black.
         num_embeddings, embedding_dim, codebook_update, decay, restart_threshold: See `VectorQuantizer`.
         commitment_cost: Weight of the commitment term, beta.
         loss: "l1", "l2" or "l1_ssim".
@@ -399,6 +405,7 @@ class VQVAE(keras.Model):
         downsampling=4,
         base_filters=32,
         num_residual_blocks=2,
+        activation="auto",
         num_embeddings=256,
         embedding_dim=16,
         codebook_update="gradient",
@@ -420,6 +427,10 @@ class VQVAE(keras.Model):
                 f"base_filters must be 2 or more and num_residual_blocks 0 or more, not {base_filters} and "
                 f"{num_residual_blocks}"
             )
+        if activation == "auto":
+            activation = "relu" if downsampling <= 4 else "leaky_relu"
+        if activation not in ACTIVATIONS:
+            raise ValueError(f'activation must be "auto", "relu" or "leaky_relu", not {activation!r}')
         if loss not in ("l1", "l2", "l1_ssim"):
             raise ValueError(f'loss must be "l1", "l2" or "l1_ssim", not {loss!r}')
         self._config = {
@@ -427,6 +438,7 @@ class VQVAE(keras.Model):
             "downsampling": downsampling,
             "base_filters": base_filters,
             "num_residual_blocks": num_residual_blocks,
+            "activation": activation,
             "num_embeddings": num_embeddings,
             "embedding_dim": embedding_dim,
             "codebook_update": codebook_update,
@@ -443,7 +455,7 @@ class VQVAE(keras.Model):
         self.commitment_cost = commitment_cost
         self.loss_kind = loss
         self.ssim_weight = ssim_weight
-        sizes = (image_size, downsampling, base_filters, num_residual_blocks, embedding_dim)
+        sizes = (image_size, downsampling, base_filters, num_residual_blocks, embedding_dim, activation)
         self.encoder = build_encoder(*sizes)
         self.quantizer = VectorQuantizer(
             num_embeddings, embedding_dim, codebook_update, decay, restart_threshold=restart_threshold, seed=seed

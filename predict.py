@@ -175,7 +175,8 @@ def write_samples(batches, folder, keep):
         old.unlink()
     kept = []
     for i, image in enumerate(image for images in batches for image in images):
-        PIL.Image.fromarray((image * 255).round().astype("uint8")).save(folder / f"sample_{i:04d}.png")
+        picture = PIL.Image.fromarray((image * 255).round().astype("uint8"))
+        decoding.write_whole(folder / f"sample_{i:04d}.png", picture.save)
         if i < keep:
             kept.append(image)
     return kept
@@ -327,6 +328,8 @@ def run(args):
     extract = realism.InceptionFeatures() if args.features == "inception" else realism.TextureFeatures(data.image_size)
     output_dir = args.output_dir or args.run_dir / ("predictions_sharp" if args.decoder == "sharp" else "predictions")
     output_dir.mkdir(parents=True, exist_ok=True)
+    for left in output_dir.glob("*.[0-9]*.partial.*"):  # by a process that was killed while it wrote
+        left.unlink()
     for name, _, _ in webpage.PICTURES:  # not every call makes every one, and an earlier call's would be shown
         (output_dir / name).unlink(missing_ok=True)
     footer = "\n".join(dict.fromkeys(filter(None, (data.title, data.credit))))

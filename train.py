@@ -32,9 +32,11 @@ import modules
 import run_folder
 import sharpening
 
-# What the literature of this task uses; anything not named is the default of `modules.VQVAE`.
+# By name; anything not named is the default of `modules.VQVAE`.
 PRESETS = {
     "default": {},
+    # For slices of 256 x 256 at 1 mm, as OASIS and ADNI have them: 32 x 32 codes instead of 64 x 64.
+    "1mm": {"downsampling": 8, "num_embeddings": 512},
     # After van den Oord et al. 2017, section 4.1: two residual blocks of 256 channels, L2; 512 entries of 64.
     "vqvae-2017": {
         "num_embeddings": 512,

@@ -117,10 +117,10 @@ class Assembled(modules.VQVAE):
 
 
 def convolutions(**changes):
-    """The default encoder and decoder, with other numbers."""
+    """The default encoder and decoder, with other numbers or activation."""
     names = ("downsampling", "base_filters", "num_residual_blocks", "embedding_dim")
-    numbers = {name: DEFAULTS[name] for name in names} | changes
-    return modules.build_encoder(SIZE, **numbers), modules.build_decoder(SIZE, **numbers)
+    parts = {name: DEFAULTS[name] for name in names} | {"activation": "relu"} | changes
+    return modules.build_encoder(SIZE, **parts), modules.build_decoder(SIZE, **parts)
 
 
 def space_to_depth_encoder(filters=2 * FILTERS):
@@ -449,6 +449,7 @@ VARIANTS = {
     "space-to-depth, both": Variant(ours(lambda: (space_to_depth_encoder(), depth_to_space_decoder()))),
     "nearest-neighbour upsampling": Variant(with_decoder(plain_decoder, upsample="nearest")),
     "GroupNorm": Variant(ours(group_normalised)),
+    "leaky ReLU": Variant(ours(lambda: convolutions(activation="leaky_relu"))),
     "sigmoid output": Variant(with_decoder(plain_decoder, output="sigmoid")),
     "linear output": Variant(with_decoder(plain_decoder, output="linear")),
     "twice the filters": Variant(ours(lambda: convolutions(base_filters=2 * FILTERS))),
@@ -493,7 +494,7 @@ VARIANTS = {
     # grids
     "factor 8, four codebooks": Variant(
         ours(
-            lambda: convolutions(downsampling=8, base_filters=FILTERS),
+            lambda: convolutions(downsampling=8, activation="leaky_relu"),
             lambda: ProductQuantizer(4, NUM_EMBEDDINGS, EMBEDDING_DIM),
             kind=SeveralCodebooks,
         )

@@ -19,6 +19,7 @@ import pytest
 from conftest import write_adni, write_image, write_oasis
 
 import dataset
+import decoding
 import devices
 import modules
 import predict
@@ -392,6 +393,23 @@ def test_a_file_that_cannot_be_saved_leaves_nothing_behind(tmp_path):
     assert path.read_bytes() == b"the last one"
 
 
+def test_half_a_picture_never_stands_under_its_name(tmp_path):
+    path = tmp_path / "samples.png"
+    path.write_bytes(b"the last one")
+    picture = PIL.Image.new("L", (8, 8))
+
+    def write(partial):
+        picture.save(partial)
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        decoding.write_whole(path, write)
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == b"the last one"
+    decoding.write_whole(path, picture.save)
+    assert PIL.Image.open(path).size == (8, 8)
+
+
 def test_every_test_slice_is_measured_on_any_number_of_devices(place, monkeypatch):
     _, data, slices = run_folder.reopen(place / "run")
     vqvae = run_folder.load_model(place / "run" / "vqvae.keras", modules.VQVAE)
@@ -516,14 +534,14 @@ def test_256_by_256(tmp_path):
         assert image.size == (256, 256)
 
 
-@pytest.mark.parametrize("preset", ["vqvae-2017", "three-conv"])
+@pytest.mark.parametrize("preset", ["1mm", "vqvae-2017", "three-conv"])
 def test_presets(tmp_path, preset):
     write_oasis(tmp_path / "adni", train=12)
     small = ["--base-filters", "4", "--vqvae-epochs", "1", "--stage", "vqvae"]
     arguments = ["--data-dir", tmp_path / "adni", "--run-dir", tmp_path / "run", "--cache-dir", tmp_path / "cache"]
     assert train.main([*map(str, arguments), "--preset", preset, *small]) == 0
     model = keras.saving.load_model(tmp_path / "run" / "vqvae.keras")
-    entries = {"vqvae-2017": (512, 64), "three-conv": (32, 128)}[preset]
+    entries = {"1mm": (512, 16), "vqvae-2017": (512, 64), "three-conv": (32, 128)}[preset]
     assert tuple(model.quantizer.codebook.shape) == entries
     convolutions = [layer for layer in model.encoder.layers if isinstance(layer, keras.layers.Conv2D)]
-    assert len(convolutions) == {"vqvae-2017": 7, "three-conv": 3}[preset]
+    assert len(convolutions) == {"1mm": 8, "vqvae-2017": 7, "three-conv": 3}[preset]

@@ -197,6 +197,7 @@ def test_output_is_cut_to_unit_range_and_only_led_back_into_it():
         {"image_size": 32, "downsampling": 3},
         {"image_size": 32, "loss": "mse"},
         {"image_size": 32, "num_residual_blocks": -1},
+        {"image_size": 32, "activation": "tanh"},
     ],
 )
 def test_vqvae_refuses_bad_arguments(arguments):
