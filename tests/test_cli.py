@@ -407,7 +407,8 @@ def test_half_a_picture_never_stands_under_its_name(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == b"the last one"
     decoding.write_whole(path, picture.save)
-    assert PIL.Image.open(path).size == (8, 8)
+    with PIL.Image.open(path) as written:
+        assert written.size == (8, 8)
 
 
 def test_every_test_slice_is_measured_on_any_number_of_devices(place, monkeypatch):

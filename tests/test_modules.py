@@ -148,7 +148,7 @@ def test_vqvae_shapes_and_round_trip(tmp_path, rng, downsampling):
     assert float(np.max(out["reconstruction"])) <= 1
     codes = model.encode(images)
     np.testing.assert_array_equal(codes, out["code_indices"])
-    np.testing.assert_allclose(model.decode(codes, batch_size=2), out["reconstruction"], atol=1e-5)
+    np.testing.assert_allclose(model.decode(codes, batch_size=2), out["reconstruction"], rtol=1e-4, atol=1e-5)
     model.save(tmp_path / "m.keras")
     again = keras.saving.load_model(tmp_path / "m.keras", safe_mode=True)
     np.testing.assert_array_equal(again(images)["reconstruction"], out["reconstruction"])
