@@ -187,6 +187,40 @@ def peers():
     return table([*head, *(f"{one:g} min" for one in budgets), "power kept above half of Nyquist"], rows)
 
 
+def peer_priors():
+    """This project's prior and MONAI's, on the same codes."""
+    rows = [
+        [
+            row["entry"],
+            f"{row['minutes']:g}",
+            f"{row['parameters']:,}",
+            with_interval(row["bits_per_image"], 0),
+            *(f"{row[f'seconds_per_sample_batch_{batch}']:.3f}" for batch in (1, 16)),
+        ]
+        for row in load("peers/priors.json")["rows"]
+    ]
+    head = ["prior beside its peer", "minutes", "parameters", "bits an image, test people", "seconds a sample, one"]
+    return table([*head, "in a batch of 16"], rows)
+
+
+def ablation():
+    """Variants of the VQ-VAE."""
+    rows = [
+        [
+            row["variant"],
+            f"{row['ssim_head']:.3f}",
+            f"{row['psnr_db']:.2f}",
+            f"{row['ssim']:.3f}",
+            f"{np.mean(row['power_ratio'][metrics.BANDS // 2 :]):.2f}",
+            f"{row['entropy_bits_per_pixel']:.3f}",
+            f"{row['examples_per_second']:.0f}",
+        ]
+        for row in load("ixi/ablation.json")["rows"]
+    ]
+    head = ["variant", "SSIM, head", "PSNR (dB)", "SSIM", "power kept above half of Nyquist", "bits per pixel, entropy"]
+    return table([*head, "images/s"], rows)
+
+
 def large():
     """Large made data sets: decoding, memory and speed."""
     rows = [
