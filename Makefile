@@ -62,6 +62,8 @@ endif
 peers: .venv/run runs/monai
 	@test -n "$(IXI)" || { echo "make peers: give IXI=folder of the BIDS data set" >&2; exit 1; }
 	$(BIN)/python benchmarks/peers.py --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 2
+	$(BIN)/python benchmarks/peers.py --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 10 \
+		--entry "this project" "Keras tutorial" "MONAI, matching" "MONAI, tutorial"
 	$(BIN)/python benchmarks/tables.py
 
 runs/monai: benchmarks/requirements-monai.txt
