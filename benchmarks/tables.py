@@ -187,22 +187,6 @@ def peers():
     return table([*head, *(f"{one:g} min" for one in budgets), "power kept above half of Nyquist"], rows)
 
 
-def peer_priors():
-    """This project's prior and MONAI's, on the same codes."""
-    rows = [
-        [
-            row["entry"],
-            f"{row['minutes']:g}",
-            f"{row['parameters']:,}",
-            with_interval(row["bits_per_image"], 0),
-            *(f"{row[f'seconds_per_sample_batch_{batch}']:.3f}" for batch in (1, 16)),
-        ]
-        for row in load("peers/priors.json")["rows"]
-    ]
-    head = ["prior beside its peer", "minutes", "parameters", "bits an image, test people", "seconds a sample, one"]
-    return table([*head, "in a batch of 16"], rows)
-
-
 def ablation():
     """Variants of the VQ-VAE."""
     rows = [
@@ -311,6 +295,7 @@ def rewrite(page):
         rates(),
         leak(),
         peers(),
+        ablation(),
         large(),
         training(),
     ]
