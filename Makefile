@@ -3,7 +3,7 @@
 # make lint      ruff, notebooks too
 # make notebook  runs notebooks/walkthrough.ipynb again, outputs kept
 # make results   makes results/demo again, and where IXI=folder is given results/ixi and results/ixi_sharp
-# make benchmarks   after make results: sampling times, the leak, killed runs, and with IXI=folder priors and rates
+# make benchmarks   after make results: sampling times, the leak, killed runs, and with IXI=folder priors, choices and rates
 # make peers     with IXI=folder: this project's VQ-VAE beside others (installs MONAI and torch into runs/monai)
 # make clean     removes the environment, the cache and the runs
 
@@ -55,6 +55,7 @@ ifdef IXI
 		"no dilation"
 	$(BIN)/python benchmarks/priors.py --run-dir runs/ixi --minutes 1.5 --output results/ixi/priors_position.json \
 		--variant default "no position embedding"
+	$(BIN)/python benchmarks/ablation.py --data-dir $(IXI) --minutes 1 --output results/ixi/ablation.json
 	$(BIN)/python benchmarks/rates.py --data-dir $(IXI) --output-dir results/rates --vqvae-epochs 4 --prior-epochs 1
 endif
 	$(BIN)/python benchmarks/tables.py
