@@ -516,7 +516,11 @@ class Batches(keras.utils.PyDataset):
         fetch: Function from an array of indices to what the model is fed.
         batch_size: Examples a batch; the last one may be smaller.
         seed: Seed of the shuffling, which `set_epoch` does; None keeps the order.
+
+    `first` may be set to leave out as many batches at the beginning of an epoch, which an earlier process has had.
     """
+
+    first = 0
 
     def __init__(self, number, fetch, batch_size, seed=None):
         super().__init__()
@@ -532,12 +536,13 @@ class Batches(keras.utils.PyDataset):
             self.order = np.random.default_rng([self.seed, epoch]).permutation(self.number)
 
     def __len__(self):
-        return math.ceil((self.number - self.number % devices.number()) / self.batch_size)
+        return math.ceil((self.number - self.number % devices.number()) / self.batch_size) - self.first
 
     def rows(self, index):
         """Indices of the examples of one batch. Several devices leave out what they cannot share evenly."""
         whole = self.order[: self.number - self.number % devices.number()]
-        return np.sort(whole[index * self.batch_size : (index + 1) * self.batch_size])
+        start = (self.first + index) * self.batch_size
+        return np.sort(whole[start : start + self.batch_size])
 
     def __getitem__(self, index):
         return (self.fetch(devices.share(self.rows(index))),)

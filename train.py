@@ -18,7 +18,9 @@ import contextlib
 import dataclasses
 import inspect
 import math
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -236,9 +238,12 @@ class Checkpoint(keras.callbacks.Callback):
     a resumption early stopping has forgotten what it waited for. Here the history alone says what was best, each file
     is renamed into place, and the state comes last: what it does not cover is computed again.
 
+    SIGINT and SIGTERM wait for the running step, and the middle of the epoch is kept; see `signals_wait`.
+
     Args:
         batches: The training batches, told which epoch it is.
-        run_dir, stage: Files are `<stage>.keras`, `<stage>_history.csv` and `<stage>_state.weights.h5`.
+        run_dir, stage: Files are `<stage>.keras`, `<stage>_history.csv`, `<stage>_state.weights.h5` and, after such a
+            signal, `<stage>_middle.npz`.
         monitor: Metric to be small on validation.
         patience: Epochs without a better one before the stage ends.
     """
@@ -249,6 +254,10 @@ class Checkpoint(keras.callbacks.Callback):
         self.best_path = run_dir / f"{stage}.keras"
         self.history_path = run_dir / f"{stage}_history.csv"
         self.state_path = run_dir / f"{stage}_state.weights.h5"
+        self.middle_path = run_dir / f"{stage}_middle.npz"
+        self.middle = None  # of the epoch in which an earlier process was stopped, until it goes on
+        self.unsaved = False  # whether a step has been made that no file knows of
+        self.stopped_by = None  # the signal that has come
         self.monitor = monitor
         self.patience = patience
         self.history = run_folder.read_history(self.history_path)
@@ -264,24 +273,82 @@ class Checkpoint(keras.callbacks.Callback):
     def finished(self, epochs):
         return self.best_path.exists() and (len(self.history) >= epochs or self._since_best() >= self.patience)
 
-    def restore(self, steps_per_epoch):
-        """Loads the state of an earlier process into the model, if there is one; returns how many epochs it saw."""
-        if not (self.state_path.exists() and self.best_path.exists()):  # without its best model a stage starts again
-            self.history = []
-            return 0
+    def restore(self):
+        """Loads the state of an earlier process into the model, if there is one.
+
+        Returns:
+            How many epochs it has seen, and how many batches of the next one.
+        """
+        in_first_epoch = self.middle_path.exists() and not self.history
+        if not (self.state_path.exists() and (self.best_path.exists() or in_first_epoch)):
+            self.history = []  # without its best model a stage starts again
+            return 0, 0
         try:
             self.model.load_weights(self.state_path)
         except Exception as error:  # h5py and Keras raise many kinds
             raise run_folder.RunError(
                 f"{self.state_path}: cannot be read ({type(error).__name__}); remove it to start the stage again"
             ) from error
-        epoch, rest = divmod(int(self.model.optimizer.iterations), steps_per_epoch)
-        if rest:
-            raise run_folder.RunError(
-                f"{self.state_path}: its epochs had not {steps_per_epoch} batches; give as many --devices as before"
-            )
+        epoch, batch = divmod(int(self.model.optimizer.iterations), len(self.batches))
+        if batch:
+            self._load_middle()
         self.history = self.history[:epoch]
-        return epoch
+        return epoch, batch
+
+    def _running(self):
+        """Variables of the model that a state lacks, and an epoch begins anew."""
+        generators = [variable for variable in self.model.variables if variable.name == "seed_generator_state"]
+        return [*generators, *self.model.metrics_variables]
+
+    def _save_middle(self):
+        """Keeps the middle of an epoch: first what the state lacks, which counts only beside that state."""
+        values = {str(i): keras.ops.convert_to_numpy(variable) for i, variable in enumerate(self._running())}
+        values |= {"batches": len(self.batches) + self.batches.first, "seconds": time.monotonic() - self.started}
+        values |= {"iterations": int(self.model.optimizer.iterations)}
+        run_folder.save(lambda partial: np.savez(partial, **values), self.middle_path)
+        run_folder.save(self.model.save_weights, self.state_path)
+
+    def _load_middle(self):
+        try:
+            with self.middle_path.open("rb") as stream, np.load(stream) as file:
+                middle = {name: file[name] for name in file}
+            found = [middle[str(i)].shape for i in range(len(self._running()))]
+            belongs = found == [tuple(variable.shape) for variable in self._running()]
+            belongs &= int(middle["iterations"]) == int(self.model.optimizer.iterations)
+            belongs &= int(middle["batches"]) == len(self.batches)
+        except Exception as error:  # zipfile and NumPy raise many kinds
+            raise run_folder.RunError(
+                f"{self.middle_path}: cannot be read ({type(error).__name__}); remove it and {self.state_path.name} to "
+                "start the stage again"
+            ) from error
+        if not belongs:
+            raise run_folder.RunError(
+                f"{self.state_path}: its epochs had not {len(self.batches)} batches; give as many --devices as before"
+            )
+        self.middle = middle
+
+    @contextlib.contextmanager
+    def signals_wait(self):
+        """Inside, SIGINT and SIGTERM end the process when the running step is done and kept; a second one at once.
+
+        An epoch of which all steps are done is validated first. Processes of a cluster do not get a signal in the same
+        step: they end at once, and go on from the last whole epoch.
+        """
+        if devices.in_cluster() or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number, frame):
+            if self.stopped_by or not self.unsaved:
+                raise KeyboardInterrupt(number)
+            self.stopped_by = number
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started = time.monotonic()
@@ -290,6 +357,19 @@ class Checkpoint(keras.callbacks.Callback):
         for variable in self.model.variables:
             if variable.name == "seed_generator_state":
                 variable.assign([int(variable[0]), epoch * 1_000_000])
+        if self.middle:
+            self.started -= float(self.middle["seconds"])
+            for i, variable in enumerate(self._running()):
+                variable.assign(self.middle[str(i)])
+            self.middle = None
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.unsaved = True
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.stopped_by and batch + 1 < len(self.batches):
+            self._save_middle()
+            raise KeyboardInterrupt(self.stopped_by)
 
     def on_test_end(self, logs=None):
         # Called inside the epoch's validation, while averaged weights are in the model.
@@ -308,6 +388,11 @@ class Checkpoint(keras.callbacks.Callback):
         if devices.is_first():
             decoding.write_text(self.history_path, "".join(",".join(line) + "\n" for line in lines))
         run_folder.save(self.model.save_weights, self.state_path)
+        if devices.is_first():
+            self.middle_path.unlink(missing_ok=True)
+        self.unsaved = False
+        if self.stopped_by:
+            raise KeyboardInterrupt(self.stopped_by)
         if self._since_best() >= self.patience:
             self.model.stop_training = True
 
@@ -363,25 +448,34 @@ def fit(stage, model, make_optimizer, batches, validation, monitor, training, ru
     model.compile(optimizer=optimizer)
     optimizer.build(model.trainable_variables)
     checkpoint.set_model(model)
-    epoch = checkpoint.restore(len(batches))
+    epoch, batch = checkpoint.restore()
     print(
         f"{stage}: {model.count_params():,} parameters, {training['epochs']} epochs"
-        + f", from epoch {epoch + 1}" * (epoch > 0)
+        + f", from epoch {epoch + 1}" * (epoch > 0 or batch > 0)
+        + f", batch {batch + 1}" * (batch > 0)
     )
     callbacks = [checkpoint]
     if keras.backend.backend() == "tensorflow":  # it writes TensorBoard's log
         callbacks.append(keras.callbacks.TensorBoard(run_dir / "tensorboard" / stage, write_graph=False))
     if optimizer.use_ema:
         callbacks.append(keras.callbacks.SwapEMAWeights())
-    model.fit(
-        batches,
-        validation_data=validation,
-        initial_epoch=epoch,
-        epochs=training["epochs"],
-        callbacks=callbacks,
-        shuffle=False,  # Batches does it; Keras would also shuffle the batches, from a state that it does not save
-        verbose=1 if sys.stdout.isatty() else 2,
-    )
+    parts = [(epoch, training["epochs"], 0)]
+    if batch:  # the rest of an epoch, and the others
+        parts = [(epoch, epoch + 1, batch), (epoch + 1, training["epochs"], 0)]
+    with checkpoint.signals_wait():
+        for begin, end, first in parts:
+            if checkpoint.finished(training["epochs"]):
+                break
+            batches.first = first
+            model.fit(
+                batches,
+                validation_data=validation,
+                initial_epoch=begin,
+                epochs=end,
+                callbacks=callbacks,
+                shuffle=False,  # Batches does it; Keras would also shuffle the batches, from a state it does not save
+                verbose=1 if sys.stdout.isatty() else 2,
+            )
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -597,7 +691,7 @@ def train(stage, run_dir, options):
 
 
 def main(argv=None):
-    return run_folder.exit_status(run, parse(argv), "stopped; the same command goes on from the last whole epoch")
+    return run_folder.exit_status(run, parse(argv), "stopped; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -104,34 +104,115 @@ def test_other_settings_are_refused_with_what_differs(place, capsys):
     assert error.count("\n") == 1
 
 
-def test_killed_three_times_and_stopped_equals_left_alone(place, capsys):
-    """SIGKILL in an epoch of either stage, and between two files of one moment; SIGTERM, as a scheduler sends it."""
+def test_killed_three_times_equals_left_alone(place, capsys):
+    """In an epoch of either stage, and between two files of one moment."""
     run = place / "killed"
 
     def rows(stage):
         path = run / f"{stage}_history.csv"
         return max(0, path.read_text().count("\n") - 1) if path.exists() else 0
 
-    def stop(when, pause, number):
-        """Starts training, waits for a moment and sends a signal; returns the exit status and the last line."""
+    def kill(when, pause):
+        """Starts training, waits for a moment and kills it; returns the exit status."""
         program = [sys.executable, "train.py", *command(place, "killed")]
         process = subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         while not when():
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.002)
         time.sleep(pause)
-        process.send_signal(number)
-        _, error = process.communicate()
-        return process.returncode, error.strip().rpartition("\n")[-1]
+        process.kill()
+        process.communicate()
+        return process.returncode
 
-    assert stop(lambda: rows("vqvae") == 1, 0.1, signal.SIGKILL)[0] == -signal.SIGKILL
-    assert stop(lambda: rows("vqvae") >= 2, 0, signal.SIGKILL)[0] == -signal.SIGKILL  # its state is not yet written
-    status, line = stop(lambda: rows("prior") >= 1, 0, signal.SIGTERM)
-    assert (status, line) == (143, "stopped; the same command goes on from the last whole epoch")
-    assert stop(lambda: rows("prior") >= 2, 0, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert kill(lambda: rows("vqvae") == 1, 0.1) == -signal.SIGKILL
+    assert kill(lambda: rows("vqvae") >= 2, 0) == -signal.SIGKILL  # its state is not yet written
+    assert kill(lambda: rows("prior") >= 2, 0) == -signal.SIGKILL
     capsys.readouterr()
     assert train.main(command(place, "killed")) == 0
     assert re.search("prior: .* from epoch [23]", capsys.readouterr().out)  # from a state, not from the beginning
+    assert kills.differences(run, place / "run") == []
+
+
+@pytest.fixture(scope="module")
+def sharpened(place):
+    """A run of all three stages, left alone."""
+    shutil.copytree(place / "run", place / "sharpened")
+    assert train.main(command(place, "sharpened", "--stage", "sharp")) == 0
+    return place / "sharpened"
+
+
+def test_stopped_in_the_middle_of_an_epoch_equals_left_alone(place, sharpened, monkeypatch, capsys):
+    """Ctrl-C and SIGTERM, in the first epoch and in later ones: the running step is kept."""
+    run = place / "stopped"
+    as_it_is, moments = train.Checkpoint.on_train_batch_begin, []
+
+    def with_signal(self, batch, logs=None):
+        as_it_is(self, batch, logs)
+        if moments and moments[0][0] == (len(self.history), batch):
+            signal.raise_signal(moments.pop(0)[1])
+
+    monkeypatch.setattr(train.Checkpoint, "on_train_batch_begin", with_signal)
+    moments_of = {
+        "vqvae": ((0, 0), signal.SIGINT),
+        "prior": ((1, 0), signal.SIGTERM),
+        "sharp": ((1, 0), signal.SIGTERM),
+    }
+    for stage, ((epoch, batch), number) in moments_of.items():
+        arguments = command(place, "stopped", "--stage", stage)
+        moments.append(((epoch, batch), number))
+        assert train.main(arguments) == 128 + number
+        assert capsys.readouterr().err.endswith("stopped; the same command goes on\n")
+        assert (run / f"{stage}_middle.npz").exists()
+        assert train.main(arguments) == 0
+        assert f"from epoch {epoch + 1}, batch {batch + 2}" in capsys.readouterr().out
+        assert history(run / f"{stage}_history.csv") == history(sharpened / f"{stage}_history.csv")
+        assert not (run / f"{stage}_middle.npz").exists()
+    assert kills.differences(run, sharpened) == []
+
+
+def test_a_signal_between_two_epochs_stops_at_once(place, monkeypatch, capsys):
+    as_it_is, times = train.MovedCodes.set_epoch, []
+
+    def with_signal(self, epoch):
+        times.append(epoch)
+        if len(times) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        as_it_is(self, epoch)
+
+    run = place / "between"
+    shutil.copytree(place / "run", run)
+    for name in ("prior.keras", "prior_history.csv", "prior_state.weights.h5"):
+        (run / name).unlink()
+    monkeypatch.setattr(train.MovedCodes, "set_epoch", with_signal)
+    assert train.main(command(place, "between")) == 143
+    assert times == [0, 1]
+    assert len(history(run / "prior_history.csv")) == 1
+    assert not (run / "prior_middle.npz").exists()
+    assert train.main(command(place, "between")) == 0
+    assert kills.differences(run, place / "run") == []
+
+
+def test_half_an_epoch_of_other_files_is_refused(place, monkeypatch, capsys):
+    run = place / "half"
+
+    def with_signal(self, batch, logs=None):
+        self.unsaved = True
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Checkpoint, "on_train_batch_begin", with_signal)
+        assert train.main(command(place, "half")) == 143
+    middle = (run / "vqvae_middle.npz").read_bytes()
+    capsys.readouterr()
+    (run / "vqvae_middle.npz").write_bytes(middle[: len(middle) // 2])
+    assert train.main(command(place, "half")) == 1
+    assert re.fullmatch("error: .*vqvae_middle.npz: cannot be read .*\n", capsys.readouterr().err)
+    (run / "vqvae_middle.npz").write_bytes(middle)
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset.Batches, "__len__", lambda self: 3)
+        assert train.main(command(place, "half")) == 1
+        assert "its epochs had not 3 batches" in capsys.readouterr().err
+    assert train.main(command(place, "half")) == 0
     assert kills.differences(run, place / "run") == []
 
 
