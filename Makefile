@@ -2,7 +2,7 @@
 # make test      environment, linter, all tests
 # make lint      ruff, notebooks too
 # make notebook  runs notebooks/walkthrough.ipynb again, outputs kept
-# make results   makes results/demo again, and where IXI=folder is given results/ixi and results/ixi_sharp
+# make results   makes results/demo and results/demo256 again, and where IXI=folder is given the three results/ixi*
 # make benchmarks   after make results: sampling times, the leak, killed runs, and with IXI=folder priors, choices and rates
 # make peers     with IXI=folder: this project's VQ-VAE beside others (installs MONAI and torch into runs/monai)
 # make clean     removes the environment, the cache and the runs
@@ -10,7 +10,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-IXI_RUN := --run-dir runs/ixi --vqvae-epochs 48 --prior-epochs 12
+EPOCHS := --vqvae-epochs 48 --prior-epochs 12
+IXI_RUN := --run-dir runs/ixi $(EPOCHS)
 
 .PHONY: demo test lint notebook results benchmarks peers clean
 
@@ -32,14 +33,18 @@ notebook: .venv/run
 results: demo
 	$(BIN)/python predict.py --run-dir runs/demo --num-samples 1000 --output-dir results/demo
 	$(BIN)/python benchmarks/ventricles.py --run-dir runs/demo --output-dir results/demo
+	$(BIN)/python train.py --run-dir runs/demo256 --image-size 256 --preset 1mm --vqvae-epochs 30 --prior-epochs 15
+	$(BIN)/python predict.py --run-dir runs/demo256 --num-samples 400 --output-dir results/demo256
 ifdef IXI
 	$(BIN)/python train.py --data-dir $(IXI) $(IXI_RUN)
 	$(BIN)/python predict.py --run-dir runs/ixi --num-samples 1000 --output-dir results/ixi
 	$(BIN)/python train.py --data-dir $(IXI) $(IXI_RUN) --stage sharp
 	$(BIN)/python predict.py --run-dir runs/ixi --num-samples 1000 --output-dir results/ixi_sharp --decoder sharp
+	$(BIN)/python train.py --data-dir $(IXI) --run-dir runs/ixi8 --downsampling 8 $(EPOCHS)
+	$(BIN)/python predict.py --run-dir runs/ixi8 --num-samples 1000 --output-dir results/ixi8
 endif
 	rm -r results/*/samples
-	rm -f results/demo/report.html results/ixi/report.html  # results/ixi_sharp/report.html is the one shown
+	find results -name report.html -not -path results/ixi_sharp/report.html -delete  # that one is shown
 	$(BIN)/python benchmarks/tables.py
 
 benchmarks: .venv/run
@@ -65,6 +70,10 @@ peers: .venv/run runs/monai
 	$(BIN)/python benchmarks/peers.py --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 2
 	$(BIN)/python benchmarks/peers.py --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 10 \
 		--entry "this project" "Keras tutorial" "MONAI, matching" "MONAI, tutorial"
+	$(BIN)/python benchmarks/peers.py --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 40 \
+		--entry "this project" "Keras tutorial" "MONAI, matching"
+	$(BIN)/python train.py --data-dir $(IXI) --run-dir runs/ixi12 --vqvae-epochs 12 --stage vqvae
+	$(BIN)/python benchmarks/peers.py --priors runs/ixi12 --output-dir results/peers --monai runs/monai/bin/python --minutes 5
 	$(BIN)/python benchmarks/tables.py
 
 runs/monai: benchmarks/requirements-monai.txt

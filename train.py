@@ -279,6 +279,7 @@ class Checkpoint(keras.callbacks.Callback):
         Returns:
             How many epochs it has seen, and how many batches of the next one.
         """
+        self.batches.first = 0
         in_first_epoch = self.middle_path.exists() and not self.history
         if not (self.state_path.exists() and (self.best_path.exists() or in_first_epoch)):
             self.history = []  # without its best model a stage starts again
@@ -303,7 +304,7 @@ class Checkpoint(keras.callbacks.Callback):
     def _save_middle(self):
         """Keeps the middle of an epoch: first what the state lacks, which counts only beside that state."""
         values = {str(i): keras.ops.convert_to_numpy(variable) for i, variable in enumerate(self._running())}
-        values |= {"batches": len(self.batches) + self.batches.first, "seconds": time.monotonic() - self.started}
+        values |= {"batches": self.batches.first + len(self.batches), "seconds": time.monotonic() - self.started}
         values |= {"iterations": int(self.model.optimizer.iterations)}
         run_folder.save(lambda partial: np.savez(partial, **values), self.middle_path)
         run_folder.save(self.model.save_weights, self.state_path)
@@ -448,34 +449,32 @@ def fit(stage, model, make_optimizer, batches, validation, monitor, training, ru
     model.compile(optimizer=optimizer)
     optimizer.build(model.trainable_variables)
     checkpoint.set_model(model)
-    epoch, batch = checkpoint.restore()
-    print(
-        f"{stage}: {model.count_params():,} parameters, {training['epochs']} epochs"
-        + f", from epoch {epoch + 1}" * (epoch > 0 or batch > 0)
-        + f", batch {batch + 1}" * (batch > 0)
-    )
+    print(f"{stage}: {model.count_params():,} parameters, {training['epochs']} epochs")
     callbacks = [checkpoint]
     if keras.backend.backend() == "tensorflow":  # it writes TensorBoard's log
         callbacks.append(keras.callbacks.TensorBoard(run_dir / "tensorboard" / stage, write_graph=False))
     if optimizer.use_ema:
         callbacks.append(keras.callbacks.SwapEMAWeights())
-    parts = [(epoch, training["epochs"], 0)]
-    if batch:  # the rest of an epoch, and the others
-        parts = [(epoch, epoch + 1, batch), (epoch + 1, training["epochs"], 0)]
+
+    def go_on():
+        """Fits what is left from the last state on: of an epoch that was stopped in its middle, or of all epochs."""
+        epoch, batches.first = checkpoint.restore()
+        if epoch or batches.first:
+            print(f"{stage}: from epoch {epoch + 1}" + f", batch {batches.first + 1}" * (batches.first > 0))
+        model.fit(
+            batches,
+            validation_data=validation,
+            initial_epoch=epoch,
+            epochs=epoch + 1 if batches.first else training["epochs"],
+            callbacks=callbacks,
+            shuffle=False,  # Batches does it; Keras would also shuffle the batches, from a state that it does not save
+            verbose=1 if sys.stdout.isatty() else 2,
+        )
+
     with checkpoint.signals_wait():
-        for begin, end, first in parts:
-            if checkpoint.finished(training["epochs"]):
-                break
-            batches.first = first
-            model.fit(
-                batches,
-                validation_data=validation,
-                initial_epoch=begin,
-                epochs=end,
-                callbacks=callbacks,
-                shuffle=False,  # Batches does it; Keras would also shuffle the batches, from a state it does not save
-                verbose=1 if sys.stdout.isatty() else 2,
-            )
+        go_on()
+        if batches.first and not checkpoint.finished(training["epochs"]):
+            go_on()  # from the file, since `fit` ends with averaged weights in the model
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNS = {
     "ixi": "IXI, 128×128, factor 4",
     "ixi_sharp": "IXI, sharp decoder",
+    "ixi8": "IXI, 128×128, factor 8",
     "demo": "demo, 128×128, factor 8",
+    "demo256": "demo, 256×256, factor 8",
 }
 
 
@@ -59,7 +61,7 @@ def results():
     bands = [m["reconstruction_power_ratio"] for m in runs]
     rows += [
         ["least and greatest share of power in eight bands", *(f"{min(b):.2f} / {max(b):.2f}" for b in bands)],
-        ["bits per pixel, at 8 bits a code", *(f"{m['codebook']['bits_per_pixel']:g}" for m in runs)],
+        ["bits per pixel, raw", *(f"{m['codebook']['bits_per_pixel']:.3g}" for m in runs)],
         ["bits per pixel, by the codes' entropy", *(f"{m['codebook']['entropy_bits_per_pixel']:.3f}" for m in runs)],
         ["bits per pixel, under the prior", *(f"{m['prior']['bits_per_pixel']:.4f}" for m in runs)],
         [
@@ -70,8 +72,8 @@ def results():
             ),
         ],
         [
-            "codes in use / perplexity, of 256",
-            *(f"{m['codebook']['codes_in_use']:.0%} / {m['codebook']['perplexity']:.0f}" for m in runs),
+            "codes / in use / perplexity",
+            *("{num_embeddings} / {codes_in_use:.0%} / {perplexity:.0f}".format(**m["codebook"]) for m in runs),
         ],
     ]
     return table(["on test people", *RUNS.values()], rows)
@@ -174,6 +176,7 @@ def peers():
                 f"{last['bits_per_pixel']:.3f} / {last['entropy_bits_per_pixel']:.3f}",
                 f"{last['codes_in_use']:.0%}",
                 f"{last['examples_per_second']:.1f}",
+                f"{last['peak_mib']:,.0f}",
                 *(
                     f"{same[one]['ssim_head']:.3f} / {same[one]['psnr_db']:.2f} / {same[one]['ssim']:.3f}"
                     if one in same
@@ -183,8 +186,27 @@ def peers():
                 f"{kept:.2f}",
             ]
         )
-    head = ["VQ-VAE", "parameters", "bits per pixel, raw / entropy", "codes in use", "images/s"]
+    head = ["VQ-VAE", "parameters", "bits per pixel, raw / entropy", "codes in use", "images/s", "peak MiB"]
     return table([*head, *(f"{one:g} min" for one in budgets), "power kept above half of Nyquist"], rows)
+
+
+def peers_priors():
+    """The default prior and MONAI's transformer on the same codes."""
+    rows = [
+        [
+            row["entry"],
+            f"{row['parameters']:,}",
+            f"{row['minutes']:g}",
+            f"{row['epochs']:.2f}",
+            f"{row['examples_per_second']:.1f}",
+            with_interval(row["bits_per_image"], 0),
+            f"{row['seconds_per_sample_batch_1']:.2f}",
+            f"{row['seconds_per_sample_batch_16']:.3f}",
+        ]
+        for row in load("peers/priors.json")["rows"]
+    ]
+    head = ["prior, test people", "parameters", "minutes", "epochs", "slices/s", "bits per image"]
+    return table([*head, "seconds a sample, alone", "in a batch of 16"], rows)
 
 
 def ablation():
@@ -289,12 +311,15 @@ def rewrite(page):
     made = [
         results(),
         baselines("ixi"),
+        baselines("ixi8"),
         baselines("demo"),
+        baselines("demo256"),
         sampling(),
         priors(),
         rates(),
         leak(),
         peers(),
+        peers_priors(),
         ablation(),
         large(),
         training(),

@@ -31,13 +31,15 @@ ROOT = Path(__file__).parent.parent
 SMALL = {
     "--vqvae-epochs": 3,
     "--prior-epochs": 3,
-    "--sharp-epochs": 2,
+    "--sharp-epochs": 4,
+    "--sharp-batch-size": 4,
     "--vqvae-batch-size": 8,
     "--base-filters": 4,
     "--num-embeddings": 16,
     "--embedding-dim": 4,
     "--prior-filters": 8,
     "--prior-num-blocks": 5,
+    "--prior-average-over": 0.5,
     "--precision": "float32",
 }
 EXECUTE = "os.execv(sys.argv[1], sys.argv[1:])"
@@ -129,16 +131,16 @@ def test_killed_three_times_equals_left_alone(place, capsys):
     assert kill(lambda: rows("prior") >= 2, 0) == -signal.SIGKILL
     capsys.readouterr()
     assert train.main(command(place, "killed")) == 0
-    assert re.search("prior: .* from epoch [23]", capsys.readouterr().out)  # from a state, not from the beginning
+    assert re.search("prior: from epoch [23]", capsys.readouterr().out)  # from a state, not from the beginning
     assert kills.differences(run, place / "run") == []
 
 
 @pytest.fixture(scope="module")
 def sharpened(place):
     """A run of all three stages, left alone."""
-    shutil.copytree(place / "run", place / "sharpened")
-    assert train.main(command(place, "sharpened", "--stage", "sharp")) == 0
-    return place / "sharpened"
+    shutil.copytree(place / "run", place / "alone")
+    assert train.main(command(place, "alone", "--stage", "sharp")) == 0
+    return place / "alone"
 
 
 def test_stopped_in_the_middle_of_an_epoch_equals_left_alone(place, sharpened, monkeypatch, capsys):
@@ -164,7 +166,7 @@ def test_stopped_in_the_middle_of_an_epoch_equals_left_alone(place, sharpened, m
         assert capsys.readouterr().err.endswith("stopped; the same command goes on\n")
         assert (run / f"{stage}_middle.npz").exists()
         assert train.main(arguments) == 0
-        assert f"from epoch {epoch + 1}, batch {batch + 2}" in capsys.readouterr().out
+        assert f"{stage}: from epoch {epoch + 1}, batch {batch + 2}" in capsys.readouterr().out
         assert history(run / f"{stage}_history.csv") == history(sharpened / f"{stage}_history.csv")
         assert not (run / f"{stage}_middle.npz").exists()
     assert kills.differences(run, sharpened) == []
@@ -363,7 +365,7 @@ def test_a_sharp_decoder_for_the_same_codes(place, tmp_path, capsys):
     sharpen = [*command(place, "sharpened"), "--stage", "sharp"]
     assert train.main([*sharpen, "--sharp-epochs", "3"]) == 0  # set when the phase begins, and not the run
     assert train.main(sharpen) == 1
-    assert "sharp_training.epochs was 3 and is now 2" in capsys.readouterr().err
+    assert "sharp_training.epochs was 3 and is now 4" in capsys.readouterr().err
     models = [run_folder.load_model(run / name, modules.VQVAE) for name in ("vqvae.keras", "sharp.keras")]
     assert models[0].fingerprint() == models[1].fingerprint()
     arguments[1] = str(run)
