@@ -20,6 +20,7 @@ import functools
 import os
 import shutil
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,6 +37,7 @@ FIRST_SLICE = 78  # number of the lowest one in the file names, as in ADNI
 HEIGHT, WIDTH, PIXEL_MM = 240, 256, 0.85
 COARSE_MM = 4  # grid of the velocity fields
 SQUARINGS = 6
+LEFT_AFTER_S = 3600  # age at which half a cohort is nobody's any more
 CREDIT = "synthetic people made from the ICBM 152 nonlinear 2009a templates (Fonov et al. 2011)"
 
 
@@ -156,6 +158,9 @@ def make_cohort(output_dir, num_people=NUM_PEOPLE, seed=0):
     if output_dir.exists():
         return
     partial = output_dir.with_name(f"{output_dir.name}.{os.getpid()}.partial")
+    for left in output_dir.parent.glob(f"{output_dir.name}.*.partial"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > LEFT_AFTER_S:
+            shutil.rmtree(left, ignore_errors=True)
     _template()
 
     def write(person):

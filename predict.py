@@ -345,6 +345,8 @@ def run(args):
     summary = metrics.summarise(per_slice, people)
     per_code = summary.pop("bits_per_code")
     codebook = metrics.codebook_metrics(test_codes, vqvae.quantizer.num_embeddings, vqvae.downsampling**2)
+    stages = ("vqvae", "prior", "sharp") if args.decoder == "sharp" else ("vqvae", "prior")
+    histories = {stage: run_folder.read_history(args.run_dir / f"{stage}_history.csv") for stage in stages}
     rates = codebook["bits_per_pixel"], per_code["mean"] / vqvae.downsampling**2
     result = {
         "data": config["data"]["title"],
@@ -362,6 +364,10 @@ def run(args):
             "bits_per_image": per_code["mean"] * bits[0].size,
             "bits_per_pixel": rates[1],
         },
+        "training": {
+            stage: {"epochs": len(rows), "seconds": sum(row["seconds"] for row in rows)}
+            for stage, rows in histories.items()
+        },
     }
     write_json(output_dir / "metrics.json", result)
     by_person = person_by_person(test, per_slice)
@@ -369,8 +375,6 @@ def run(args):
         output_dir / "people.csv", dataset.csv_text(list(by_person[0]), [list(one.values()) for one in by_person])
     )
     draw_pictures(output_dir, data, models, test, test_codes, per_slice, bits, footer)
-    stages = ("vqvae", "prior", "sharp") if args.decoder == "sharp" else ("vqvae", "prior")
-    histories = {stage: run_folder.read_history(args.run_dir / f"{stage}_history.csv") for stage in stages}
     figures.history(output_dir / "history.png", histories, footer)
 
     # New slices.

@@ -6,7 +6,7 @@
     codes.npz              the codes of every slice, in the order of splits.csv
     prior.keras            the best prior, by validation bits per code
     *_history.csv          one row an epoch
-    *_state.weights.h5     from which a stopped run goes on, with *_middle.npz where a signal stopped it within an epoch
+    *_state.weights.h5     from which a stopped run goes on
 
 `train.py` writes it, `predict.py` reads it.
 """

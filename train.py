@@ -24,6 +24,7 @@ import threading
 import time
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 
@@ -238,12 +239,11 @@ class Checkpoint(keras.callbacks.Callback):
     a resumption early stopping has forgotten what it waited for. Here the history alone says what was best, each file
     is renamed into place, and the state comes last: what it does not cover is computed again.
 
-    SIGINT and SIGTERM wait for the running step, and the middle of the epoch is kept; see `signals_wait`.
+    SIGINT and SIGTERM wait for the running step, and the state is that of the middle of an epoch; see `signals_wait`.
 
     Args:
         batches: The training batches, told which epoch it is.
-        run_dir, stage: Files are `<stage>.keras`, `<stage>_history.csv`, `<stage>_state.weights.h5` and, after such a
-            signal, `<stage>_middle.npz`.
+        run_dir, stage: Files are `<stage>.keras`, `<stage>_history.csv` and `<stage>_state.weights.h5`.
         monitor: Metric to be small on validation.
         patience: Epochs without a better one before the stage ends.
     """
@@ -254,7 +254,6 @@ class Checkpoint(keras.callbacks.Callback):
         self.best_path = run_dir / f"{stage}.keras"
         self.history_path = run_dir / f"{stage}_history.csv"
         self.state_path = run_dir / f"{stage}_state.weights.h5"
-        self.middle_path = run_dir / f"{stage}_middle.npz"
         self.middle = None  # of the epoch in which an earlier process was stopped, until it goes on
         self.unsaved = False  # whether a step has been made that no file knows of
         self.stopped_by = None  # the signal that has come
@@ -280,53 +279,55 @@ class Checkpoint(keras.callbacks.Callback):
             How many epochs it has seen, and how many batches of the next one.
         """
         self.batches.first = 0
-        in_first_epoch = self.middle_path.exists() and not self.history
-        if not (self.state_path.exists() and (self.best_path.exists() or in_first_epoch)):
-            self.history = []  # without its best model a stage starts again
+        if not self.state_path.exists():
+            self.history = []
             return 0, 0
         try:
+            self.middle = self._read_middle()
+            if not self.best_path.exists() and not (self.middle and self.middle["epoch"] == 0):
+                self.history, self.middle = [], None  # without its best model a stage starts again
+                return 0, 0
             self.model.load_weights(self.state_path)
         except Exception as error:  # h5py and Keras raise many kinds
             raise run_folder.RunError(
                 f"{self.state_path}: cannot be read ({type(error).__name__}); remove it to start the stage again"
             ) from error
         epoch, batch = divmod(int(self.model.optimizer.iterations), len(self.batches))
-        if batch:
-            self._load_middle()
-        self.history = self.history[:epoch]
-        return epoch, batch
-
-    def _running(self):
-        """Variables of the model that a state lacks, and an epoch begins anew."""
-        generators = [variable for variable in self.model.variables if variable.name == "seed_generator_state"]
-        return [*generators, *self.model.metrics_variables]
-
-    def _save_middle(self):
-        """Keeps the middle of an epoch: first what the state lacks, which counts only beside that state."""
-        values = {str(i): keras.ops.convert_to_numpy(variable) for i, variable in enumerate(self._running())}
-        values |= {"batches": self.batches.first + len(self.batches), "seconds": time.monotonic() - self.started}
-        values |= {"iterations": int(self.model.optimizer.iterations)}
-        run_folder.save(lambda partial: np.savez(partial, **values), self.middle_path)
-        run_folder.save(self.model.save_weights, self.state_path)
-
-    def _load_middle(self):
-        try:
-            with self.middle_path.open("rb") as stream, np.load(stream) as file:
-                middle = {name: file[name] for name in file}
-            found = [middle[str(i)].shape for i in range(len(self._running()))]
-            belongs = found == [tuple(variable.shape) for variable in self._running()]
-            belongs &= int(middle["iterations"]) == int(self.model.optimizer.iterations)
-            belongs &= int(middle["batches"]) == len(self.batches)
-        except Exception as error:  # zipfile and NumPy raise many kinds
-            raise run_folder.RunError(
-                f"{self.middle_path}: cannot be read ({type(error).__name__}); remove it and {self.state_path.name} to "
-                "start the stage again"
-            ) from error
+        belongs = self.middle["batches"] == len(self.batches) if self.middle else batch == 0
         if not belongs:
             raise run_folder.RunError(
                 f"{self.state_path}: its epochs had not {len(self.batches)} batches; give as many --devices as before"
             )
-        self.middle = middle
+        self.history = self.history[:epoch]
+        return epoch, batch
+
+    def _running(self):
+        """Variables of the model that Keras does not save, and an epoch begins anew."""
+        generators = [variable for variable in self.model.variables if variable.name == "seed_generator_state"]
+        return [*generators, *self.model.metrics_variables]
+
+    def _save_middle(self):
+        """Keeps the middle of an epoch: a state, and in the same file what a state lacks."""
+
+        def write(path):
+            self.model.save_weights(path)
+            with h5py.File(path, "a") as file:
+                group = file.create_group("middle")
+                group.attrs["epoch"] = self.epoch
+                group.attrs["batches"] = self.batches.first + len(self.batches)
+                group.attrs["seconds"] = time.monotonic() - self.started
+                for index, variable in enumerate(self._running()):
+                    group[str(index)] = keras.ops.convert_to_numpy(variable)
+
+        run_folder.save(write, self.state_path)
+
+    def _read_middle(self):
+        """What `_save_middle` has added to the state; None where it is that of a whole epoch."""
+        with h5py.File(self.state_path) as file:
+            if "middle" not in file:
+                return None
+            group = file["middle"]
+            return dict(group.attrs) | {"values": [group[str(index)][()] for index in range(len(group))]}
 
     @contextlib.contextmanager
     def signals_wait(self):
@@ -352,7 +353,7 @@ class Checkpoint(keras.callbacks.Callback):
                 signal.signal(number, handler)
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.started = time.monotonic()
+        self.epoch, self.started = epoch, time.monotonic()
         # Keras saves no state of random generators: here an epoch's order, dropout and restarts follow from its number.
         self.batches.set_epoch(epoch)
         for variable in self.model.variables:
@@ -360,8 +361,8 @@ class Checkpoint(keras.callbacks.Callback):
                 variable.assign([int(variable[0]), epoch * 1_000_000])
         if self.middle:
             self.started -= float(self.middle["seconds"])
-            for i, variable in enumerate(self._running()):
-                variable.assign(self.middle[str(i)])
+            for variable, value in zip(self._running(), self.middle["values"], strict=True):
+                variable.assign(value)
             self.middle = None
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -389,8 +390,6 @@ class Checkpoint(keras.callbacks.Callback):
         if devices.is_first():
             decoding.write_text(self.history_path, "".join(",".join(line) + "\n" for line in lines))
         run_folder.save(self.model.save_weights, self.state_path)
-        if devices.is_first():
-            self.middle_path.unlink(missing_ok=True)
         self.unsaved = False
         if self.stopped_by:
             raise KeyboardInterrupt(self.stopped_by)
@@ -474,6 +473,7 @@ def fit(stage, model, make_optimizer, batches, validation, monitor, training, ru
     with checkpoint.signals_wait():
         go_on()
         if batches.first and not checkpoint.finished(training["epochs"]):
+            devices.wait_for_all(f"{stage}: the rest of an epoch")
             go_on()  # from the file, since `fit` ends with averaged weights in the model
 
 

@@ -1,6 +1,6 @@
 """What each choice in the VQ-VAE is worth: the default beside variants of it, trained for the same seconds.
 
-    python benchmarks/ablation.py --data-dir ../shared/data/ixi --minutes 1.5 --output results/ixi/ablation.json
+    python benchmarks/ablation.py --data-dir ../shared/data/ixi --minutes 1 --output results/ixi/ablation.json
     python benchmarks/ablation.py --data-dir ../shared/data/ixi --minutes 5 --output a.json --variant default cosine
 
 All rows are trained in this process on the same people, ten seconds at a time in turn, so that a slow moment of the
@@ -408,7 +408,7 @@ class Variant:
 
 
 def averaged(learning_rate):
-    """The optimiser of train.py; the weights that are kept are an average over about 20 steps, a twentieth of all."""
+    """The optimiser of train.py; the weights that are kept are an average over about 20 steps."""
     options = {"use_ema": True, "ema_momentum": 1 - 1 / 20}
     return keras.optimizers.AdamW.from_config(train.vqvae_optimizer(learning_rate).get_config() | options)
 
@@ -466,7 +466,7 @@ VARIANTS = {
     "learning rate 1.5e-3": Variant(ours(), learning_rate=1.5e-3),
     "learning rate 6e-3": Variant(ours(), learning_rate=6e-3),
     "constant learning rate 1e-3": Variant(ours(), learning_rate=1e-3, scheduled=False),
-    "averaged weights": Variant(ours(), averaged),
+    "weights averaged over 20 steps": Variant(ours(), averaged),
     "batches of 2": Variant(ours(), batch_size=2),
     "batches of 8": Variant(ours(), batch_size=8),
     "batches of 16": Variant(ours(), batch_size=16),

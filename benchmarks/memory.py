@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py --output results/sampling_memory.json
 
-32 x 32 codes, 10 layers of 96 features, as in benchmarks/sampling.py. `before_mb` is what the process holds with the
-model built and nothing drawn, `peak_mb` the most it ever held.
+32 x 32 codes, 10 layers of 96 features, as in benchmarks/sampling.py. `before_mib` is the most that the process has
+held with the model built and nothing drawn, `peak_mib` the most it ever held.
 """
 
 import os
@@ -12,7 +12,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import argparse
 import multiprocessing
-import resource
 import sys
 from pathlib import Path
 
@@ -23,23 +22,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import modules
 import run_folder
 import sampling
-from benchmarks import report
+from benchmarks import report, worker
 
 GRID = 32
-
-
-def resident_mb():
-    """Most memory that this process ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB
 
 
 def measure(batch):
     """One row: draws so many samples at once."""
     prior = modules.PixelCNN(256, 64, GRID, filters=96, num_blocks=10)
-    before = resident_mb()
+    before = worker.peak_mib()
     draws = sampling.PixelCNNSampler(prior).sample(np.zeros(batch, int), np.full(batch, 0.5), 0, batch_size=batch)
     next(draws)
-    return {"grid": GRID, "batch": batch, "before_mb": round(before), "peak_mb": round(resident_mb())}
+    return {"grid": GRID, "batch": batch, "before_mib": round(before), "peak_mib": round(worker.peak_mib())}
 
 
 def run(args):
@@ -50,7 +44,7 @@ def run(args):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows.append(pool.apply(measure, (batch,)))
         report.write(args.output, rows)
-        print("batch {batch}: {peak_mb} MB, {before_mb} MB before".format(**rows[-1]), flush=True)
+        print("batch {batch}: {peak_mib} MiB, {before_mib} MiB before".format(**rows[-1]), flush=True)
 
 
 def main(argv=None):

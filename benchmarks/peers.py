@@ -2,7 +2,7 @@
 
     python -m venv runs/monai && runs/monai/bin/pip install -r benchmarks/requirements-monai.txt
     python benchmarks/peers.py --data-dir ../shared/data/ixi --output-dir results/peers --monai runs/monai/bin/python
-    python benchmarks/peers.py --priors runs/ixi --output-dir results/peers --monai runs/monai/bin/python --minutes 5
+    python benchmarks/peers.py --priors runs/ixi12 --output-dir results/peers --monai runs/monai/bin/python --minutes 5
 
 Every contestant is a process of its own. One trains at a time, ten seconds in turn, so that a slow moment of the
 machine meets all alike; its clock runs only while it trains, and starts when everything is compiled. At each budget the
@@ -389,7 +389,6 @@ def parse(argv):
     add("--minutes", type=float, nargs="+", default=[2, 10, 40], help="budgets (default: 2 10 40)")
     add("--entry", nargs="+", choices=[*KERAS, *MONAI], help="(default: all); rows of others that are there are kept")
     add("--monai", type=Path, help="the Python of an environment with MONAI; without it, MONAI is left out")
-    add("--worker", nargs=3, help=argparse.SUPPRESS)  # how this program starts itself for a contestant
     return parser.parse_args(argv)
 
 
@@ -406,7 +405,7 @@ def run(args):
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["--worker"]:
+    if argv[:1] == ["--worker"]:  # how this program starts itself for a contestant
         _, name, folder, seconds = argv
         if name == "prior":
             worker.serve(lambda: KerasPrior(Path(folder), float(seconds)))

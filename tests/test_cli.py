@@ -164,11 +164,9 @@ def test_stopped_in_the_middle_of_an_epoch_equals_left_alone(place, sharpened, m
         moments.append(((epoch, batch), number))
         assert train.main(arguments) == 128 + number
         assert capsys.readouterr().err.endswith("stopped; the same command goes on\n")
-        assert (run / f"{stage}_middle.npz").exists()
         assert train.main(arguments) == 0
         assert f"{stage}: from epoch {epoch + 1}, batch {batch + 2}" in capsys.readouterr().out
         assert history(run / f"{stage}_history.csv") == history(sharpened / f"{stage}_history.csv")
-        assert not (run / f"{stage}_middle.npz").exists()
     assert kills.differences(run, sharpened) == []
 
 
@@ -189,32 +187,38 @@ def test_a_signal_between_two_epochs_stops_at_once(place, monkeypatch, capsys):
     assert train.main(command(place, "between")) == 143
     assert times == [0, 1]
     assert len(history(run / "prior_history.csv")) == 1
-    assert not (run / "prior_middle.npz").exists()
     assert train.main(command(place, "between")) == 0
     assert kills.differences(run, place / "run") == []
 
 
-def test_half_an_epoch_of_other_files_is_refused(place, monkeypatch, capsys):
-    run = place / "half"
+def test_a_stopped_epoch_whose_state_cannot_be_written_goes_on_from_the_one_before(place, monkeypatch, capsys):
+    run, as_it_is, times = place / "half", run_folder.save, []
 
     def with_signal(self, batch, logs=None):
         self.unsaved = True
         signal.raise_signal(signal.SIGTERM)
 
+    def save(write, path):
+        times.append(path.name)
+        if len(times) == 2:
+            raise OSError(28, "No space left on device", str(path))
+        as_it_is(write, path)
+
     with monkeypatch.context() as patch:
         patch.setattr(train.Checkpoint, "on_train_batch_begin", with_signal)
+        patch.setattr(run_folder, "save", save)
         assert train.main(command(place, "half")) == 143
-    middle = (run / "vqvae_middle.npz").read_bytes()
-    capsys.readouterr()
-    (run / "vqvae_middle.npz").write_bytes(middle[: len(middle) // 2])
-    assert train.main(command(place, "half")) == 1
-    assert re.fullmatch("error: .*vqvae_middle.npz: cannot be read .*\n", capsys.readouterr().err)
-    (run / "vqvae_middle.npz").write_bytes(middle)
+        before = (run / "vqvae_state.weights.h5").read_bytes()
+        assert train.main(command(place, "half")) == 1
+        assert "vqvae_state.weights.h5: No space left on device" in capsys.readouterr().err
+    assert times == 2 * ["vqvae_state.weights.h5"]
+    assert (run / "vqvae_state.weights.h5").read_bytes() == before
     with monkeypatch.context() as patch:
         patch.setattr(dataset.Batches, "__len__", lambda self: 3)
         assert train.main(command(place, "half")) == 1
         assert "its epochs had not 3 batches" in capsys.readouterr().err
     assert train.main(command(place, "half")) == 0
+    assert "vqvae: from epoch 1, batch 2\n" in capsys.readouterr().out
     assert kills.differences(run, place / "run") == []
 
 
