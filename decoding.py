@@ -385,11 +385,9 @@ def build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, ski
             journal_path.unlink(missing_ok=True)
             raise
         journal_path.unlink(missing_ok=True)
-    seconds = time.monotonic() - started
+    number, seconds = len(slices) - first, time.monotonic() - started
     goes_on = f" after {first} of an earlier call" * (first > 0)
-    print(
-        f"decoded {len(slices) - first} slices{goes_on} in {seconds:.1f} s, {(len(slices) - first) / max(seconds, 1e-3):,.0f} a second"
-    )
+    print(f"decoded {number} slices{goes_on} in {seconds:.1f} s, {number / max(seconds, 1e-3):,.0f} a second")
 
 
 def _open_journal(path):
