@@ -477,8 +477,12 @@ class VQVAE(keras.Model):
         reconstruction = self.decoder(straight_through, training=training)
         return {"reconstruction": reconstruction, "z_e": z_e, "z_q": z_q, "code_indices": code_indices}
 
+    def distance(self, images, reconstructions):
+        """The reconstruction term, a scalar."""
+        return reconstruction_loss(images, reconstructions, self.loss_kind, self.ssim_weight)
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        reconstruction = reconstruction_loss(x, y_pred["reconstruction"], self.loss_kind, self.ssim_weight)
+        reconstruction = self.distance(x, y_pred["reconstruction"])
         z_e, z_q = y_pred["z_e"], y_pred["z_q"]
         commitment = ops.mean(ops.square(z_e - ops.stop_gradient(z_q)))
         loss = reconstruction + self.commitment_cost * commitment

@@ -89,18 +89,12 @@ class Assembled(modules.VQVAE):
         self.usage_tracker = modules.CodebookUsage(quantizer.num_embeddings)
         self.build((None, *encoder.input_shape[1:]))
 
+    def distance(self, images, reconstructions):
+        return self.loss_function(images, reconstructions)
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        reconstruction = self.loss_function(x, y_pred["reconstruction"])
-        z_e, z_q = y_pred["z_e"], y_pred["z_q"]
-        commitment = ops.mean(ops.square(z_e - ops.stop_gradient(z_q)))
-        loss = reconstruction + self.commitment_cost * commitment
-        if self.quantizer.update == "gradient":
-            loss = loss + ops.mean(ops.square(ops.stop_gradient(z_e) - z_q))
-        if self.regulariser is not None:
-            loss = loss + self.regulariser(self, y_pred)
-        self.reconstruction_tracker.update_state(reconstruction)
-        self.commitment_tracker.update_state(commitment)
-        return loss
+        loss = super().compute_loss(x, y, y_pred)
+        return loss if self.regulariser is None else loss + self.regulariser(self, y_pred)
 
     def initialise(self, images):
         """Starts the codebook from the encoder's outputs for these images."""
