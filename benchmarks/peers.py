@@ -358,7 +358,8 @@ def draw(path, rows, footer):
         axis.set_xticks(minutes, [f"{one:g}" for one in minutes], minor=False)
         axis.set_xticks([], minor=True)
         axis.grid(alpha=0.3)
-    axes[-1].legend(frameon=False, fontsize=7)
+    axes[-1].set_ylim(-0.03, 1.03)  # above 1 is noise, of a network that has hardly begun
+    axes[0].legend(frameon=False, fontsize=7)
     figures.finish(figure, path, f"test people\n{footer}")
 
 

@@ -168,7 +168,6 @@ def peers():
     for name in dict.fromkeys(row["entry"] for row in found):
         same = {row["minutes"]: row for row in found if row["entry"] == name}
         last = same[max(same)]
-        kept = np.mean(last["power_ratio"][metrics.BANDS // 2 :])
         rows.append(
             [
                 name,
@@ -178,16 +177,21 @@ def peers():
                 f"{last['examples_per_second']:.1f}",
                 f"{last['peak_mib']:,.0f}",
                 *(
-                    f"{same[one]['ssim_head']:.3f} / {same[one]['psnr_db']:.2f} / {same[one]['ssim']:.3f}"
+                    "{ssim_head:.3f} / {psnr_db:.2f} / {ssim:.3f}".format(**same[one])
+                    + f" / {power_above_half(same[one]):.2f}"
                     if one in same
                     else ""
                     for one in budgets
                 ),
-                f"{kept:.2f}",
             ]
         )
     head = ["VQ-VAE", "parameters", "bits per pixel, raw / entropy", "codes in use", "images/s", "peak MiB"]
-    return table([*head, *(f"{one:g} min" for one in budgets), "power kept above half of Nyquist"], rows)
+    return table([*head, *(f"{one:g} min" for one in budgets)], rows)
+
+
+def power_above_half(row):
+    """Mean share of power that is kept in the bands above half of Nyquist."""
+    return np.mean(row["power_ratio"][metrics.BANDS // 2 :])
 
 
 def peers_priors():
@@ -217,7 +221,7 @@ def ablation():
             f"{row['ssim_head']:.3f}",
             f"{row['psnr_db']:.2f}",
             f"{row['ssim']:.3f}",
-            f"{np.mean(row['power_ratio'][metrics.BANDS // 2 :]):.2f}",
+            f"{power_above_half(row):.2f}",
             f"{row['entropy_bits_per_pixel']:.3f}",
             f"{row['examples_per_second']:.0f}",
         ]
