@@ -72,8 +72,8 @@ peers: .venv/run runs/monai
 		--entry "this project" "Keras tutorial" "MONAI, matching" "MONAI, tutorial"
 	$(BIN)/python benchmarks/peers.py --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 40 \
 		--entry "this project" "Keras tutorial" "MONAI, matching"
-	$(BIN)/python train.py --data-dir $(IXI) --run-dir runs/ixi12 --vqvae-epochs 12 --stage vqvae
-	$(BIN)/python benchmarks/peers.py --priors runs/ixi12 --output-dir results/peers --monai runs/monai/bin/python --minutes 5
+	$(BIN)/python train.py --data-dir $(IXI) --run-dir runs/ixi4 --vqvae-epochs 4 --stage vqvae
+	$(BIN)/python benchmarks/peers.py --priors runs/ixi4 --output-dir results/peers --monai runs/monai/bin/python --minutes 5
 	$(BIN)/python benchmarks/tables.py
 
 runs/monai: benchmarks/requirements-monai.txt

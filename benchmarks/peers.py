@@ -2,7 +2,7 @@
 
     python -m venv runs/monai && runs/monai/bin/pip install -r benchmarks/requirements-monai.txt
     python benchmarks/peers.py --data-dir ../shared/data/ixi --output-dir results/peers --monai runs/monai/bin/python
-    python benchmarks/peers.py --priors runs/ixi12 --output-dir results/peers --monai runs/monai/bin/python --minutes 5
+    python benchmarks/peers.py --priors runs/ixi4 --output-dir results/peers --monai runs/monai/bin/python --minutes 5
 
 Every contestant is a process of its own. One trains at a time, ten seconds in turn, so that a slow moment of the
 machine meets all alike; its clock runs only while it trains, and starts when everything is compiled. At each budget the
