@@ -204,8 +204,8 @@ def peers_priors():
             f"{row['epochs']:.2f}",
             f"{row['examples_per_second']:.1f}",
             with_interval(row["bits_per_image"], 0),
-            f"{row['seconds_per_sample_batch_1']:.2f}",
-            f"{row['seconds_per_sample_batch_16']:.3f}",
+            f"{row['seconds_per_sample_batch_1']:.3g}",
+            f"{row['seconds_per_sample_batch_16']:.3g}",
         ]
         for row in load("peers/priors.json")["rows"]
     ]
