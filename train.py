@@ -459,7 +459,8 @@ def fit(stage, model, make_optimizer, batches, validation, monitor, training, ru
         """Fits what is left from the last state on: of an epoch that was stopped in its middle, or of all epochs."""
         epoch, batches.first = checkpoint.restore()
         if epoch or batches.first:
-            print(f"{stage}: from epoch {epoch + 1}" + f", batch {batches.first + 1}" * (batches.first > 0))
+            first_the_rest = f", batch {batches.first + 1}; first the rest of that epoch" * (batches.first > 0)
+            print(f"{stage}: from epoch {epoch + 1}{first_the_rest}")
         model.fit(
             batches,
             validation_data=validation,

@@ -218,7 +218,7 @@ def test_a_stopped_epoch_whose_state_cannot_be_written_goes_on_from_the_one_befo
         assert train.main(command(place, "half")) == 1
         assert "its epochs had not 3 batches" in capsys.readouterr().err
     assert train.main(command(place, "half")) == 0
-    assert "vqvae: from epoch 1, batch 2\n" in capsys.readouterr().out
+    assert "vqvae: from epoch 1, batch 2; " in capsys.readouterr().out
     assert kills.differences(run, place / "run") == []
 
 
