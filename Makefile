@@ -43,8 +43,7 @@ ifdef IXI
 	$(BIN)/python train.py --data-dir $(IXI) --run-dir runs/ixi8 --downsampling 8 $(EPOCHS)
 	$(BIN)/python predict.py --run-dir runs/ixi8 --num-samples 1000 --output-dir results/ixi8
 endif
-	rm -r results/*/samples
-	find results -name report.html -not -path results/ixi_sharp/report.html -delete  # that one is shown
+	rm -r results/*/samples results/*/report.html  # whose pictures and figures lie beside
 	$(BIN)/python benchmarks/tables.py
 
 benchmarks: .venv/run

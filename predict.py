@@ -365,7 +365,11 @@ def run(args):
             "bits_per_pixel": rates[1],
         },
         "training": {
-            stage: {"epochs": len(rows), "seconds": sum(row["seconds"] for row in rows)}
+            stage: {
+                "epochs": len(rows),
+                "seconds": sum(row["seconds"] for row in rows),
+                "fastest_epoch_seconds": min(row["seconds"] for row in rows),
+            }
             for stage, rows in histories.items()
         },
     }

@@ -301,10 +301,13 @@ class Checkpoint(keras.callbacks.Callback):
         self.history = self.history[:epoch]
         return epoch, batch
 
+    def _generators(self):
+        """States of the model's random generators, which Keras does not save."""
+        return [variable for variable in self.model.variables if variable.name == "seed_generator_state"]
+
     def _running(self):
-        """Variables of the model that Keras does not save, and an epoch begins anew."""
-        generators = [variable for variable in self.model.variables if variable.name == "seed_generator_state"]
-        return [*generators, *self.model.metrics_variables]
+        """What an epoch begins anew: states of generators, and sums of metrics."""
+        return [*self._generators(), *self.model.metrics_variables]
 
     def _save_middle(self):
         """Keeps the middle of an epoch: a state, and in the same file what a state lacks."""
@@ -354,11 +357,10 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch, self.started = epoch, time.monotonic()
-        # Keras saves no state of random generators: here an epoch's order, dropout and restarts follow from its number.
+        # An epoch's order, dropout and restarts follow from its number.
         self.batches.set_epoch(epoch)
-        for variable in self.model.variables:
-            if variable.name == "seed_generator_state":
-                variable.assign([int(variable[0]), epoch * 1_000_000])
+        for variable in self._generators():
+            variable.assign([int(variable[0]), epoch * 1_000_000])
         if self.middle:
             self.started -= float(self.middle["seconds"])
             for variable, value in zip(self._running(), self.middle["values"], strict=True):

@@ -1,5 +1,7 @@
 """The demo cohort: the same each time, a brain, and a label that means something."""
 
+import os
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -44,6 +46,10 @@ def test_ad_people_have_larger_ventricles(people):
 
 def test_cohort_is_written_as_adni_is_and_only_once(tmp_path):
     folder = tmp_path / "cohort"
+    for number, age_s in ((1, 2 * phantom.LEFT_AFTER_S), (2, 0)):  # of a process that was killed, and of one at work
+        left = tmp_path / f"cohort.{number}.partial"
+        (left / "AD_NC").mkdir(parents=True)
+        os.utime(left, 2 * [left.stat().st_mtime - age_s])
     phantom.make_cohort(folder, num_people=10)
     layout, sources = dataset.find(folder)
     assert layout == "adni"
@@ -52,5 +58,5 @@ def test_cohort_is_written_as_adni_is_and_only_once(tmp_path):
     assert sum(source.split == "test" for source in sources) == 2 * 20
     with PIL.Image.open(sources[0].path) as image:
         assert (image.mode, image.size) == ("L", (256, 240))
-    assert [path.name for path in tmp_path.iterdir()] == ["cohort"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cohort", "cohort.2.partial"]
     assert phantom.main([str(folder)]) == 1
