@@ -368,7 +368,7 @@ def run(args):
             stage: {
                 "epochs": len(rows),
                 "seconds": sum(row["seconds"] for row in rows),
-                "fastest_epoch_seconds": min(row["seconds"] for row in rows),
+                "fastest_epoch_seconds": min((row["seconds"] for row in rows), default=None),
             }
             for stage, rows in histories.items()
         },
