@@ -6,7 +6,8 @@ in place of 64, of which two minutes would see a handful; "matching" has the siz
 and start of this project as far as MONAI's class lets it (its residual blocks stand at the finer grid, too, and have
 3 x 3 convolutions alone; it has no restarts). The transformer is that of GenerativeModels' 2d_vqvae_transformer
 tutorial at commit 0477a225 (12 layers of 64, 8 heads, Adam at 1e-3, batches of 8), with a token of its own for the
-beginning. All compute in bfloat16 where the processor has it, which the tutorials do not and which is faster.
+beginning and torch's fused attention, the same function three times as fast. All compute in bfloat16 where the
+processor has it, which the tutorials do not and which is faster.
 """
 
 import math
@@ -158,7 +159,7 @@ class MonaiTransformer(Contestant):
         self.num_embeddings = int(codes["num_embeddings"])
         self.examples, self.test = (codes[name].reshape(len(codes[name]), -1) for name in ("train", "test"))
         self.length = self.examples.shape[1]
-        self.model = DecoderOnlyTransformer(self.num_embeddings + 1, self.length, 64, 12, 8)
+        self.model = DecoderOnlyTransformer(self.num_embeddings + 1, self.length, 64, 12, 8, use_flash_attention=True)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
         self.prepare()
 
