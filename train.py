@@ -17,19 +17,14 @@ import argparse
 import contextlib
 import dataclasses
 import inspect
-import math
-import signal
 import sys
-import threading
-import time
 from pathlib import Path
 
-import h5py
 import keras
 import numpy as np
 
+import checkpointing
 import dataset
-import decoding
 import devices
 import modules
 import run_folder
@@ -232,173 +227,6 @@ def set_precision(precision):
 # ----------------------------------------------------------------------------------------------------------------
 
 
-class Checkpoint(keras.callbacks.Callback):
-    """Keeps the best weights, the whole state and the history of a stage, and stops it early.
-
-    Keras has a callback for each of these; a process killed between two of them leaves files that disagree, and after
-    a resumption early stopping has forgotten what it waited for. Here the history alone says what was best, each file
-    is renamed into place, and the state comes last: what it does not cover is computed again.
-
-    SIGINT and SIGTERM wait for the running step, and the state is that of the middle of an epoch; see `signals_wait`.
-
-    Args:
-        batches: The training batches, told which epoch it is.
-        run_dir, stage: Files are `<stage>.keras`, `<stage>_history.csv` and `<stage>_state.weights.h5`.
-        monitor: Metric to be small on validation.
-        patience: Epochs without a better one before the stage ends.
-    """
-
-    def __init__(self, batches, run_dir, stage, monitor, patience):
-        super().__init__()
-        self.batches = batches
-        self.best_path = run_dir / f"{stage}.keras"
-        self.history_path = run_dir / f"{stage}_history.csv"
-        self.state_path = run_dir / f"{stage}_state.weights.h5"
-        self.middle = None  # of the epoch in which an earlier process was stopped, until it goes on
-        self.unsaved = False  # whether a step has been made that no file knows of
-        self.stopped_by = None  # the signal that has come
-        self.monitor = monitor
-        self.patience = patience
-        self.history = run_folder.read_history(self.history_path)
-
-    def _since_best(self):
-        """Epochs since the best one; 0 if that was the last."""
-        try:
-            values = [row[f"val_{self.monitor}"] for row in self.history]
-        except KeyError as error:
-            raise run_folder.RunError(f"{self.history_path}: damaged (no column {error}); remove it") from error
-        return len(values) - 1 - int(np.argmin(values)) if values else 0
-
-    def finished(self, epochs):
-        return self.best_path.exists() and (len(self.history) >= epochs or self._since_best() >= self.patience)
-
-    def restore(self):
-        """Loads the state of an earlier process into the model, if there is one.
-
-        Returns:
-            How many epochs it has seen, and how many batches of the next one.
-        """
-        self.batches.first = 0
-        if not self.state_path.exists():
-            self.history = []
-            return 0, 0
-        try:
-            self.middle = self._read_middle()
-            if not self.best_path.exists() and not (self.middle and self.middle["epoch"] == 0):
-                self.history, self.middle = [], None  # without its best model a stage starts again
-                return 0, 0
-            self.model.load_weights(self.state_path)
-        except Exception as error:  # h5py and Keras raise many kinds
-            raise run_folder.RunError(
-                f"{self.state_path}: cannot be read ({type(error).__name__}); remove it to start the stage again"
-            ) from error
-        epoch, batch = divmod(int(self.model.optimizer.iterations), len(self.batches))
-        belongs = self.middle["batches"] == len(self.batches) if self.middle else batch == 0
-        if not belongs:
-            raise run_folder.RunError(
-                f"{self.state_path}: its epochs had not {len(self.batches)} batches; give as many --devices as before"
-            )
-        self.history = self.history[:epoch]
-        return epoch, batch
-
-    def _generators(self):
-        """States of the model's random generators, which Keras does not save."""
-        return [variable for variable in self.model.variables if variable.name == "seed_generator_state"]
-
-    def _running(self):
-        """What an epoch begins anew: states of generators, and sums of metrics."""
-        return [*self._generators(), *self.model.metrics_variables]
-
-    def _save_middle(self):
-        """Keeps the middle of an epoch: a state, and in the same file what a state lacks."""
-
-        def write(path):
-            self.model.save_weights(path)
-            with h5py.File(path, "a") as file:
-                group = file.create_group("middle")
-                group.attrs["epoch"] = self.epoch
-                group.attrs["batches"] = self.batches.first + len(self.batches)
-                group.attrs["seconds"] = time.monotonic() - self.started
-                for index, variable in enumerate(self._running()):
-                    group[str(index)] = keras.ops.convert_to_numpy(variable)
-
-        run_folder.save(write, self.state_path)
-
-    def _read_middle(self):
-        """What `_save_middle` has added to the state; None where it is that of a whole epoch."""
-        with h5py.File(self.state_path) as file:
-            if "middle" not in file:
-                return None
-            group = file["middle"]
-            return dict(group.attrs) | {"values": [group[str(index)][()] for index in range(len(group))]}
-
-    @contextlib.contextmanager
-    def signals_wait(self):
-        """Inside, SIGINT and SIGTERM end the process when the running step is done and kept; a second one at once.
-
-        An epoch of which all steps are done is validated first. Processes of a cluster do not get a signal in the same
-        step: they end at once, and go on from the last whole epoch.
-        """
-        if devices.in_cluster() or threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number, frame):
-            if self.stopped_by or not self.unsaved:
-                raise KeyboardInterrupt(number)
-            self.stopped_by = number
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch, self.started = epoch, time.monotonic()
-        # An epoch's order, dropout and restarts follow from its number.
-        self.batches.set_epoch(epoch)
-        for variable in self._generators():
-            variable.assign([int(variable[0]), epoch * 1_000_000])
-        if self.middle:
-            self.started -= float(self.middle["seconds"])
-            for variable, value in zip(self._running(), self.middle["values"], strict=True):
-                variable.assign(value)
-            self.middle = None
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self.unsaved = True
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.stopped_by and batch + 1 < len(self.batches):
-            self._save_middle()
-            raise KeyboardInterrupt(self.stopped_by)
-
-    def on_test_end(self, logs=None):
-        # Called inside the epoch's validation, while averaged weights are in the model.
-        best = min((row[f"val_{self.monitor}"] for row in self.history), default=math.inf)
-        if logs[self.monitor] < best:
-            run_folder.save(self.model.save, self.best_path)
-
-    def on_epoch_end(self, epoch, logs=None):
-        if not math.isfinite(logs["loss"]):
-            raise run_folder.RunError(
-                f"the loss is {logs['loss']} in epoch {epoch + 1}: lower the learning rate, in another --run-dir"
-            )
-        self.history.append({"epoch": epoch + 1, "seconds": round(time.monotonic() - self.started, 1), **logs})
-        columns = list(self.history[0])
-        lines = [columns, *([f"{row[c]:.9g}" for c in columns] for row in self.history)]
-        if devices.is_first():
-            decoding.write_text(self.history_path, "".join(",".join(line) + "\n" for line in lines))
-        run_folder.save(self.model.save_weights, self.state_path)
-        self.unsaved = False
-        if self.stopped_by:
-            raise KeyboardInterrupt(self.stopped_by)
-        if self._since_best() >= self.patience:
-            self.model.stop_training = True
-
-
 def vqvae_optimizer(learning_rate):
     """AdamW (Loshchilov & Hutter 2019)."""
     return keras.optimizers.AdamW(learning_rate, weight_decay=1e-4, clipnorm=1.0)
@@ -437,7 +265,7 @@ def fit(stage, model, make_optimizer, batches, validation, monitor, training, ru
 
     `make_optimizer` is a function of the learning rate's schedule and the number of steps.
     """
-    checkpoint = Checkpoint(batches, run_dir, stage, monitor, training["patience"])
+    checkpoint = checkpointing.Checkpoint(batches, run_dir, stage, monitor, training["patience"])
     if checkpoint.finished(training["epochs"]):
         print(f"{stage}: already trained, {len(checkpoint.history)} epochs")
         return

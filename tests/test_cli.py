@@ -18,6 +18,7 @@ import PIL.Image
 import pytest
 from conftest import write_adni, write_image, write_oasis
 
+import checkpointing
 import dataset
 import decoding
 import devices
@@ -146,14 +147,14 @@ def sharpened(place):
 def test_stopped_in_the_middle_of_an_epoch_equals_left_alone(place, sharpened, monkeypatch, capsys):
     """Ctrl-C and SIGTERM, in the first epoch and in later ones: the running step is kept."""
     run = place / "stopped"
-    as_it_is, moments = train.Checkpoint.on_train_batch_begin, []
+    as_it_is, moments = checkpointing.Checkpoint.on_train_batch_begin, []
 
     def with_signal(self, batch, logs=None):
         as_it_is(self, batch, logs)
         if moments and moments[0][0] == (len(self.history), batch):
             signal.raise_signal(moments.pop(0)[1])
 
-    monkeypatch.setattr(train.Checkpoint, "on_train_batch_begin", with_signal)
+    monkeypatch.setattr(checkpointing.Checkpoint, "on_train_batch_begin", with_signal)
     moments_of = {
         "vqvae": ((0, 0), signal.SIGINT),
         "prior": ((1, 0), signal.SIGTERM),
@@ -205,7 +206,7 @@ def test_a_stopped_epoch_whose_state_cannot_be_written_goes_on_from_the_one_befo
         as_it_is(write, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Checkpoint, "on_train_batch_begin", with_signal)
+        patch.setattr(checkpointing.Checkpoint, "on_train_batch_begin", with_signal)
         patch.setattr(run_folder, "save", save)
         assert train.main(command(place, "half")) == 143
         before = (run / "vqvae_state.weights.h5").read_bytes()
