@@ -1,5 +1,7 @@
 """MONAI's VQ-VAE and transformer as contestants of `peers.py`, in an environment of their own (requirements-monai.txt).
 
+    runs/monai/bin/python benchmarks/peer_monai.py operations    # what one slice takes
+
 Two configurations of the VQ-VAE: "tutorial" is that of MONAI's 2D VQ-VAE tutorial (GenerativeModels,
 tutorials/generative/2d_vqvae: 256 channels, 256 codes of 32, L1, Adam at 1e-4, never decayed), but for batches of 16
 in place of 64, of which two minutes would see a handful; "matching" has the sizes, batches, loss, optimiser, schedule
@@ -20,6 +22,7 @@ import torch
 import worker
 from monai.losses import SSIMLoss
 from monai.networks.nets import VQVAE, DecoderOnlyTransformer
+from torch.utils.flop_counter import FlopCounterMode
 
 BFLOAT16 = "avx512_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
 STAGES = {
@@ -88,6 +91,23 @@ class Contestant:
         }
 
 
+def build(matching):
+    """MONAI's VQ-VAE in one of its two configurations."""
+    sizes = {"channels": (256, 256), "num_res_channels": 256, "embedding_dim": 32}
+    if matching:
+        sizes = {"channels": (32, 64), "num_res_channels": (16, 32), "embedding_dim": 16, "decay": 0.99}
+    return VQVAE(2, 1, 1, **STAGES, **sizes)
+
+
+def print_operations():
+    """Says how many operations a 128 x 128 slice takes forward and back, two for each multiplication and addition."""
+    for name in ("matching", "tutorial"):
+        with FlopCounterMode(display=False) as counter:
+            outputs, commitment = build(name == "matching")(torch.rand(1, 1, 128, 128))
+            (outputs.mean() + commitment).backward()
+        print(f"MONAI, {name}: {counter.get_total_flops() / 1e9:.2f} GFLOP")
+
+
 class MonaiVQVAE(Contestant):
     """Trained on uint8 slices, shape (n, S, S)."""
 
@@ -97,13 +117,11 @@ class MonaiVQVAE(Contestant):
         self.test = np.load(folder / "test.npy", mmap_mode="r")
         self.batch_size = 4 if matching else 16
         self.ssim_loss = SSIMLoss(spatial_dims=2) if matching else None
+        self.model = build(matching)
         if matching:
-            sizes = {"channels": (32, 64), "num_res_channels": (16, 32), "embedding_dim": 16, "decay": 0.99}
-            self.model = VQVAE(2, 1, 1, **STAGES, **sizes)
             self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3, weight_decay=1e-4)
             self.learning_rate, self.seconds = 3e-3, seconds
         else:
-            self.model = VQVAE(2, 1, 1, **STAGES, channels=(256, 256), num_res_channels=256, embedding_dim=32)
             self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4)
         self.model.to(memory_format=torch.channels_last)
         self.prepare()
@@ -205,9 +223,11 @@ class MonaiTransformer(Contestant):
         return {"seconds": float(np.trapezoid(seconds, lengths))}
 
 
-def main(name, folder, seconds):
+def main(name, folder=".", seconds=0):
     folder = Path(folder)
-    if name == "transformer":
+    if name == "operations":
+        print_operations()
+    elif name == "transformer":
         worker.serve(lambda: MonaiTransformer(folder))
     else:
         worker.serve(lambda: MonaiVQVAE(folder, name == "matching", float(seconds)))

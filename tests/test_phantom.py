@@ -49,7 +49,7 @@ def test_cohort_is_written_as_adni_is_and_only_once(tmp_path):
     for number, age_s in ((1, 2 * phantom.LEFT_AFTER_S), (2, 0)):  # of a process that was killed, and of one at work
         left = tmp_path / f"cohort.{number}.partial"
         (left / "AD_NC").mkdir(parents=True)
-        os.utime(left, 2 * [left.stat().st_mtime - age_s])
+        os.utime(left, times=2 * (left.stat().st_mtime - age_s,))
     phantom.make_cohort(folder, num_people=10)
     layout, sources = dataset.find(folder)
     assert layout == "adni"
