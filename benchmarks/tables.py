@@ -1,9 +1,9 @@
-"""Writes the README's tables from the files in results/, so that no figure in them is typed by hand.
+"""Writes the tables of README.md and results/README.md from the files in results/: no figure in them is typed by hand.
 
     python benchmarks/tables.py
 
-A table is found by its first cell; what stands around it is left alone. tests/test_benchmarks.py checks that the page
-agrees with the files.
+A table is found by its first cell; what stands around it is left alone. tests/test_benchmarks.py checks that the pages
+agree with the files.
 """
 
 import argparse
@@ -305,48 +305,56 @@ def leak():
     return table(head, rows)
 
 
-def rewrite(page):
-    """The page with every table made anew.
+PAGES = {
+    "README.md": [
+        results,
+        lambda: baselines("ixi"),
+        lambda: realism("IXI, against the test people", {"ixi": ", plain", "ixi_sharp": ", sharp"}),
+        peers,
+        peers_priors,
+        sampling,
+        leak,
+        training,
+        large,
+    ],
+    "results/README.md": [
+        lambda: baselines("ixi8"),
+        lambda: baselines("demo"),
+        lambda: baselines("demo256"),
+        lambda: realism("demo, against the test people", {"demo": ""}),
+        ablation,
+        priors,
+        rates,
+    ],
+}
+
+
+def rewrite(name, page):
+    """The text of one of `PAGES` with every table made anew.
 
     Raises:
         RunError: If a table is not on the page.
     """
     lines = page.split("\n")
-    made = [
-        results(),
-        baselines("ixi"),
-        baselines("ixi8"),
-        baselines("demo"),
-        baselines("demo256"),
-        sampling(),
-        priors(),
-        rates(),
-        leak(),
-        peers(),
-        peers_priors(),
-        ablation(),
-        large(),
-        training(),
-    ]
-    made.append(realism("IXI, against the test people", {"ixi": ", plain", "ixi_sharp": ", sharp"}))
-    made.append(realism("demo, against the test people", {"demo": ""}))
-    for new in made:
+    for make in PAGES[name]:
+        new = make()
         first = new[0].split("|")[1]
         places = [i for i, line in enumerate(lines) if line.startswith("|") and line.split("|")[1] == first]
         if not places:
-            raise run_folder.RunError(f"README.md: no table begins with |{first}|")
+            raise run_folder.RunError(f"{name}: no table begins with |{first}|")
         end = next(i for i in range(places[0], len(lines) + 1) if i == len(lines) or not lines[i].startswith("|"))
         lines[places[0] : end] = new
     return "\n".join(lines)
 
 
 def run(args):
-    path = ROOT / "README.md"
-    decoding.write_text(path, rewrite(path.read_text(encoding="utf-8")))
+    for name in PAGES:
+        path = ROOT / name
+        decoding.write_text(path, rewrite(name, path.read_text(encoding="utf-8")))
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Write the README's tables from results/.")
+    parser = argparse.ArgumentParser(description="Write the tables of README.md and results/README.md.")
     return run_folder.exit_status(run, parser.parse_args(argv), "stopped")
 
 

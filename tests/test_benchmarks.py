@@ -284,11 +284,12 @@ def test_ventricles_are_measured():
     assert np.isnan(ventricles.ventricle_share(np.zeros((64, 64))))
 
 
-def test_the_readme_has_the_figures_of_the_files():
-    page = (tables.ROOT / "README.md").read_text(encoding="utf-8")
-    assert tables.rewrite(page) == page, "run python benchmarks/tables.py"
+@pytest.mark.parametrize("name", tables.PAGES)
+def test_pages_have_the_figures_of_the_files(name):
+    page = (tables.ROOT / name).read_text(encoding="utf-8")
+    assert tables.rewrite(name, page) == page, "run python benchmarks/tables.py"
     with pytest.raises(run_folder.RunError, match="no table begins with"):
-        tables.rewrite("no table")
+        tables.rewrite(name, "no table")
 
 
 def test_memory_benchmark_refuses_no_samples(tmp_path, capsys):
