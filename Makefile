@@ -4,7 +4,7 @@
 # make notebook  runs notebooks/walkthrough.ipynb again, outputs kept
 # make results   makes results/demo and results/demo256 again (an hour of two cores), with IXI=folder results/ixi* (three)
 # make benchmarks   after make results: sampling times, the leak, killed runs, and with IXI=folder priors, choices and rates
-# make peers     with IXI=folder: this project's VQ-VAE beside others (three and a half hours; MONAI goes into runs/monai)
+# make peers     with IXI=folder: this project's VQ-VAE beside others (four and a half hours; MONAI goes into runs/monai)
 # make clean     removes the environment, the cache and the runs
 
 PYTHON ?= python3
@@ -68,9 +68,9 @@ peers: .venv/run runs/monai
 	@test -n "$(IXI)" || { echo "make peers: give IXI=folder of the BIDS data set" >&2; exit 1; }
 	$(BIN)/python benchmarks/peers.py --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 2
 	$(BIN)/python benchmarks/peers.py --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 10 \
-		--entry "this project" "Keras tutorial" "MONAI, matching" "MONAI, tutorial"
+		--entry "this project" "this project, light" "Keras tutorial" "MONAI, matching" "MONAI, tutorial"
 	$(BIN)/python benchmarks/peers.py --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 40 \
-		--entry "this project" "Keras tutorial" "MONAI, matching"
+		--entry "this project" "this project, light" "Keras tutorial" "MONAI, matching"
 	$(BIN)/python train.py --data-dir $(IXI) --run-dir runs/ixi4 --vqvae-epochs 4 --stage vqvae
 	$(BIN)/python benchmarks/peers.py --priors runs/ixi4 --output-dir results/peers --monai runs/monai/bin/python --minutes 5
 	$(BIN)/python benchmarks/tables.py

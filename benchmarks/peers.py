@@ -77,6 +77,9 @@ def tutorial():
 OURS = "this project"
 KERAS = {
     OURS: ablation.VARIANTS["default"],
+    "this project, light": ablation.Variant(
+        ablation.ours(lambda: ablation.convolutions(base_filters=24, num_residual_blocks=0)), batch_size=8
+    ),
     "Keras tutorial": ablation.Variant(
         tutorial,
         keras.optimizers.Adam,
