@@ -2,7 +2,7 @@
 # make test      environment, linter, all tests
 # make lint      ruff, notebooks too
 # make notebook  runs notebooks/walkthrough.ipynb again, outputs kept
-# make results   makes results/demo and results/demo256 again (an hour of two cores), with IXI=folder results/ixi* (three)
+# make results   makes results/demo and results/demo256 again (an hour and a half of two cores), with IXI=folder results/ixi*, too (four)
 # make benchmarks   after make results: sampling times, the leak, killed runs, and with IXI=folder priors, choices and rates
 # make peers     with IXI=folder: this project's VQ-VAE beside others (four and a half hours; MONAI goes into runs/monai)
 # make clean     removes the environment, the cache and the runs

@@ -100,8 +100,8 @@ RECONSTRUCTION = {
 REALISM = {
     "frechet_distance": ("Fréchet distance", "0 for equal sets", 2),
     "mmd": ("MMD², unbiased", "around 0 for equal sets", 4),
-    "precision": ("precision", "share of samples among real slices", 3),
-    "recall": ("recall", "share of real slices among samples", 3),
+    "precision": ("precision", "share of samples that lie where real slices lie", 3),
+    "recall": ("recall", "share of real slices that lie where samples lie", 3),
     "density": ("density", "around 1 for equal sets", 3),
     "coverage": ("coverage", "share of real slices that have a sample near", 3),
     "classifier_accuracy": ("accuracy of a classifier", "0.5 cannot tell", 3),

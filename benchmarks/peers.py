@@ -361,7 +361,12 @@ def draw(path, rows, footer):
         axis.set_xticks(minutes, [f"{one:g}" for one in minutes], minor=False)
         axis.set_xticks([], minor=True)
         axis.grid(alpha=0.3)
-    axes[-1].set_ylim(-0.03, 1.03)  # above 1 is noise, of a network that has hardly begun
+    # What has hardly begun is left outside: far below this project's first point, or with more power than there was.
+    axes[-1].set_ylim(-0.03, 1.03)
+    ours = min((row for row in rows if row["entry"] == OURS), key=lambda row: row["minutes"], default=None)
+    if ours:
+        axes[0].set_ylim(bottom=ours["ssim_head"] - 0.25)
+        axes[1].set_ylim(bottom=ours["psnr_db"] - 7)
     axes[0].legend(frameon=False, fontsize=7)
     figures.finish(figure, path, f"test people\n{footer}")
 
