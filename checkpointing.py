@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -13,6 +14,8 @@ import numpy as np
 import decoding
 import devices
 import run_folder
+
+ONE_SIGNAL_S = 1.0
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -29,17 +32,21 @@ class Checkpoint(keras.callbacks.Callback):
         run_dir, stage: Files are `<stage>.keras`, `<stage>_history.csv` and `<stage>_state.weights.h5`.
         monitor: Metric to be small on validation.
         patience: Epochs without a better one before the stage ends.
+        vqvae_fingerprint: `VQVAE.fingerprint` of the model whose codes the stage learns, or whose decoder; "" for the
+            VQ-VAE itself. The middle of a first epoch, which no model of the stage speaks for yet, is kept with it.
     """
 
-    def __init__(self, batches, run_dir, stage, monitor, patience):
+    def __init__(self, batches, run_dir, stage, monitor, patience, vqvae_fingerprint=""):
         super().__init__()
         self.batches = batches
         self.best_path = run_dir / f"{stage}.keras"
         self.history_path = run_dir / f"{stage}_history.csv"
         self.state_path = run_dir / f"{stage}_state.weights.h5"
         self.middle = None  # of the epoch in which an earlier process was stopped, until it goes on
-        self.unsaved = False  # whether a step has been made that no file knows of
+        self.unsaved = False  # whether a step has begun that no file knows of
         self.stopped_by = None  # the signal that has come
+        self.stopped_at = 0.0  # and when, by the monotonic clock
+        self.vqvae_fingerprint = vqvae_fingerprint
         self.monitor = monitor
         self.patience = patience
         self.history = run_folder.read_history(self.history_path)
@@ -66,10 +73,12 @@ class Checkpoint(keras.callbacks.Callback):
             self.history = []
             return 0, 0
         try:
-            self.middle = self._read_middle()
-            if not self.best_path.exists() and not (self.middle and self.middle["epoch"] == 0):
-                self.history, self.middle = [], None  # without its best model a stage starts again
+            middle = self._read_middle()
+            in_first = middle and middle["epoch"] == 0 and middle["vqvae"] == self.vqvae_fingerprint
+            if not self.best_path.exists() and not in_first:
+                self.history = []  # without its best model a stage starts again
                 return 0, 0
+            self.middle = middle
             self.model.load_weights(self.state_path)
         except Exception as error:  # h5py and Keras raise many kinds
             raise run_folder.RunError(
@@ -102,6 +111,7 @@ class Checkpoint(keras.callbacks.Callback):
                 group.attrs["epoch"] = self.epoch
                 group.attrs["batches"] = self.batches.first + len(self.batches)
                 group.attrs["seconds"] = time.monotonic() - self.started
+                group.attrs["vqvae"] = self.vqvae_fingerprint
                 for index, variable in enumerate(self._running()):
                     group[str(index)] = keras.ops.convert_to_numpy(variable)
 
@@ -113,12 +123,18 @@ class Checkpoint(keras.callbacks.Callback):
             if "middle" not in file:
                 return None
             group = file["middle"]
-            return dict(group.attrs) | {"values": [group[str(index)][()] for index in range(len(group))]}
+            middle = {name: group.attrs[name] for name in ("epoch", "batches", "seconds", "vqvae")}
+            values = [group[str(index)][()] for index in range(len(group))]
+        if [value.shape for value in values] != [tuple(variable.shape) for variable in self._running()]:
+            raise ValueError("the middle of an epoch of another model")
+        return middle | {"values": values}
 
     @contextlib.contextmanager
     def signals_wait(self):
         """Inside, SIGINT and SIGTERM end the process when the running step is done and kept; a second one at once.
 
+        Two within a second are one, which has come by two ways: `make` sends on what its whole group was sent. A signal
+        that is ignored, as a script's jobs in the background ignore SIGINT, stays so.
         An epoch of which all steps are done is validated first. Processes of a cluster do not get a signal in the same
         step: they end at once, and go on from the last whole epoch.
         """
@@ -127,11 +143,17 @@ class Checkpoint(keras.callbacks.Callback):
             return
 
         def stop(number, frame):
-            if self.stopped_by or not self.unsaved:
-                raise KeyboardInterrupt(number)
+            again, since = self.stopped_by is not None, time.monotonic() - self.stopped_at
+            if again and since < ONE_SIGNAL_S:
+                return
+            self.stopped_at = time.monotonic()
             self.stopped_by = number
+            if again or not self.unsaved:
+                raise KeyboardInterrupt(number)
+            os.write(2, b"\nstopping after the running step; once more stops at once\n")  # print may be at work already
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, stop) for number in heeded}
         try:
             yield
         finally:
@@ -151,12 +173,11 @@ class Checkpoint(keras.callbacks.Callback):
             self.middle = None
 
     def on_train_batch_begin(self, batch, logs=None):
-        self.unsaved = True
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.stopped_by and batch + 1 < len(self.batches):
+        # Not when a step ends: Keras would then wait for each step's metrics, and an accelerator for the next batch.
+        if self.stopped_by:
             self._save_middle()
             raise KeyboardInterrupt(self.stopped_by)
+        self.unsaved = True
 
     def on_test_end(self, logs=None):
         # Called inside the epoch's validation, while averaged weights are in the model.

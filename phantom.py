@@ -16,6 +16,7 @@ caricature of atrophy, there to give the conditional model something to learn; i
 """
 
 import argparse
+import contextlib
 import functools
 import os
 import shutil
@@ -159,8 +160,9 @@ def make_cohort(output_dir, num_people=NUM_PEOPLE, seed=0):
         return
     partial = output_dir.with_name(f"{output_dir.name}.{os.getpid()}.partial")
     for left in output_dir.parent.glob(f"{output_dir.name}.*.partial"):  # by a process that was killed
-        if time.time() - left.stat().st_mtime > LEFT_AFTER_S:
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another process may be clearing away, too
+            if time.time() - left.stat().st_mtime > LEFT_AFTER_S:
+                shutil.rmtree(left, ignore_errors=True)
     _template()
 
     def write(person):

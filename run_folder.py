@@ -49,7 +49,8 @@ def exit_status(run, args, when_stopped):
         raise KeyboardInterrupt(number)
 
     in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if in_main else None
+    heeded = in_main and signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
+    before = signal.signal(signal.SIGTERM, stop) if heeded else None
     try:
         run(args)
     except (RunError, dataset.DataError, devices.DeviceError) as error:
@@ -63,7 +64,7 @@ def exit_status(run, args, when_stopped):
         print(when_stopped, file=sys.stderr)
         return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
     finally:
-        if in_main:
+        if heeded:
             signal.signal(signal.SIGTERM, before)
     return 0
 

@@ -260,12 +260,13 @@ def sharp_optimizer(learning_rate, average_steps):
     )
 
 
-def fit(stage, model, make_optimizer, batches, validation, monitor, training, run_dir):
+def fit(stage, model, make_optimizer, batches, validation, monitor, training, run_dir, vqvae_fingerprint=""):
     """Fits a stage, or what is left of it; the best model is left in the run folder.
 
-    `make_optimizer` is a function of the learning rate's schedule and the number of steps.
+    `make_optimizer` is a function of the learning rate's schedule and the number of steps; `vqvae_fingerprint` is that
+    of `checkpointing.Checkpoint`.
     """
-    checkpoint = checkpointing.Checkpoint(batches, run_dir, stage, monitor, training["patience"])
+    checkpoint = checkpointing.Checkpoint(batches, run_dir, stage, monitor, training["patience"], vqvae_fingerprint)
     if checkpoint.finished(training["epochs"]):
         print(f"{stage}: already trained, {len(checkpoint.history)} epochs")
         return
@@ -436,6 +437,7 @@ def train_prior(run_dir, data, slices, options):
         "bits_per_code",
         training,
         run_dir,
+        vqvae.fingerprint(),
     )
 
 
@@ -461,6 +463,7 @@ def train_sharp(run_dir, data, slices, options):
         "power_gap",
         training,
         run_dir,
+        trained.fingerprint(),
     )
 
 

@@ -8,7 +8,7 @@ in place of 64, of which two minutes would see a handful; "matching" has the siz
 and start of this project as far as MONAI's class lets it (its residual blocks stand at the finer grid, too, and have
 3 x 3 convolutions alone; it has no restarts). The transformer is that of GenerativeModels' 2d_vqvae_transformer
 tutorial at commit 0477a225 (12 layers of 64, 8 heads, Adam at 1e-3, batches of 8), with a token of its own for the
-beginning and torch's fused attention, the same function three times as fast. All compute in bfloat16 where the
+beginning and torch's fused attention, the same function, faster. All compute in bfloat16 where the
 processor has it, which the tutorials do not and which is faster.
 """
 

@@ -7,7 +7,8 @@ A step is what `train.py` does: one batch of random slices, or of random codes, 
 `--precision auto` finds. Floating-point operations are those of the forward pass, counted by the backend in its own
 graph (two for each multiplication with addition), times three, since the backward pass takes twice as many. The
 machine's rate is that of one large product of two square matrices at the same precision. Each step is given its batch
-from the host's memory and waited for, which `train.py` does not do on an accelerator: there, these are lower bounds.
+from the host's memory and waited for, which `train.py` does not do under JAX on an accelerator: there, these are lower
+bounds.
 """
 
 import os

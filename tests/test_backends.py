@@ -23,19 +23,32 @@ BACKENDS = [
 ]
 SMALL = (
     *("--vqvae-epochs", "1", "--prior-epochs", "1", "--base-filters", "4", "--num-embeddings", "16"),
+    *("--restart-threshold", "0.9"),
     *("--embedding-dim", "4", "--prior-filters", "8", "--prior-num-blocks", "5", "--prior-dropout", "0.1"),
     *("--precision", "float32", "--prior-max-shift", "1"),
 )
-# Trains and predicts where TensorFlow cannot be imported, and keeps what the models say of a few grids.
+# Trains and predicts where TensorFlow cannot be imported, stopped in an epoch of either stage and left alone, and keeps
+# what the models say of a few grids.
 PROGRAM = """
-import sys
+import signal, sys
 sys.modules.update(dict.fromkeys(("tensorflow", "tf_keras", "tensorboard")))  # none of them to be had
 from pathlib import Path
 import numpy as np
-import modules, predict, run_folder, train
+import checkpointing, modules, predict, run_folder, train
+from benchmarks import kills
 
 run, output = sys.argv[1:3]
-assert train.main(["--run-dir", run, *sys.argv[3:]]) == 0
+assert train.main(["--run-dir", run + "-alone", *sys.argv[3:]]) == 0
+begin, stops = checkpointing.Checkpoint.on_train_batch_begin, [3, 1]
+def begin_and_stop(self, batch, logs=None):
+    begin(self, batch, logs)
+    if batch in stops[:1]:
+        signal.raise_signal(signal.SIGTERM)
+        stops.pop(0)
+checkpointing.Checkpoint.on_train_batch_begin = begin_and_stop
+statuses = [train.main(["--run-dir", run, *sys.argv[3:]]) for _ in range(3)]
+assert statuses == [143, 143, 0], statuses
+assert kills.differences(Path(run), Path(run + "-alone")) == []
 assert train.main(["--run-dir", run, *sys.argv[3:], "--sharp-epochs", "1", "--stage", "sharp"]) == 0
 assert predict.main(["--run-dir", run, "--output-dir", output, "--num-samples", "4"]) == 0
 vqvae = run_folder.load_model(Path(run) / "vqvae.keras", modules.VQVAE)

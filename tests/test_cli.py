@@ -31,7 +31,7 @@ from benchmarks import kills
 ROOT = Path(__file__).parent.parent
 SMALL = {
     "--vqvae-epochs": 3,
-    "--prior-epochs": 3,
+    "--prior-epochs": 4,
     "--sharp-epochs": 4,
     "--sharp-batch-size": 4,
     "--vqvae-batch-size": 8,
@@ -41,6 +41,8 @@ SMALL = {
     "--prior-filters": 8,
     "--prior-num-blocks": 5,
     "--prior-average-over": 0.5,
+    "--prior-dropout": 0.1,
+    "--restart-threshold": 0.9,
     "--precision": "float32",
 }
 EXECUTE = "os.execv(sys.argv[1], sys.argv[1:])"
@@ -87,7 +89,7 @@ def test_train_leaves_a_whole_run(place):
     sides = {}
     for row in rows:
         assert sides.setdefault(row["subject_id"], row["split"]) == row["split"]
-    assert len(history(run / "vqvae_history.csv")) == len(history(run / "prior_history.csv")) == 3
+    assert (len(history(run / "vqvae_history.csv")), len(history(run / "prior_history.csv"))) == (3, 4)
     with np.load(run / "codes.npz") as file:
         assert file["codes"].shape == (len(rows), 8, 8)
 
@@ -108,31 +110,32 @@ def test_other_settings_are_refused_with_what_differs(place, capsys):
 
 
 def test_killed_three_times_equals_left_alone(place, capsys):
-    """In an epoch of either stage, and between two files of one moment."""
+    """In an epoch of either stage, and between two files of one moment; once stopped as a scheduler does it."""
     run = place / "killed"
 
     def rows(stage):
         path = run / f"{stage}_history.csv"
         return max(0, path.read_text().count("\n") - 1) if path.exists() else 0
 
-    def kill(when, pause):
-        """Starts training, waits for a moment and kills it; returns the exit status."""
+    def kill(when, pause, number=signal.SIGKILL):
+        """Starts training, waits for a moment and sends a signal; returns the exit status and the last line."""
         program = [sys.executable, "train.py", *command(place, "killed")]
         process = subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         while not when():
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.002)
         time.sleep(pause)
-        process.kill()
-        process.communicate()
-        return process.returncode
+        process.send_signal(number)
+        errors = process.communicate()[1]
+        return process.returncode, (errors.splitlines() or [""])[-1]
 
-    assert kill(lambda: rows("vqvae") == 1, 0.1) == -signal.SIGKILL
-    assert kill(lambda: rows("vqvae") >= 2, 0) == -signal.SIGKILL  # its state is not yet written
-    assert kill(lambda: rows("prior") >= 2, 0) == -signal.SIGKILL
+    assert kill(lambda: rows("vqvae") >= 1, 0.1)[0] == -signal.SIGKILL
+    assert kill(lambda: rows("vqvae") >= 2, 0, signal.SIGTERM) == (143, "stopped; the same command goes on")
+    assert kill(lambda: rows("prior") >= 1, 0)[0] == -signal.SIGKILL  # its state is not yet written
+    assert kill(lambda: rows("prior") >= 2, 0)[0] == -signal.SIGKILL
     capsys.readouterr()
     assert train.main(command(place, "killed")) == 0
-    assert re.search("prior: from epoch [23]", capsys.readouterr().out)  # from a state, not from the beginning
+    assert re.search("prior: from epoch [234]", capsys.readouterr().out)  # from a state, not from the beginning
     assert kills.differences(run, place / "run") == []
 
 
@@ -144,30 +147,83 @@ def sharpened(place):
     return place / "alone"
 
 
-def test_stopped_in_the_middle_of_an_epoch_equals_left_alone(place, sharpened, monkeypatch, capsys):
-    """Ctrl-C and SIGTERM, in the first epoch and in later ones: the running step is kept."""
-    run = place / "stopped"
-    as_it_is, moments = checkpointing.Checkpoint.on_train_batch_begin, []
+def signals(monkeypatch, moments):
+    """Sends a signal, when a step has begun, at each of `moments`: (epochs in the history, batch, signal); in turn."""
+    as_it_is = checkpointing.Checkpoint.on_train_batch_begin
 
     def with_signal(self, batch, logs=None):
         as_it_is(self, batch, logs)
-        if moments and moments[0][0] == (len(self.history), batch):
-            signal.raise_signal(moments.pop(0)[1])
+        if moments and moments[0][:2] == (len(self.history), batch):
+            signal.raise_signal(moments[0][2])
+            signal.raise_signal(moments.pop(0)[2])  # by two ways at once
 
     monkeypatch.setattr(checkpointing.Checkpoint, "on_train_batch_begin", with_signal)
-    moments_of = {
-        "vqvae": ((0, 0), signal.SIGINT),
-        "prior": ((1, 0), signal.SIGTERM),
-        "sharp": ((1, 0), signal.SIGTERM),
-    }
-    for stage, ((epoch, batch), number) in moments_of.items():
-        arguments = command(place, "stopped", "--stage", stage)
-        moments.append(((epoch, batch), number))
-        assert train.main(arguments) == 128 + number
-        assert capsys.readouterr().err.endswith("stopped; the same command goes on\n")
+
+
+def test_stopped_in_the_middle_of_an_epoch_equals_left_alone(place, sharpened, monkeypatch, capsys):
+    """Ctrl-C and SIGTERM, in the first epoch and in later ones, twice in one, in its last step: that step is kept."""
+    run, moments = place / "stopped", []
+    signals(monkeypatch, moments)
+    with (sharpened / "splits.csv").open() as file:
+        slices = sum(row["split"] == "train" for row in csv.DictReader(file))
+    last = -(-slices // SMALL["--sharp-batch-size"]) - 1
+    for stage, stops in {
+        "vqvae": [(0, 0, signal.SIGINT, "1, batch 2; ")],
+        "prior": [(0, 1, signal.SIGINT, "1, batch 3; "), (2, 0, signal.SIGTERM, "3, batch 2; ")],
+        "sharp": [
+            (1, 1, signal.SIGTERM, "2, batch 3; "),
+            (1, 0, signal.SIGTERM, "2, batch 4; "),
+            (2, last, signal.SIGINT, "4\n"),
+        ],
+    }.items():
+        arguments, goes_on = command(place, "stopped", "--stage", stage), ""
+        for *moment, then in stops:
+            moments.append(tuple(moment))
+            assert train.main(arguments) == 128 + moment[2]
+            said = capsys.readouterr()
+            assert said.err.endswith("stopped; the same command goes on\n")
+            assert goes_on in said.out
+            goes_on = f"{stage}: from epoch {then}"
         assert train.main(arguments) == 0
-        assert f"{stage}: from epoch {epoch + 1}, batch {batch + 2}" in capsys.readouterr().out
+        assert goes_on in capsys.readouterr().out
         assert history(run / f"{stage}_history.csv") == history(sharpened / f"{stage}_history.csv")
+    assert kills.differences(run, sharpened) == []
+
+
+def test_a_second_signal_stops_at_once(place, monkeypatch, capsys):
+    def with_signals(self, batch, logs=None):
+        self.unsaved = True
+        if batch == 1:
+            signal.raise_signal(signal.SIGINT)
+            self.stopped_at -= 2 * checkpointing.ONE_SIGNAL_S
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointing.Checkpoint, "on_train_batch_begin", with_signals)
+        assert train.main(command(place, "twice")) == 143
+    assert not (place / "twice" / "vqvae_state.weights.h5").exists()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        signals(monkeypatch, [(0, 1, signal.SIGINT)])
+        assert train.main(command(place, "twice", "--stage", "vqvae")) == 0  # as a script's job in the background
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "vqvae: from epoch" not in capsys.readouterr().out
+
+
+def test_a_stage_stopped_in_its_first_epoch_starts_again_on_another_vqvae(place, sharpened, monkeypatch, capsys):
+    """Both later stages were begun on a VQ-VAE that then went on learning."""
+    run, moments = place / "early", []
+    signals(monkeypatch, moments)
+    for stage, moment in (("vqvae", (1, 2)), ("prior", (0, 2)), ("sharp", (0, 2))):
+        moments.append((*moment, signal.SIGTERM))
+        assert train.main(command(place, "early", "--stage", stage)) == 143
+        assert (run / f"{stage}_state.weights.h5").exists()
+    capsys.readouterr()
+    assert train.main(command(place, "early")) == train.main(command(place, "early", "--stage", "sharp")) == 0
+    assert "vqvae: from epoch 2, batch 4" in (said := capsys.readouterr().out)
+    assert "prior: from" not in said
+    assert "sharp: from" not in said
     assert kills.differences(run, sharpened) == []
 
 
@@ -195,8 +251,10 @@ def test_a_signal_between_two_epochs_stops_at_once(place, monkeypatch, capsys):
 def test_a_stopped_epoch_whose_state_cannot_be_written_goes_on_from_the_one_before(place, monkeypatch, capsys):
     run, as_it_is, times = place / "half", run_folder.save, []
 
+    as_it_was = checkpointing.Checkpoint.on_train_batch_begin
+
     def with_signal(self, batch, logs=None):
-        self.unsaved = True
+        as_it_was(self, batch, logs)
         signal.raise_signal(signal.SIGTERM)
 
     def save(write, path):
