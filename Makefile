@@ -12,6 +12,7 @@ BIN := .venv/bin
 
 EPOCHS := --vqvae-epochs 48 --prior-epochs 12
 IXI_RUN := --run-dir runs/ixi $(EPOCHS)
+IXI4 := --run-dir runs/ixi4 --vqvae-epochs 4 --stage vqvae  # codes that priors are compared on
 
 .PHONY: demo test lint notebook results benchmarks peers clean
 
@@ -54,10 +55,11 @@ benchmarks: .venv/run
 	$(BIN)/python benchmarks/training.py --output results/training.json --seconds 5
 	$(BIN)/python benchmarks/large.py --output results/large.json
 ifdef IXI
-	$(BIN)/python benchmarks/priors.py --run-dir runs/ixi --minutes 1.5 --output results/ixi/priors.json --variant default \
+	$(BIN)/python train.py --data-dir $(IXI) $(IXI4)
+	$(BIN)/python benchmarks/priors.py --run-dir runs/ixi4 --minutes 1.5 --output results/ixi/priors.json --variant default \
 		textbook "textbook, recipe of the default" "AdamW for Muon" "slices not moved" "no attention" "table alone" \
 		"no dilation"
-	$(BIN)/python benchmarks/priors.py --run-dir runs/ixi --minutes 1.5 --output results/ixi/priors_position.json \
+	$(BIN)/python benchmarks/priors.py --run-dir runs/ixi4 --minutes 1.5 --output results/ixi/priors_position.json \
 		--variant default "no position embedding"
 	$(BIN)/python benchmarks/ablation.py --data-dir $(IXI) --minutes 1 --output results/ixi/ablation.json
 	$(BIN)/python benchmarks/rates.py --data-dir $(IXI) --output-dir results/rates --vqvae-epochs 4 --prior-epochs 1
@@ -71,7 +73,7 @@ peers: .venv/run runs/monai
 		--entry "this project" "this project, light" "Keras tutorial" "MONAI, matching" "MONAI, tutorial"
 	$(BIN)/python benchmarks/peers.py --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 40 \
 		--entry "this project" "this project, light" "Keras tutorial" "MONAI, matching"
-	$(BIN)/python train.py --data-dir $(IXI) --run-dir runs/ixi4 --vqvae-epochs 4 --stage vqvae
+	$(BIN)/python train.py --data-dir $(IXI) $(IXI4)
 	$(BIN)/python benchmarks/peers.py --priors runs/ixi4 --output-dir results/peers --monai runs/monai/bin/python --minutes 5
 	$(BIN)/python benchmarks/tables.py
 
