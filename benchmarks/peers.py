@@ -344,7 +344,7 @@ def race_priors(args):
 
 def draw(path, rows, footer):
     """Quality against training time, a line for each contestant."""
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
     axes = figure.subplots(1, 3)
     minutes = sorted({row["minutes"] for row in rows})
     titles = {"ssim_head": "SSIM inside the head", "psnr_db": "PSNR (dB)", "detail": "power kept above half of Nyquist"}
@@ -367,7 +367,7 @@ def draw(path, rows, footer):
     if ours:
         axes[0].set_ylim(bottom=ours["ssim_head"] - 0.25)
         axes[1].set_ylim(bottom=ours["psnr_db"] - 7)
-    axes[0].legend(frameon=False, fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     figures.finish(figure, path, f"test people\n{footer}")
 
 
