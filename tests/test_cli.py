@@ -66,6 +66,14 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """SIGINT is as a terminal has it, also where these tests are a script's job in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def command(folder, run, *more):
     paths = {"--data-dir": folder / "adni", "--run-dir": folder / run, "--cache-dir": folder / "cache"}
     return [*(str(part) for option in (paths | SMALL).items() for part in option), *more]
