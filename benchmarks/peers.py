@@ -351,9 +351,7 @@ def draw(path, rows, footer):
     for name in dict.fromkeys(row["entry"] for row in rows):
         same = sorted((row for row in rows if row["entry"] == name), key=lambda row: row["minutes"])
         for axis, key in zip(axes, titles, strict=True):
-            values = [
-                np.mean(row["power_ratio"][metrics.BANDS // 2 :]) if key == "detail" else row[key] for row in same
-            ]
+            values = [report.power_above_half(row) if key == "detail" else row[key] for row in same]
             style = {"marker": "o", "lw": 2.5 if name == OURS else 1.2, "ls": "--" if name in MONAI else "-"}
             axis.plot([row["minutes"] for row in same], values, label=name, **style)
     for axis, title in zip(axes, titles.values(), strict=True):

@@ -1,4 +1,4 @@
-"""What a benchmark writes: its rows, and the machine they were measured on."""
+"""What a benchmark writes: its rows, and the machine they were measured on; and what is read from such rows."""
 
 import json
 import os
@@ -7,15 +7,22 @@ from importlib.metadata import version
 from pathlib import Path
 
 import keras
+import numpy as np
 
 import decoding
 import devices
+import metrics
 
 
 def write(path, rows, **about):
     """Writes a JSON file with what a benchmark is about, the machine and the rows so far."""
     path.parent.mkdir(parents=True, exist_ok=True)
     decoding.write_text(path, json.dumps({"machine": describe(), **about, "rows": rows}, indent=2) + "\n")
+
+
+def power_above_half(row):
+    """Mean share of power that a row's reconstructions keep in the bands above half of Nyquist."""
+    return float(np.mean(row["power_ratio"][metrics.BANDS // 2 :]))
 
 
 def describe():

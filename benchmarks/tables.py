@@ -11,14 +11,12 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import decoding
-import metrics
 import run_folder
 import webpage
+from benchmarks import report
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = {
@@ -178,7 +176,7 @@ def peers():
                 f"{last['peak_mib']:,.0f}",
                 *(
                     "{ssim_head:.3f} / {psnr_db:.2f} / {ssim:.3f}".format(**same[one])
-                    + f" / {power_above_half(same[one]):.2f}"
+                    + f" / {report.power_above_half(same[one]):.2f}"
                     if one in same
                     else ""
                     for one in budgets
@@ -187,11 +185,6 @@ def peers():
         )
     head = ["VQ-VAE", "parameters", "bits per pixel, raw / entropy", "codes in use", "images/s", "peak MiB"]
     return table([*head, *(f"{one:g} min" for one in budgets)], rows)
-
-
-def power_above_half(row):
-    """Mean share of power that is kept in the bands above half of Nyquist."""
-    return np.mean(row["power_ratio"][metrics.BANDS // 2 :])
 
 
 def peers_priors():
@@ -221,7 +214,7 @@ def ablation():
             f"{row['ssim_head']:.3f}",
             f"{row['psnr_db']:.2f}",
             f"{row['ssim']:.3f}",
-            f"{power_above_half(row):.2f}",
+            f"{report.power_above_half(row):.2f}",
             f"{row['entropy_bits_per_pixel']:.3f}",
             f"{row['examples_per_second']:.0f}",
         ]

@@ -258,11 +258,10 @@ def test_a_signal_between_two_epochs_stops_at_once(place, monkeypatch, capsys):
 
 def test_a_stopped_epoch_whose_state_cannot_be_written_goes_on_from_the_one_before(place, monkeypatch, capsys):
     run, as_it_is, times = place / "half", run_folder.save, []
-
-    as_it_was = checkpointing.Checkpoint.on_train_batch_begin
+    begin = checkpointing.Checkpoint.on_train_batch_begin
 
     def with_signal(self, batch, logs=None):
-        as_it_was(self, batch, logs)
+        begin(self, batch, logs)
         signal.raise_signal(signal.SIGTERM)
 
     def save(write, path):
