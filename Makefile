@@ -1,4 +1,4 @@
-# make demo      environment, both stages on the embedded cohort, new brains in runs/demo/predictions
+# make demo      environment, both stages on the embedded cohort, new brains and a report of figures in runs/demo
 # make test      environment, linter, all tests
 # make lint      ruff, notebooks too
 # make notebook  runs notebooks/walkthrough.ipynb again, outputs kept
@@ -19,7 +19,7 @@ IXI4 := --run-dir runs/ixi4 --vqvae-epochs 4 --stage vqvae  # codes that priors 
 demo: .venv/run
 	$(BIN)/python train.py
 	$(BIN)/python predict.py
-	@echo "look at runs/demo/predictions/report.html"
+	$(BIN)/python evaluate.py
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -32,50 +32,50 @@ notebook: .venv/run
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/walkthrough.ipynb
 
 results: demo
-	$(BIN)/python predict.py --run-dir runs/demo --num-samples 1000 --output-dir results/demo
-	$(BIN)/python benchmarks/ventricles.py --run-dir runs/demo --output-dir results/demo
+	$(BIN)/python evaluate.py --run-dir runs/demo --output-dir results/demo
+	$(BIN)/python -m benchmarks.ventricles --run-dir runs/demo --output-dir results/demo
 	$(BIN)/python train.py --run-dir runs/demo256 --image-size 256 --preset 1mm --vqvae-epochs 30 --prior-epochs 15
-	$(BIN)/python predict.py --run-dir runs/demo256 --num-samples 400 --output-dir results/demo256
+	$(BIN)/python evaluate.py --run-dir runs/demo256 --num-samples 400 --output-dir results/demo256
 ifdef IXI
 	$(BIN)/python train.py --data-dir $(IXI) $(IXI_RUN)
-	$(BIN)/python predict.py --run-dir runs/ixi --num-samples 1000 --output-dir results/ixi
+	$(BIN)/python evaluate.py --run-dir runs/ixi --output-dir results/ixi
 	$(BIN)/python train.py --data-dir $(IXI) $(IXI_RUN) --stage sharp
-	$(BIN)/python predict.py --run-dir runs/ixi --num-samples 1000 --output-dir results/ixi_sharp --decoder sharp
+	$(BIN)/python evaluate.py --run-dir runs/ixi --output-dir results/ixi_sharp --decoder sharp
 	$(BIN)/python train.py --data-dir $(IXI) --run-dir runs/ixi8 --downsampling 8 $(EPOCHS)
-	$(BIN)/python predict.py --run-dir runs/ixi8 --num-samples 1000 --output-dir results/ixi8
+	$(BIN)/python evaluate.py --run-dir runs/ixi8 --output-dir results/ixi8
 endif
-	rm -r results/*/samples results/*/report.html  # whose pictures and figures lie beside
-	$(BIN)/python benchmarks/tables.py
+	rm results/*/report.html  # whose pictures and figures lie beside
+	$(BIN)/python -m benchmarks.tables
 
 benchmarks: .venv/run
-	$(BIN)/python benchmarks/sampling.py --output results/sampling.json --naive-steps 2
-	$(BIN)/python benchmarks/memory.py --output results/sampling_memory.json
-	$(BIN)/python benchmarks/leak.py --output-dir results/leak
-	$(BIN)/python benchmarks/kills.py --output results/kills.json
-	$(BIN)/python benchmarks/training.py --output results/training.json --seconds 5
-	$(BIN)/python benchmarks/large.py --output results/large.json
+	$(BIN)/python -m benchmarks.sampling --output results/sampling.json --naive-steps 2
+	$(BIN)/python -m benchmarks.memory --output results/sampling_memory.json
+	$(BIN)/python -m benchmarks.leak --output-dir results/leak
+	$(BIN)/python -m benchmarks.kills --output results/kills.json
+	$(BIN)/python -m benchmarks.training --output results/training.json --seconds 5
+	$(BIN)/python -m benchmarks.large --output results/large.json
 ifdef IXI
 	$(BIN)/python train.py --data-dir $(IXI) $(IXI4)
-	$(BIN)/python benchmarks/priors.py --run-dir runs/ixi4 --minutes 1.5 --output results/ixi/priors.json --variant default \
+	$(BIN)/python -m benchmarks.priors --run-dir runs/ixi4 --minutes 1.5 --output results/ixi/priors.json --variant default \
 		textbook "textbook, recipe of the default" "AdamW for Muon" "slices not moved" "no attention" "table alone" \
 		"no dilation"
-	$(BIN)/python benchmarks/priors.py --run-dir runs/ixi4 --minutes 1.5 --output results/ixi/priors_position.json \
+	$(BIN)/python -m benchmarks.priors --run-dir runs/ixi4 --minutes 1.5 --output results/ixi/priors_position.json \
 		--variant default "no position embedding"
-	$(BIN)/python benchmarks/ablation.py --data-dir $(IXI) --minutes 1 --output results/ixi/ablation.json
-	$(BIN)/python benchmarks/rates.py --data-dir $(IXI) --output-dir results/rates --vqvae-epochs 4 --prior-epochs 1
+	$(BIN)/python -m benchmarks.ablation --data-dir $(IXI) --minutes 1 --output results/ixi/ablation.json
+	$(BIN)/python -m benchmarks.rates --data-dir $(IXI) --output-dir results/rates --vqvae-epochs 4 --prior-epochs 1
 endif
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m benchmarks.tables
 
 peers: .venv/run runs/monai
 	@test -n "$(IXI)" || { echo "make peers: give IXI=folder of the BIDS data set" >&2; exit 1; }
-	$(BIN)/python benchmarks/peers.py --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 2
-	$(BIN)/python benchmarks/peers.py --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 10 \
+	$(BIN)/python -m benchmarks.peers --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 2
+	$(BIN)/python -m benchmarks.peers --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 10 \
 		--entry "this project" "this project, light" "Keras tutorial" "MONAI, matching" "MONAI, tutorial"
-	$(BIN)/python benchmarks/peers.py --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 40 \
+	$(BIN)/python -m benchmarks.peers --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 40 \
 		--entry "this project" "this project, light" "Keras tutorial" "MONAI, matching"
 	$(BIN)/python train.py --data-dir $(IXI) $(IXI4)
-	$(BIN)/python benchmarks/peers.py --priors runs/ixi4 --output-dir results/peers --monai runs/monai/bin/python --minutes 5
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m benchmarks.peers --priors runs/ixi4 --output-dir results/peers --monai runs/monai/bin/python --minutes 5
+	$(BIN)/python -m benchmarks.tables
 
 runs/monai: benchmarks/requirements-monai.txt
 	$(PYTHON) -m venv $@

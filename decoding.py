@@ -1,46 +1,31 @@
-"""What is in a file: images and volumes become square uint8 slices, decoded once into a packed cache.
+"""What is in a file: images and volumes become square uint8 slices, decoded once into one array on disk, the cache.
 
-Everything a file can have wrong raises `BadFile`, a `DataError`, with one line that names it and what to do.
+Everything a file can have wrong raises `BadFile`, a `UserError`, with one line that names it and what to do.
 """
 
-import collections
-import contextlib
-import dataclasses
 import gzip
 import hashlib
-import itertools
 import json
 import math
 import os
-import socket
 import time
-import weakref
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import nibabel
 import numpy as np
 import PIL.Image
+from joblib import Parallel, delayed
 from skimage.filters import threshold_otsu
 from skimage.transform import resize
 from tqdm import tqdm
 
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None
+from files import UserError, in_a_line, write_text, write_whole
 
 FEWEST_PIXELS, MOST_PIXELS = 16, 4096  # along a side
 MOST_VOXELS = 10**8  # of at most four bytes, 0.4 GB; a brain at half a millimetre has fewer
 MIDDLE_BELOW_TOP_MM = 60  # from the top of the head to the middle of the brain, roughly the upper thalamus
-AHEAD = 4 * (os.cpu_count() or 1)  # sources decoded before they are asked for
 
 
-class DataError(ValueError):
-    """Data that cannot be used as they are; the message is one line that says what to do."""
-
-
-class BadFile(DataError):
+class BadFile(UserError):
     """A file that cannot be used, which `skip_bad_files` leaves out."""
 
     def __init__(self, path, reason):
@@ -49,27 +34,9 @@ class BadFile(DataError):
         self.reason = reason
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A file that holds one slice (slice_index is its number) or a volume (slice_index is None)."""
-
-    path: Path
-    subject_id: str
-    session: str = ""
-    slice_index: int | None = None
-    label: str = ""
-    split: str = ""
-
-
 # ----------------------------------------------------------------------------------------------------------------
 # Images and volumes
 # ----------------------------------------------------------------------------------------------------------------
-
-
-def in_a_line(error):
-    """One line of an exception of PIL, nibabel or gzip."""
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
 
 
 def _refuse_no_file(path):
@@ -166,6 +133,8 @@ def _read_volume(path, num_slices, slice_spacing_mm):
         raise BadFile(path, f"every voxel is {voxels.min():g}")
     foreground = voxels > threshold_otsu(voxels)
     low, high = np.percentile(voxels, 0.5), np.percentile(voxels[foreground], 99.5)
+    if low >= high:
+        raise BadFile(path, f"nearly every voxel is {low:g}")
 
     area = foreground.mean(axis=(0, 1))
     top = int(np.flatnonzero(area > 0.1 * area.max()).max())
@@ -221,66 +190,26 @@ def _inspect(source):
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# The packed cache
+# The cache
 # ----------------------------------------------------------------------------------------------------------------
 
 
-class Packed:
-    """The images of a cache, read when they are asked for: memory holds no more of them than that.
+def _each(function, sources, skip_bad_files, description):
+    """Yields each source with what a function makes of it, in order; the function runs in threads.
 
-    Indexed by a number, a list, an array or a slice of rows, like the uint8 array (n, S, S) that the `.npy` file is.
+    A `BadFile` is raised, or with `skip_bad_files` takes the place of the result.
     """
 
-    dtype = np.dtype("uint8")
+    def attempt(source):
+        try:
+            return function(source)
+        except BadFile as error:
+            if not skip_bad_files:
+                raise
+            return error
 
-    def __init__(self, path):
-        self._file = path.open("rb")
-        weakref.finalize(self, self._file.close)
-        np.lib.format.read_magic(self._file)
-        self.shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(self._file)
-        self._start = self._file.tell()
-        length = path.stat().st_size - self._start
-        if fortran_order or dtype != self.dtype or len(self.shape) != 3 or length != math.prod(self.shape):
-            raise ValueError("not a whole array of uint8 images")
-
-    def __len__(self):
-        return self.shape[0]
-
-    def __array__(self, dtype=None, copy=None):
-        return self[:].astype(dtype or self.dtype)
-
-    def __getitem__(self, rows):
-        rows = np.arange(len(self))[rows]
-        images = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
-        for row, image in zip(rows.ravel(), images.reshape(-1, *self.shape[1:]), strict=True):
-            self._file.seek(self._start + int(row) * image.nbytes)
-            if self._file.readinto(image) != image.nbytes:
-                raise DataError(f"{self._file.name}: ends too early; remove it")
-        return images
-
-
-def _map(function, items, skip_bad_files, bad_files, description):
-    """Applies a function to every item in threads, a few ahead of what is asked for; yields (item, result) in order.
-
-    A `BadFile` is raised, or collected, and its result is None.
-    """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        waiting, ahead = collections.deque(), iter(items)
-        for item in tqdm(items, description, leave=False, disable=None):
-            waiting.extend(pool.submit(function, one) for one in itertools.islice(ahead, AHEAD - len(waiting)))
-            try:
-                result = waiting.popleft().result()
-            except BadFile as error:
-                if not skip_bad_files:
-                    pool.shutdown(cancel_futures=True)
-                    raise
-                bad_files.append((str(error.path), error.reason))
-                result = None
-            yield item, result
-
-
-def _no_file_left(data_dir, number, bad_files):
-    return DataError(f"{data_dir}: none of its {number} files can be used; the first: {': '.join(bad_files[0])}")
+    results = Parallel(os.cpu_count(), backend="threading", return_as="generator")(map(delayed(attempt), sources))
+    yield from zip(sources, tqdm(results, description, len(sources), leave=False, disable=None), strict=True)
 
 
 def _survey(data_dir, sources, image_size, skip_bad_files):
@@ -288,14 +217,15 @@ def _survey(data_dir, sources, image_size, skip_bad_files):
 
     Returns:
         The sources that can be opened; the side in pixels that holds each of their slices, and that they are to have;
-        the brightest value of all; notices; the (path, reason) of those that cannot be opened.
+        the brightest value of all; notices; a `BadFile` for each that cannot be opened.
     """
-    bad_files, notices = [], []
-    looked = [(s, found) for s, found in _map(_inspect, sources, skip_bad_files, bad_files, "reading headers") if found]
-    if not looked:
-        raise _no_file_left(data_dir, len(sources), bad_files)
+    looked = list(_each(_inspect, sources, skip_bad_files, "reading headers"))
+    bad_files = [found for _, found in looked if isinstance(found, BadFile)]
+    looked = [(source, found) for source, found in looked if not isinstance(found, BadFile)]
+    _refuse_nothing(data_dir, looked, bad_files)
     native_size = math.ceil(max(max(height, width) for _, (height, width, _, _) in looked) / 32) * 32
     image_size = image_size or native_size
+    notices = []
     if image_size > native_size:
         notices.append(f"slices of {native_size} pixels are enlarged to {image_size}, as --image-size asks")
     scaled = "scaled to 8 bits by the brightest value of all"
@@ -307,12 +237,20 @@ def _survey(data_dir, sources, image_size, skip_bad_files):
     return [source for source, _ in looked], native_size, image_size, brightest, notices, bad_files
 
 
-def build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, skip_bad_files, packed, manifest_path):
-    """Decodes every source into `packed`, row by row, and writes the manifest last.
+def _refuse_nothing(data_dir, found, bad_files):
+    if not found:
+        first = f"{bad_files[0].path}: {bad_files[0].reason}"
+        raise UserError(f"{data_dir}: none of its {len(bad_files)} files can be used; the first: {first}")
 
-    A journal beside it says what is done, so that a build that was stopped or killed goes on. It is locked meanwhile: a
-    second process waits, and finds the cache there.
+
+def build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, skip_bad_files, packed, manifest_path):
+    """Decodes every source into the array `packed`, uint8 (number, image_size, image_size), and writes the manifest.
+
+    Both appear under their names when they are whole. The manifest is JSON: the fingerprint, SHA-256 of the pixels and
+    of whose they are; notices; bad files; and for each slice path, subject_id, session, slice_index, slice_position,
+    label, split and row.
     """
+    started = time.monotonic()
     surveyed = _survey(data_dir, sources, image_size, skip_bad_files)
     sources, native_size, image_size, brightest, notices, bad_files = surveyed
 
@@ -325,134 +263,36 @@ def build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, ski
 
     indices = [source.slice_index for source in sources if source.slice_index is not None]
     lowest, highest = (min(indices), max(indices)) if indices else (0, 0)
-    per_source = num_slices if sources[0].slice_index is None else 1
-
-    def identities(source, numbers):
-        """What a journal says of the slices of a source."""
-        name = source.path.relative_to(data_dir).as_posix()
-        for order, number in enumerate(numbers):
-            if source.slice_index is None:
-                position = order / max(1, len(numbers) - 1)
-            else:
-                position = (number - lowest) / max(1, highest - lowest)
-            yield name, source.subject_id, source.session, number, round(position, 6), source.label, source.split
-
     slices, digest = [], hashlib.sha256()
-    started = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        journal = stack.enter_context(_open_journal(packed.with_suffix(".partial.jsonl")))
-        journal_path = Path(journal.name)
-        partial = journal_path.with_suffix(".npy")
-        if packed.exists() and manifest_path.exists():
-            journal_path.unlink(missing_ok=True)
-            return
-        try:
-            shape = (len(sources) * per_source, image_size, image_size)
-            array, done = _resume(journal, [*shape, brightest, bad_files], partial)
-            stack.enter_context(array)
-            for bad, found in done:
-                bad_files += [tuple(one) for one in bad]
-                for identity in found:
-                    digest.update(array.read(image_size**2) + repr(tuple(identity[1:])).encode())
-                    slices.append((*identity, len(slices)))
-            first, known_bad = len(slices), len(bad_files)
-            for source, result in _map(decode, sources[len(done) :], skip_bad_files, bad_files, "decoding slices"):
-                found = []
-                for identity, image in zip(identities(source, result[0]), result[1], strict=True) if result else ():
-                    array.write(image.tobytes())
-                    digest.update(image.tobytes() + repr(identity[1:]).encode())
-                    slices.append((*identity, len(slices)))
-                    found.append(identity)
-                array.flush()
-                journal.write(json.dumps([bad_files[known_bad:], found]) + "\n")
-                journal.flush()
-                known_bad = len(bad_files)
-            array.truncate(array.tell() + (shape[0] - len(slices)) * image_size**2)  # of files that were left out
-            array.close()
-            if not slices:
-                raise _no_file_left(data_dir, len(sources), bad_files)
-            manifest = {
-                "image_size": image_size,
-                "fingerprint": digest.hexdigest(),
-                "notices": notices,
-                "bad_files": sorted(bad_files),
-                "slices": slices,
-            }
-            partial.replace(packed)
-            write_text(manifest_path, json.dumps(manifest))
-        except DataError:  # after which other files will be asked for
-            partial.unlink(missing_ok=True)
-            journal_path.unlink(missing_ok=True)
-            raise
-        journal_path.unlink(missing_ok=True)
-    number, seconds = len(slices) - first, time.monotonic() - started
-    goes_on = f" after {first} of an earlier call" * (first > 0)
-    print(f"decoded {number} slices{goes_on} in {seconds:.1f} s, {number / max(seconds, 1e-3):,.0f} a second")
 
+    def fill(partial):
+        per_source = num_slices if sources[0].slice_index is None else 1
+        shape = (len(sources) * per_source, image_size, image_size)  # files left out below leave black rows at the end
+        array = np.lib.format.open_memmap(partial, mode="w+", dtype="uint8", shape=shape)
+        for source, result in _each(decode, sources, skip_bad_files, "decoding slices"):
+            if isinstance(result, BadFile):
+                bad_files.append(result)
+                continue
+            name = source.path.relative_to(data_dir).as_posix()
+            for order, (number, image) in enumerate(zip(*result, strict=True)):
+                if source.slice_index is None:
+                    position = order / max(1, num_slices - 1)
+                else:
+                    position = (number - lowest) / max(1, highest - lowest)
+                whose = (source.subject_id, source.session, number, round(position, 6), source.label, source.split)
+                array[len(slices)] = image
+                digest.update(image.tobytes() + repr(whose).encode())
+                slices.append((name, *whose, len(slices)))
+        _refuse_nothing(data_dir, slices, bad_files)
+        array.flush()
 
-def _open_journal(path):
-    """The journal of a build, open and locked; waits while another process has it.
-
-    Where files cannot be locked, it has this process's own name: nobody waits, and what is stopped begins anew.
-    """
-    while True:
-        journal = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(journal, fcntl.LOCK_EX)
-        except (AttributeError, OSError):
-            journal.close()
-            path.unlink(missing_ok=True)
-            return path.with_stem(f"{path.stem}.{socket.gethostname()}.{os.getpid()}").open("a+", encoding="utf-8")
-        with contextlib.suppress(FileNotFoundError):  # whoever had it may have finished, and removed it
-            if os.fstat(journal.fileno()).st_ino == path.stat().st_ino:
-                return journal
-        journal.close()
-
-
-def _resume(journal, header, partial):
-    """The array's file, and what the journal of a build says of the sources that are done already.
-
-    Args:
-        journal: The open file; its first line is the header.
-        header: Shape of the array, and what else must be as it was.
-        partial: The array's path.
-
-    Returns:
-        The array's file, open behind its header, and for each source that is done its bad files and the identities of
-        its slices.
-    """
-    journal.seek(0)
-    whole = [line for line in journal if line.endswith("\n")]  # a killed process may leave half a line
-    try:
-        if whole and json.loads(whole[0]) == json.loads(json.dumps(header)):
-            done = [json.loads(line) for line in whole[1:]]
-            array = partial.open("r+b")
-            np.lib.format.read_magic(array)
-            np.lib.format.read_array_header_1_0(array)
-            rows = sum(len(found) for _, found in done)
-            if partial.stat().st_size >= array.tell() + rows * math.prod(header[1:3]):
-                journal.truncate(sum(len(line.encode()) for line in whole))
-                return array, done
-            array.close()
-    except (OSError, ValueError):
-        pass  # nothing that could be gone on with
-    journal.truncate(0)
-    journal.write(json.dumps(header) + "\n")
-    journal.flush()
-    array = partial.open("w+b")
-    about = {"descr": "|u1", "fortran_order": False, "shape": tuple(header[:3])}
-    np.lib.format.write_array_header_1_0(array, about)
-    return array, []
-
-
-def write_whole(path, write):
-    """Calls a function that writes a file, under another name first, so that no reader ever sees half of it."""
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
-    with contextlib.ExitStack() as stack:
-        stack.callback(partial.unlink, missing_ok=True)
-        write(partial)
-        partial.replace(path)
-
-
-def write_text(path, text):
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_whole(packed, fill)
+    manifest = {
+        "fingerprint": digest.hexdigest(),
+        "notices": notices,
+        "bad_files": sorted((str(bad.path), bad.reason) for bad in bad_files),
+        "slices": slices,
+    }
+    write_text(manifest_path, json.dumps(manifest))
+    seconds = time.monotonic() - started
+    print(f"decoded {len(slices)} slices in {seconds:.1f} s, {len(slices) / max(seconds, 1e-3):,.0f} a second")

@@ -2,125 +2,45 @@
 
 Read from top to bottom:
 
-1. reconstruction losses (L1, L2, L1 + SSIM);
-2. the VQ-VAE: `VectorQuantizer`, encoder, decoder, `VQVAE`      (van den Oord et al. 2017);
-3. the prior: `MaskedConv2D`, `GatedBlock`, `PixelCNN`           (van den Oord et al. 2016),
+1. the VQ-VAE: `VectorQuantizer`, encoder, decoder, `VQVAE`      (van den Oord et al. 2017);
+2. the prior: `MaskedConv2D`, `GatedBlock`, `PixelCNN`           (van den Oord et al. 2016),
    with `RowAttention`                                           (Chen et al. 2018).
 
 `sampling.py` draws from the prior. Everything is written in `keras.ops`, so the models run under every Keras backend.
 Images are float32 in [0, 1], shape (batch, height, width, 1); grids of codes are int32, shape
-(batch, height / factor, width / factor).
+(batch, height / factor, width / factor). Comments at the ends of lines give shapes: B slices a batch, S pixels and H
+(or W) codes along a side, D numbers in a codebook entry, K entries, F filters.
 
 References
     van den Oord, Vinyals, Kavukcuoglu: Neural Discrete Representation Learning, NeurIPS 2017, arXiv:1711.00937.
     van den Oord et al.: Conditional Image Generation with PixelCNN Decoders, NeurIPS 2016, arXiv:1606.05328.
     Chen et al.: PixelSNAIL: An Improved Autoregressive Generative Model, ICML 2018, arXiv:1712.09763.
-    Wang et al.: Multi-scale Structural Similarity for Image Quality Assessment, Asilomar 2003.
-    Wang et al.: Image Quality Assessment: From Error Visibility to Structural Similarity, IEEE TIP 13(4), 2004.
 """
 
 import functools
-import hashlib
+import importlib
 import math
 
 import keras
 import numpy as np
 from keras import layers, ops
 
-import devices
+from losses import reconstruction_loss
 
 PACKAGE = "brain_vqvae"
-ENCODED_AT_ONCE = 32  # images, by `VQVAE.encode`, and grids decoded
-
-# ----------------------------------------------------------------------------------------------------------------
-# 1. Reconstruction losses
-# ----------------------------------------------------------------------------------------------------------------
+AT_ONCE = 32  # images encoded and grids decoded: one size, so that an image is rounded in the same way in every batch
 
 
-def _gaussian_band(size, sigma=1.5, radius=5):
-    """(size - 2 radius, size) matrix whose product with an image column is its Gaussian filter, valid part only."""
-    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    taps /= taps.sum()
-    band = np.zeros((size - 2 * radius, size), "float32")
-    for row in range(len(band)):
-        band[row, row : row + len(taps)] = taps
-    return band
-
-
-def _ssim_parts(a, b):
-    """Means over the windows of the whole SSIM and of its contrast and structure part alone: twice (batch,)."""
-    a, b = (ops.cast(ops.squeeze(x, -1), "float32") for x in (a, b))
-    height, width = a.shape[1:]
-    left = ops.convert_to_tensor(_gaussian_band(height))
-    right = ops.convert_to_tensor(_gaussian_band(width).T)
-    moments = ops.stack([a, b, a * a, b * b, a * b])  # (5, B, H, W)
-    mean_a, mean_b, aa, bb, ab = ops.unstack(ops.matmul(ops.matmul(left, moments), right), 5)
-    c1, c2 = 0.01**2, 0.03**2
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    structure = (2 * (ab - mean_a * mean_b) + c2) / (aa - mean_a**2 + bb - mean_b**2 + c2)
-    return ops.mean(luminance * structure, axis=(1, 2)), ops.mean(structure, axis=(1, 2))
-
-
-def ssim(a, b):
-    """Structural similarity of each pair of images, differentiable.
-
-    Gaussian window of sigma 1.5 and 11 x 11 taps, data range 1, K1 = 0.01, K2 = 0.03 (Wang et al. 2004, eq. 13),
-    population covariance, averaged over the windows that lie inside the image. The filter is separable, so it is
-    applied as two matrix products, which is faster on every device than a convolution of one channel.
-
-    Args:
-        a, b: float images in [0, 1], shape (batch, height, width, 1), each side at least 11 pixels.
-
-    Returns:
-        Tensor of shape (batch,), in [-1, 1].
-    """
-    return _ssim_parts(a, b)[0]
-
-
-MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 3.2
-
-
-def ms_ssim(a, b):
-    """Multi-scale SSIM of each pair of images, differentiable (Wang et al. 2003, eq. 7).
-
-    Five scales where the smallest of them still holds the window of 11 pixels, which takes 176 pixels; four from 88 on,
-    and so on, with the weights of those that are left scaled to a sum of 1.
-
-    Args:
-        a, b: float images in [0, 1], shape (batch, size, size, 1), size 11 or more.
-
-    Returns:
-        Tensor of shape (batch,), in [0, 1].
-    """
-    scales = min(len(MS_SSIM_WEIGHTS), 1 + int(math.log2(a.shape[1] / 11)))
-    weights = np.array(MS_SSIM_WEIGHTS[:scales])
-    result = 1.0
-    for scale, weight in enumerate((weights / weights.sum()).tolist()):
-        whole, structure = _ssim_parts(a, b)
-        last = scale == scales - 1
-        result = result * ops.power(ops.relu(whole if last else structure), weight)
-        if not last:
-            a, b = (ops.average_pool(x, 2, strides=2, data_format="channels_last") for x in (a, b))
-    return result
-
-
-def reconstruction_loss(images, reconstructions, kind, ssim_weight):
-    """Scalar loss between images in [0, 1]: "l1", "l2", or "l1_ssim" = L1 + ssim_weight * (1 - SSIM)."""
-    difference = ops.cast(images, "float32") - ops.cast(reconstructions, "float32")
-    if kind == "l2":
-        return ops.mean(ops.square(difference))
-    loss = ops.mean(ops.abs(difference))
-    if kind == "l1_ssim":
-        loss = loss + ssim_weight * (1.0 - ops.mean(ssim(images, reconstructions)))
-    return loss
+def _arguments(given):
+    """What a constructor was called with, from its first `locals()`; `get_config` returns it."""
+    return {name: value for name, value in given.items() if name not in ("self", "kwargs", "__class__")}
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# 2. VQ-VAE
+# 1. VQ-VAE
 # ----------------------------------------------------------------------------------------------------------------
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
 class VectorQuantizer(layers.Layer):
     """Replaces each vector by the nearest entry of a learned codebook.
 
@@ -175,11 +95,9 @@ class VectorQuantizer(layers.Layer):
             raise ValueError(f'update must be "gradient" or "ema", not {update!r}')
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), not {decay}")
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.update = update
-        self.decay = decay
-        self.epsilon = epsilon
+        self.decay, self.epsilon = decay, epsilon
         self.restart_threshold = restart_threshold
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
@@ -202,7 +120,7 @@ class VectorQuantizer(layers.Layer):
             self.ema_sums = self.add_weight(shape=shape, trainable=False, name="ema_sums")
             self.ema_sums.assign(ops.copy(self.entries))  # JAX would let both be one buffer
         else:
-            # How far restarts have moved the entries: under JAX only the optimiser may assign what it trains.
+            # How far restarts have moved the entries; apart, since JAX lets only the optimiser assign what it trains.
             self.moved = self.add_weight(shape=shape, initializer="zeros", trainable=False, name="moved")
 
     @property
@@ -220,11 +138,7 @@ class VectorQuantizer(layers.Layer):
             self.moved.assign(np.zeros_like(codebook))
 
     def initialise(self, z_e):
-        """Sets the codebook to randomly chosen encoder outputs, so that it starts at their scale.
-
-        Args:
-            z_e: NumPy array of encoder outputs whose last axis is D, holding K vectors or more.
-        """
+        """Sets the codebook to randomly chosen encoder outputs, NumPy (..., D), so that it starts at their scale."""
         vectors = np.reshape(z_e, (-1, self.embedding_dim))
         if len(vectors) < self.num_embeddings:
             raise ValueError(f"{len(vectors)} vectors cannot initialise a codebook of {self.num_embeddings} entries")
@@ -234,48 +148,38 @@ class VectorQuantizer(layers.Layer):
     def nearest(self, z_e):
         """Indices of the nearest entries, int32, shape of `z_e` without its last axis."""
         # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 is the same for every entry.
-        codebook = self.codebook
-        distances = ops.sum(ops.square(codebook), axis=1) - 2.0 * ops.matmul(z_e, ops.transpose(codebook))
-        return ops.cast(ops.argmin(distances, axis=-1), "int32")
+        codebook = self.codebook  # (K, D)
+        distances = ops.sum(ops.square(codebook), axis=1) - 2.0 * ops.matmul(z_e, ops.transpose(codebook))  # (..., K)
+        return ops.cast(ops.argmin(distances, axis=-1), "int32")  # (...)
 
     def call(self, z_e, training=False):
         z_e = ops.cast(z_e, "float32")
-        code_indices = self.nearest(z_e)
-        z_q = ops.take(self.codebook, code_indices, axis=0)
+        code_indices = self.nearest(z_e)  # (B, H, W, D) -> (B, H, W)
+        z_q = ops.take(self.codebook, code_indices, axis=0)  # (B, H, W, D)
         if training:
-            self._learn(ops.stop_gradient(ops.reshape(z_e, (-1, self.embedding_dim))), ops.reshape(code_indices, (-1,)))
-        return z_e + ops.stop_gradient(z_q - z_e), z_q, code_indices
+            vectors = ops.reshape(z_e, (-1, self.embedding_dim))  # (N, D) with N = B H W
+            self._learn(ops.stop_gradient(vectors), ops.reshape(code_indices, (-1,)))
+        return z_e + ops.stop_gradient(z_q - z_e), z_q, code_indices  # the gradient of the first is copied to z_e
 
     def _learn(self, vectors, chosen):
-        """One step of the moving averages (appendix A.1, eq. 6 to 8) and of the restarts; vectors (N, D)."""
+        """A step of the moving averages (appendix A.1, eq. 6 to 8) and of the restarts; vectors (N, D), chosen (N,)."""
         assignment = ops.one_hot(chosen, self.num_embeddings, dtype="float32")  # (N, K)
-        counts = self.decay * self.ema_counts + (1 - self.decay) * ops.sum(assignment, axis=0)
+        counts = self.decay * self.ema_counts + (1 - self.decay) * ops.sum(assignment, axis=0)  # (K,)
         total = ops.sum(counts)
         even_share = total / self.num_embeddings
         dead = counts < self.restart_threshold * even_share
         picks = keras.random.uniform((self.num_embeddings,), seed=self.seed_generator)
         number = ops.cast(ops.shape(vectors)[0], "float32")
-        replacements = ops.take(vectors, ops.cast(ops.floor(picks * number), "int32"), axis=0)
+        replacements = ops.take(vectors, ops.cast(ops.floor(picks * number), "int32"), axis=0)  # (K, D)
         if self.update == "ema":
-            sums = self.decay * self.ema_sums + (1 - self.decay) * ops.matmul(ops.transpose(assignment), vectors)
+            members = ops.matmul(ops.transpose(assignment), vectors)  # (K, N) (N, D) -> (K, D)
+            sums = self.decay * self.ema_sums + (1 - self.decay) * members
             smoothed = (counts + self.epsilon) / (total + self.num_embeddings * self.epsilon) * total
             self.entries.assign(ops.where(dead[:, None], replacements, sums / smoothed[:, None]))
             self.ema_sums.assign(ops.where(dead[:, None], replacements * even_share, sums))
         else:
             self.moved.assign(ops.where(dead[:, None], replacements - self.entries, self.moved.value))
         self.ema_counts.assign(ops.where(dead, even_share, counts))
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_embeddings": self.num_embeddings,
-            "embedding_dim": self.embedding_dim,
-            "update": self.update,
-            "decay": self.decay,
-            "epsilon": self.epsilon,
-            "restart_threshold": self.restart_threshold,
-            "seed": self.seed,
-        }
 
 
 ACTIVATIONS = {"relu": layers.ReLU, "leaky_relu": functools.partial(layers.LeakyReLU, negative_slope=0.1)}
@@ -292,7 +196,12 @@ def residual_block(x, name, activation="relu"):
 
 
 @ops.custom_gradient
-def _clip_to_unit(x):
+def clip_to_unit(x):
+    """Cuts values to [0, 1]. Outside, only a gradient that leads back inside is passed.
+
+    With none at all, as from a ReLU, a pixel can be stuck at black; with all of it, values drift away from 0 unbounded.
+    """
+
     def gradient(*args, upstream=None):
         upstream = args[0] if upstream is None else upstream
         outward = ops.logical_or(ops.logical_and(x < 0, upstream > 0), ops.logical_and(x > 1, upstream < 0))
@@ -301,24 +210,15 @@ def _clip_to_unit(x):
     return ops.clip(x, 0.0, 1.0), gradient
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
-def clip_to_unit(x):
-    """Cuts values to [0, 1]. Outside, only a gradient that leads back inside is passed.
-
-    With none at all, as from a ReLU, a pixel can be stuck at black; with all of it, values drift away from 0 unbounded.
-    """
-    return _clip_to_unit(x)
-
-
 def build_encoder(image_size, downsampling, base_filters, num_residual_blocks, embedding_dim, activation):
     """Functional model: images (B, S, S, 1) -> z_e (B, S / downsampling, S / downsampling, D), float32."""
     x = inputs = keras.Input((image_size, image_size, 1), name="image")
     for stage in range(int(math.log2(downsampling))):
-        x = layers.Conv2D(base_filters * 2**stage, 4, 2, padding="same", name=f"down{stage}")(x)
+        x = layers.Conv2D(base_filters * 2**stage, 4, 2, padding="same", name=f"down{stage}")(x)  # S halved, F doubled
         x = ACTIVATIONS[activation](name=f"down{stage}_activation")(x)
     for block in range(num_residual_blocks):
         x = residual_block(x, f"residual{block}", activation)
-    z_e = layers.Conv2D(embedding_dim, 1, dtype="float32", name="z_e")(x)
+    z_e = layers.Conv2D(embedding_dim, 1, dtype="float32", name="z_e")(x)  # (B, H, W, D)
     return keras.Model(inputs, z_e, name="encoder")
 
 
@@ -331,19 +231,19 @@ def build_decoder(image_size, downsampling, base_filters, num_residual_blocks, e
     grid = image_size // downsampling
     stages = int(math.log2(downsampling))
     x = inputs = keras.Input((grid, grid, embedding_dim), name="z_q")
-    x = layers.Conv2D(base_filters * 2 ** (stages - 1), 3, padding="same", name="project")(x)
+    x = layers.Conv2D(base_filters * 2 ** (stages - 1), 3, padding="same", name="project")(x)  # (B, H, W, F)
     for block in range(num_residual_blocks):
         x = residual_block(x, f"residual{block}", activation)
     for stage in reversed(range(1, stages)):
         x = ACTIVATIONS[activation](name=f"up{stage}_activation")(x)
-        x = layers.Conv2DTranspose(base_filters * 2 ** (stage - 1), 4, 2, padding="same", name=f"up{stage}")(x)
+        filters = base_filters * 2 ** (stage - 1)
+        x = layers.Conv2DTranspose(filters, 4, 2, padding="same", name=f"up{stage}")(x)  # sides doubled, F halved
     x = ACTIVATIONS[activation](name="up0_activation")(x)
-    x = layers.Conv2DTranspose(1, 4, 2, padding="same", name="up0")(x)
+    x = layers.Conv2DTranspose(1, 4, 2, padding="same", name="up0")(x)  # (B, S, S, 1)
     images = layers.Activation(clip_to_unit, dtype="float32", name="image")(x)
     return keras.Model(inputs, images, name="decoder")
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
 class CodebookUsage(keras.metrics.Metric):
     """Use of the codebook over an epoch, from one histogram of all its codes.
 
@@ -356,7 +256,7 @@ class CodebookUsage(keras.metrics.Metric):
         self.counts = self.add_variable((num_embeddings,), initializer="zeros", name="counts")
 
     def update_state(self, code_indices, sample_weight=None):
-        chosen = ops.one_hot(ops.reshape(code_indices, (-1,)), self.num_embeddings, dtype="float32")
+        chosen = ops.one_hot(ops.reshape(code_indices, (-1,)), self.num_embeddings, dtype="float32")  # (N, K)
         self.counts.assign_add(ops.sum(chosen, axis=0))
 
     def result(self):
@@ -424,8 +324,7 @@ class VQVAE(keras.Model):
             raise ValueError(f"image_size must be 16 or more and a multiple of {downsampling}, not {image_size}")
         if base_filters < 2 or num_residual_blocks < 0:
             raise ValueError(
-                f"base_filters must be 2 or more and num_residual_blocks 0 or more, not {base_filters} and "
-                f"{num_residual_blocks}"
+                f"base_filters must be 2 or more, not {base_filters}; blocks 0 or more, not {num_residual_blocks}"
             )
         if activation == "auto":
             activation = "relu" if downsampling <= 4 else "leaky_relu"
@@ -433,28 +332,10 @@ class VQVAE(keras.Model):
             raise ValueError(f'activation must be "auto", "relu" or "leaky_relu", not {activation!r}')
         if loss not in ("l1", "l2", "l1_ssim"):
             raise ValueError(f'loss must be "l1", "l2" or "l1_ssim", not {loss!r}')
-        self._config = {
-            "image_size": image_size,
-            "downsampling": downsampling,
-            "base_filters": base_filters,
-            "num_residual_blocks": num_residual_blocks,
-            "activation": activation,
-            "num_embeddings": num_embeddings,
-            "embedding_dim": embedding_dim,
-            "codebook_update": codebook_update,
-            "decay": decay,
-            "restart_threshold": restart_threshold,
-            "commitment_cost": commitment_cost,
-            "loss": loss,
-            "ssim_weight": ssim_weight,
-            "seed": seed,
-        }
-        self.image_size = image_size
-        self.downsampling = downsampling
-        self.grid_size = image_size // downsampling
+        self._config = _arguments(locals())
+        self.image_size, self.downsampling, self.grid_size = image_size, downsampling, image_size // downsampling
         self.commitment_cost = commitment_cost
-        self.loss_kind = loss
-        self.ssim_weight = ssim_weight
+        self.loss_kind, self.ssim_weight = loss, ssim_weight
         sizes = (image_size, downsampling, base_filters, num_residual_blocks, embedding_dim, activation)
         self.encoder = build_encoder(*sizes)
         self.quantizer = VectorQuantizer(
@@ -464,11 +345,7 @@ class VQVAE(keras.Model):
         self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction_loss")
         self.commitment_tracker = keras.metrics.Mean(name="commitment_loss")
         self.usage_tracker = CodebookUsage(num_embeddings)
-        self.build((None, image_size, image_size, 1))
-
-    def build(self, input_shape):
-        if not self.quantizer.built:
-            self.quantizer.build(self.encoder.output_shape)
+        self.quantizer.build(self.encoder.output_shape)
         self.built = True
 
     def call(self, images, training=False):
@@ -496,53 +373,41 @@ class VQVAE(keras.Model):
         self.usage_tracker.update_state(y_pred["code_indices"])
         return self.get_metrics_result()
 
-    def fingerprint(self):
-        """16 hexadecimal digits that tell this trained model's codes from any other's."""
-        digest = hashlib.sha256()
-        for variable in (*self.encoder.weights, self.quantizer.codebook):
-            digest.update(np.ascontiguousarray(ops.convert_to_numpy(variable), "float32").tobytes())
-        return digest.hexdigest()[:16]
+    def encode(self, images):
+        """Codes of float32 images (n, image_size, image_size, 1): NumPy int32, shape (n, grid, grid)."""
+        return self._in_batches(lambda x: self.quantizer.nearest(self.encoder.predict_on_batch(x)), images)
 
-    def encode(self, images, batch_size=ENCODED_AT_ONCE):
-        """Codes of float32 images (batch, image_size, image_size, 1): NumPy int32, shape (batch, grid, grid)."""
-        codes = []
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            # Filled up to one size, so that an image is rounded in the same way in every batch.
-            filled = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
-            z_e = self.encoder.predict_on_batch(devices.spread(filled))[: len(batch)]
-            codes.append(ops.convert_to_numpy(self.quantizer.nearest(z_e)))
-        return np.concatenate(codes)
-
-    def decode(self, code_indices, batch_size=ENCODED_AT_ONCE):
+    def decode(self, code_indices):
         """Images of grids of codes.
 
         Args:
-            code_indices: NumPy integers in [0, num_embeddings), shape (batch, grid, grid).
+            code_indices: NumPy integers in [0, num_embeddings), shape (n, grid, grid).
 
         Returns:
-            NumPy float32 in [0, 1], shape (batch, image_size, image_size, 1).
+            NumPy float32 in [0, 1], shape (n, image_size, image_size, 1).
         """
         codebook = ops.convert_to_numpy(self.quantizer.codebook)
-        images = []
-        for start in range(0, len(code_indices), batch_size):
-            batch = code_indices[start : start + batch_size]
-            filled = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0)))
-            images.append(
-                ops.convert_to_numpy(self.decoder.predict_on_batch(devices.spread(codebook[filled])))[: len(batch)]
-            )
-        return np.concatenate(images)
+        return self._in_batches(lambda x: self.decoder.predict_on_batch(codebook[x]), code_indices)
+
+    @staticmethod
+    def _in_batches(function, x):
+        """Applies a function to `AT_ONCE` rows of x at a time, the last ones filled up with zeros."""
+        done = []
+        for start in range(0, len(x), AT_ONCE):
+            batch = x[start : start + AT_ONCE]
+            filled = np.pad(batch, ((0, AT_ONCE - len(batch)), *[(0, 0)] * (x.ndim - 1)))
+            done.append(ops.convert_to_numpy(function(filled))[: len(batch)])
+        return np.concatenate(done)
 
     def get_config(self):
         return dict(self._config)
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# 3. PixelCNN prior
+# 2. PixelCNN prior
 # ----------------------------------------------------------------------------------------------------------------
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
 class MaskedConv2D(layers.Layer):
     """A masked convolution that stores only the part of its kernel that the mask lets through.
 
@@ -584,11 +449,8 @@ class MaskedConv2D(layers.Layer):
             raise ValueError(f"a {stack} kernel cannot be {rows} x {columns}: odd columns, or a single row")
         if dilation < 1 or (stack == "vertical" and dilation != 1):
             raise ValueError(f"dilation is 1 or more in a horizontal kernel and 1 in a vertical one, not {dilation}")
-        self.filters = filters
-        self.kernel_size = (rows, columns)
-        self.stack = stack
-        self.mask_type = mask_type
-        self.dilation = dilation
+        self.filters, self.kernel_size = filters, (rows, columns)
+        self.stack, self.mask_type, self.dilation = stack, mask_type, dilation
 
     def build(self, input_shape):
         self.patch_size = (*self.kernel_size, input_shape[-1])
@@ -600,12 +462,12 @@ class MaskedConv2D(layers.Layer):
         rows, columns = self.kernel_size
         shift = 1 if self.mask_type == "A" else 0
         if self.stack == "vertical":
-            x = x[:, : x.shape[1] - shift]
+            x = x[:, : x.shape[1] - shift]  # (B, H - shift, W, C)
             pads = ((rows - 1 + shift, 0), (columns // 2, columns // 2))
         else:
-            x = x[:, :, : x.shape[2] - shift]
+            x = x[:, :, : x.shape[2] - shift]  # (B, H, W - shift, C)
             pads = ((0, 0), ((columns - 1) * self.dilation + shift, 0))
-        return self._convolve(ops.pad(x, ((0, 0), *pads, (0, 0))))
+        return self._convolve(ops.pad(x, ((0, 0), *pads, (0, 0))))  # the kernel's reach wider -> (B, H, W, F)
 
     def row(self, window):
         """One row of a vertical stack, from the `rows` input rows under its kernel: (B, rows, W, C) -> (B, 1, W, F)."""
@@ -617,27 +479,16 @@ class MaskedConv2D(layers.Layer):
         return ops.matmul(ops.concatenate(inputs, axis=-1), self.kernel) + self.bias
 
     def _convolve(self, x):
-        kernel = ops.reshape(self.kernel, (*self.patch_size, self.filters))
+        kernel = ops.reshape(self.kernel, (*self.patch_size, self.filters))  # (rows, columns, C, F)
         return ops.conv(x, kernel, padding="valid", dilation_rate=(1, self.dilation)) + self.bias
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "kernel_size": self.kernel_size,
-            "stack": self.stack,
-            "mask_type": self.mask_type,
-            "dilation": self.dilation,
-        }
 
 
 def gate(x):
     """tanh(first half of the channels) * sigmoid(second half): van den Oord et al. 2016, eq. 2."""
-    features, gates = ops.split(x, 2, axis=-1)
+    features, gates = ops.split(x, 2, axis=-1)  # (..., 2 F) -> two of (..., F)
     return ops.tanh(features) * ops.sigmoid(gates)
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
 class GatedBlock(layers.Layer):
     """One layer of the gated PixelCNN: both stacks, gates, conditioning (van den Oord et al. 2016, figure 2, eq. 4).
 
@@ -670,15 +521,8 @@ class GatedBlock(layers.Layer):
     ):
         super().__init__(**kwargs)
         self.filters = filters
-        self.vertical_kernel = tuple(vertical_kernel)
-        self.horizontal_kernel = horizontal_kernel
         self.mask_type = mask_type
-        self.dilation = dilation
-        self.dropout = dropout
-        self.seed = seed
-        self.vertical_conv = MaskedConv2D(
-            2 * filters, self.vertical_kernel, "vertical", mask_type, dtype=self.dtype_policy
-        )
+        self.vertical_conv = MaskedConv2D(2 * filters, vertical_kernel, "vertical", mask_type, dtype=self.dtype_policy)
         self.horizontal_conv = MaskedConv2D(
             2 * filters, (1, horizontal_kernel), "horizontal", mask_type, dilation, dtype=self.dtype_policy
         )
@@ -703,33 +547,20 @@ class GatedBlock(layers.Layer):
 
     def vertical(self, convolved, v, bias, training=False):
         """The vertical stack after its convolution; returns its output and its message to the horizontal stack."""
-        out = self.vertical_out(self.vertical_dropout(gate(convolved + bias), training=training))
+        out = self.vertical_out(self.vertical_dropout(gate(convolved + bias), training=training))  # 2 F -> F
         return out if self.mask_type == "A" else out + v, self.vertical_to_horizontal(convolved)
 
     def horizontal(self, convolved, h, message, training=False):
         """The horizontal stack after its convolution; the message has the condition's bias added."""
-        out = self.horizontal_out(self.horizontal_dropout(gate(convolved + message), training=training))
+        out = self.horizontal_out(self.horizontal_dropout(gate(convolved + message), training=training))  # 2 F -> F
         return out if self.mask_type == "A" else out + h
 
     def call(self, v, h, condition, training=False):
-        v_bias, h_bias = (bias[:, None, None] for bias in self.conditioning(condition))
+        v_bias, h_bias = (bias[:, None, None] for bias in self.conditioning(condition))  # (B, 1, 1, 2 F)
         v, message = self.vertical(self.vertical_conv(v), v, v_bias, training)
         return v, self.horizontal(self.horizontal_conv(h), h, message + h_bias, training)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "vertical_kernel": self.vertical_kernel,
-            "horizontal_kernel": self.horizontal_kernel,
-            "mask_type": self.mask_type,
-            "dilation": self.dilation,
-            "dropout": self.dropout,
-            "seed": self.seed,
-        }
 
-
-@keras.saving.register_keras_serializable(PACKAGE)
 class RowAttention(layers.Layer):
     """Self-attention of the vertical stack over all rows above: what convolutions cannot carry across a whole head.
 
@@ -752,9 +583,7 @@ class RowAttention(layers.Layer):
 
     def __init__(self, num_heads=2, head_dim=32, keys_per_row=8, **kwargs):
         super().__init__(**kwargs)
-        self.num_heads = num_heads
-        self.head_dim = head_dim
-        self.keys_per_row = keys_per_row
+        self.num_heads, self.head_dim, self.keys_per_row = num_heads, head_dim, keys_per_row
         self.norm = layers.LayerNormalization(dtype=self.dtype_policy)
         self.query = layers.Dense(num_heads * head_dim, use_bias=False, dtype=self.dtype_policy)
         self.key_value = layers.Dense(2 * num_heads * head_dim, use_bias=False, dtype=self.dtype_policy)
@@ -772,35 +601,28 @@ class RowAttention(layers.Layer):
     def queries_keys_values(self, v):
         """(B, rows, W, C) -> (B, heads, rows * W, head_dim) and twice (B, heads, rows * row_keys, head_dim)."""
         x = self.norm(v)
-        key, value = ops.split(self.key_value(self.pool(x)), 2, axis=-1)
+        key, value = ops.split(self.key_value(self.pool(x)), 2, axis=-1)  # (B, rows, row_keys, heads * head_dim)
 
         def heads(y):
             y = ops.reshape(y, (-1, y.shape[1] * y.shape[2], self.num_heads, self.head_dim))
-            return ops.transpose(y, (0, 2, 1, 3))
+            return ops.transpose(y, (0, 2, 1, 3))  # (B, heads, places, head_dim)
 
         return heads(self.query(x)), heads(key), heads(value)
 
     def attend(self, v, query, key, value, visible):
         """Adds to v (B, rows, W, C) what its queries find among the visible keys; visible: (queries or 1, keys)."""
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) / math.sqrt(self.head_dim)
-        scores = ops.where(visible, scores, ops.cast(-1e4, scores.dtype))
+        scores = ops.where(visible, scores, ops.cast(-1e4, scores.dtype))  # (B, heads, queries, keys)
         found = ops.matmul(ops.softmax(scores), value)  # (B, heads, rows * W, head_dim)
-        found = ops.reshape(ops.transpose(found, (0, 2, 1, 3)), (-1, *v.shape[1:3], self.num_heads * self.head_dim))
-        return v + self.out(found)
+        found = ops.transpose(found, (0, 2, 1, 3))  # (B, rows * W, heads, head_dim)
+        found = ops.reshape(found, (-1, *v.shape[1:3], self.num_heads * self.head_dim))
+        return v + self.out(found)  # (B, rows, W, C)
 
     def call(self, v):
         height, width = v.shape[1:3]
-        query_row = np.repeat(np.arange(height), width)
-        key_row = np.repeat(np.arange(height), self.row_keys)
+        query_row = np.repeat(np.arange(height), width)  # (H W,)
+        key_row = np.repeat(np.arange(height), self.row_keys)  # (H row_keys,)
         return self.attend(v, *self.queries_keys_values(v), visible=key_row <= query_row[:, None])
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_heads": self.num_heads,
-            "head_dim": self.head_dim,
-            "keys_per_row": self.keys_per_row,
-        }
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -868,40 +690,20 @@ class PixelCNN(keras.Model):
         self.dilations = [2 ** (block % max_dilation.bit_length()) for block in range(num_blocks)]
         if horizontal_kernel is None:  # a block of dilation d reaches d (k - 1) codes to the left, the first one more
             horizontal_kernel = max(3, 1 + math.ceil((grid_size - 2) / sum(self.dilations)))
-        self._config = {
-            "num_embeddings": num_embeddings,
-            "embedding_dim": embedding_dim,
-            "grid_size": grid_size,
-            "num_labels": num_labels,
-            "filters": filters,
-            "num_blocks": num_blocks,
-            "vertical_kernel": tuple(vertical_kernel),
-            "max_dilation": max_dilation,
-            "horizontal_kernel": horizontal_kernel,
-            "attention_every": attention_every,
-            "dropout": dropout,
-            "vqvae_fingerprint": vqvae_fingerprint,
-            "seed": seed,
-        }
+        vertical_kernel = tuple(vertical_kernel)  # a list, once it has been JSON
+        self._config = _arguments(locals())
         self.vqvae_fingerprint = vqvae_fingerprint
-        self.num_embeddings = num_embeddings
-        self.grid_size = grid_size
-        self.num_labels = num_labels
-        self.vertical_kernel = tuple(vertical_kernel)
-        self.horizontal_kernel = horizontal_kernel
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.grid_size, self.num_labels, self.filters = grid_size, num_labels, filters
+        self.vertical_kernel, self.horizontal_kernel = vertical_kernel, horizontal_kernel
         self.code_embedding = layers.Embedding(num_embeddings, filters, name="code_embedding")
         self.codebook_projection = layers.Dense(filters, use_bias=False, name="codebook_projection")
         self.label_embedding = layers.Embedding(num_labels + 1, filters, name="label_embedding")
         self.position_features = layers.Dense(filters, name="position_features")
         self.blocks = [
             GatedBlock(
-                filters,
-                vertical_kernel,
-                horizontal_kernel,
-                "B" if block else "A",
-                self.dilations[block],
-                dropout,
-                seed + 2 * block,
+                *(filters, vertical_kernel, horizontal_kernel, "B" if block else "A", self.dilations[block]),
+                *(dropout, seed + 2 * block),
                 name=f"block{block}",
             )
             for block in range(num_blocks)
@@ -920,17 +722,11 @@ class PixelCNN(keras.Model):
     def build(self, input_shape):
         if self.built:
             return
-        filters, grid = self._config["filters"], (None, self.grid_size, self.grid_size)
-        codebook_shape = (self.num_embeddings, self._config["embedding_dim"])
-        self.codebook = self.add_weight(
-            shape=codebook_shape, initializer=keras.initializers.RandomNormal(0, 1), trainable=False, name="codebook"
-        )
-        self.row_embedding = self.add_weight(
-            shape=(self.grid_size, 1, filters), initializer=keras.initializers.RandomNormal(0, 0.02), name="rows"
-        )
-        self.column_embedding = self.add_weight(
-            shape=(1, self.grid_size, filters), initializer=keras.initializers.RandomNormal(0, 0.02), name="columns"
-        )
+        filters, grid, normal = self.filters, (None, self.grid_size, self.grid_size), keras.initializers.RandomNormal
+        codebook_shape = (self.num_embeddings, self.embedding_dim)
+        self.codebook = self.add_weight(codebook_shape, normal(0, 1), trainable=False, name="codebook")
+        self.row_embedding = self.add_weight((self.grid_size, 1, filters), normal(0, 0.02), name="rows")
+        self.column_embedding = self.add_weight((1, self.grid_size, filters), normal(0, 0.02), name="columns")
         self.code_embedding.build(grid)
         self.codebook_projection.build(codebook_shape)
         self.label_embedding.build((None,))
@@ -953,7 +749,7 @@ class PixelCNN(keras.Model):
 
     def condition(self, label, slice_position):
         """Label (B,) and slice position (B,) as one vector (B, filters); the position enters as 16 cosines."""
-        waves = ops.cos(math.pi * slice_position[:, None] * ops.arange(16, dtype="float32"))
+        waves = ops.cos(math.pi * slice_position[:, None] * ops.arange(16, dtype="float32"))  # (B, 16)
         return ops.silu(self.label_embedding(label) + self.position_features(waves))
 
     def grid_positions(self):
@@ -965,65 +761,50 @@ class PixelCNN(keras.Model):
         return self.logits(self.hidden(ops.relu(v + h)))
 
     def call(self, inputs, training=False):
-        condition = self.condition(inputs["label"], inputs["slice_position"])
-        place = self.grid_positions()
-        v = h = self.embed(inputs["codes"])  # (B, H, W, filters)
+        condition = self.condition(inputs["label"], inputs["slice_position"])  # (B, F)
+        place = self.grid_positions()  # (H, W, F)
+        v = h = self.embed(inputs["codes"])  # (B, H, W) -> (B, H, W, F)
         for index, block in enumerate(self.blocks):
-            v, h = block(v, h, condition, training=training)
+            v, h = block(v, h, condition, training=training)  # each (B, H, W, F)
             if index == 0:
                 v, h = v + place, h + place
             if str(index) in self.attentions:
                 v = self.attentions[str(index)](v)
-        return self.head(v, h)
+        return self.head(v, h)  # (B, H, W, K)
+
+    def distribution(self, inputs):
+        """The distribution of the codes, given those before each: what `call` gives the logits of.
+
+        With the same codes in `inputs`, minus its `log_prob(codes)` is the length of each grid in nats, shape (batch,);
+        its `distribution`, a categorical one for each place, says what each code takes, shape (batch, grid, grid).
+
+        Returns:
+            TensorFlow Probability's `Independent(Categorical)` for the present backend (NumPy's under torch).
+        """
+        substrate = {"tensorflow": "", "jax": ".substrates.jax"}.get(keras.backend.backend(), ".substrates.numpy")
+        tfd = importlib.import_module("tensorflow_probability" + substrate).distributions
+        logits = self(inputs)
+        logits = ops.convert_to_numpy(logits) if substrate.endswith("numpy") else logits
+        return tfd.Independent(tfd.Categorical(logits), 2)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        nats = ops.mean(ops.sparse_categorical_crossentropy(x["codes"], y_pred, from_logits=True))
+        nats = ops.mean(ops.sparse_categorical_crossentropy(x["codes"], y_pred, from_logits=True))  # (B, H, W) -> ()
         self.bits_tracker.update_state(nats / math.log(2.0))
         return nats
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         return self.get_metrics_result()
 
-    def receptive_field(self):
-        """Which earlier codes a logit can depend on, from the kernels and the attention alone.
-
-        Returns:
-            bool array of shape (grid, 2 grid - 1): element [r, grid - 1 + c] stands for the code r rows above and c
-            columns to the right. Row 0 is true left of its middle only, which is causality.
-        """
-        size = self.grid_size
-        rows, columns = self.vertical_kernel
-
-        def spread(field, downs, sides):
-            """Union of the field moved by each (down, side)."""
-            width = field.shape[1]
-            padded = np.pad(field, ((size, 0), (width, width)))
-            moved = [
-                padded[size - d : 2 * size - d, width - s : 2 * width - s] for d in downs for s in sides if -width < s
-            ]
-            return np.logical_or.reduce(moved)
-
-        here = np.zeros((size, 2 * size - 1), bool)
-        here[0, size - 1] = True
-        around = range(-(columns // 2), columns // 2 + 1)
-        lefts = [range(-(self.horizontal_kernel - 1) * dilation, 1, dilation) for dilation in self.dilations]
-        vertical = spread(here, range(1, rows + 1), around)
-        horizontal = spread(here, [0], [step - 1 for step in lefts[0]]) | vertical
-        for index in range(len(self.blocks)):
-            if index > 0:
-                vertical = spread(vertical, range(rows), around)
-                horizontal = spread(horizontal, [0], lefts[index]) | vertical
-            if str(index) in self.attentions:  # every place of every row up to this one, and what it sees
-                vertical = spread(vertical, range(size), range(-size + 1, size))
-        return horizontal | vertical
-
     def _assert_receptive_field(self):
-        field, middle = self.receptive_field(), self.grid_size - 1
-        if not (field[1:].all() and field[0, :middle].all()):
+        """Raises ValueError if a logit cannot depend on every code before it, by the kernels and the attention."""
+        last, blocks = self.grid_size - 1, len(self.blocks)
+        rows, columns = self.vertical_kernel
+        left = 1 + sum(dilation * (self.horizontal_kernel - 1) for dilation in self.dilations)
+        up, sideways = 1 + blocks * (rows - 1), blocks * (columns // 2)
+        if left < last or not (self.attentions or (up >= last and sideways >= last)):
             raise ValueError(
-                f"the receptive field misses {int((~field[1:]).sum() + (~field[0, :middle]).sum())} of the places "
-                f"before a code of a {self.grid_size} x {self.grid_size} grid: take more blocks, a larger kernel or "
-                "attention"
+                f"the receptive field does not cover a {self.grid_size} x {self.grid_size} grid: take more blocks, a "
+                "larger kernel or attention"
             )
 
     def get_config(self):

@@ -9,8 +9,6 @@ import keras
 import numpy as np
 from keras import ops
 
-import devices
-
 
 def draw_codes(logits, uniform, temperature, top_k=0, top_p=1.0):
     """Draws one code from each row of logits by inverting its cumulative distribution.
@@ -210,5 +208,5 @@ class PixelCNNSampler(keras.Model):
                 "label": np.pad(label[part].astype("int32"), fill),
                 "slice_position": np.pad(slice_position[part].astype("float32"), fill),
             }
-            codes = self.predict_on_batch(devices.spread(batch))
+            codes = self.predict_on_batch(batch)
             yield ops.convert_to_numpy(codes)[:size_of_part]

@@ -19,8 +19,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-import metrics
-import modules
+import losses
 
 
 def build_discriminator(image_size, filters=32):
@@ -54,28 +53,17 @@ def equal_pull(images):
     return images * 1.0, gradient
 
 
-def band_power(images):
-    """Sum over images (B, S, S, 1) of the power in each of `metrics.rings`, float32, (8,)."""
-    ring = metrics.rings(images.shape[1]).ravel()
-    real = ops.cast(ops.squeeze(images, -1), "float32")
-    real, imaginary = ops.fft2((real, ops.zeros_like(real)))
-    power = ops.sum(ops.square(real) + ops.square(imaginary), axis=0)
-    member = np.eye(metrics.BANDS, metrics.BANDS + 1, dtype="float32")[:, ring]
-    return ops.matmul(ops.convert_to_tensor(member), ops.ravel(power))
-
-
-@keras.saving.register_keras_serializable(modules.PACKAGE)
 class PowerKept(keras.metrics.Metric):
     """Share of each ring's power that reconstructions keep: the least and the greatest of eight, over an epoch."""
 
     def __init__(self, name="power_kept", **kwargs):
         super().__init__(name=name, **kwargs)
-        self.original = self.add_variable((metrics.BANDS,), initializer="zeros", name="original")
-        self.kept = self.add_variable((metrics.BANDS,), initializer="zeros", name="kept")
+        self.original = self.add_variable((losses.BANDS,), initializer="zeros", name="original")
+        self.kept = self.add_variable((losses.BANDS,), initializer="zeros", name="kept")
 
     def update_state(self, images, reconstructions, sample_weight=None):
-        self.original.assign_add(band_power(images))
-        self.kept.assign_add(band_power(reconstructions))
+        self.original.assign_add(losses.band_power(images))
+        self.kept.assign_add(losses.band_power(reconstructions))
 
     def result(self):
         ratio = ops.maximum(self.kept, 1e-12) / ops.maximum(self.original, 1e-12)
@@ -121,7 +109,7 @@ class Sharpener(keras.Model):
         return self.vqvae.decoder(ops.stop_gradient(z_q), training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        reconstruction = modules.reconstruction_loss(x, y_pred, "l1_ssim", self.vqvae.ssim_weight)
+        reconstruction = losses.reconstruction_loss(x, y_pred, "l1_ssim", self.vqvae.ssim_weight)
         judge = self.discriminator
         held = [ops.stop_gradient(variable) for variable in judge.trainable_variables]
         pulled = self.adversarial_weight * y_pred + (1 - self.adversarial_weight) * ops.stop_gradient(y_pred)

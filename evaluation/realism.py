@@ -17,7 +17,8 @@ from sklearn.neighbors import NearestNeighbors
 from tensorflow_probability.substrates import numpy as tfp  # needs no TensorFlow
 from tqdm import tqdm
 
-import metrics
+import losses
+from evaluation import metrics
 
 WAVELENGTHS = (3, 6, 12, 24)  # pixels; the codes' grid of factor 4 or 8 lies among them
 ORIENTATIONS = 6
@@ -107,9 +108,8 @@ def _cells(planes, number):
 
 def can_judge(slices):
     """Why samples cannot be judged on these slices, or nothing: the figures need some people on either side."""
-    people = {split: [one.subject_id for one in slices if one.split == split] for split in ("train", "test")}
-    most = max(map(people["test"].count, set(people["test"])))
-    if len(people["test"]) - most < NEIGHBOURS or len(set(people["train"])) < 2:
+    train, test = (slices.subject_id[slices.split == split] for split in ("train", "test"))
+    if len(test) - test.value_counts().max() < NEIGHBOURS or train.nunique() < 2:
         return "that takes two people for training, and five test slices beside those of any one person"
     return ""
 
@@ -237,10 +237,15 @@ def classifier_accuracy(a, b, people_a, people_b):
 
 
 def radial_power(images):
-    """Mean power of images (n, S, S) in each of `metrics.rings`: (8,)."""
-    ring = metrics.rings(images.shape[1])
+    """Mean power of images (n, S, S) in each of `losses.rings`: (8,)."""
+    ring = losses.rings(images.shape[1])
     power = np.mean([np.abs(scipy.fft.fft2(image)) ** 2 for image in images], axis=0)
-    return (np.bincount(ring.ravel(), power.ravel()) / np.bincount(ring.ravel()))[: metrics.BANDS]
+    return (np.bincount(ring.ravel(), power.ravel()) / np.bincount(ring.ravel()))[: losses.BANDS]
+
+
+def power_ratio(power, real):
+    """Power over that of real slices, ring by ring; None in a ring where real slices have none."""
+    return [float(a / b) if b > 0 else None for a, b in zip(power, real, strict=True)]
 
 
 def head_area(image):
@@ -385,32 +390,27 @@ def compare(candidates, real, space):
         "head_area_distance": distance(areas),
         "symmetry": float(np.mean(symmetries[0])) if symmetries[0] else None,
         "symmetry_distance": distance(symmetries),
-        "power_ratio": (radial_power(candidates.images) / radial_power(real.images)).tolist(),
+        "power_ratio": power_ratio(radial_power(candidates.images), radial_power(real.images)),
     }
 
 
-def spread(indices, most):
-    """At most so many of the indices, evenly spread over them."""
-    return [
-        indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, min(len(indices), most)).round().astype(int))
-    ]
+def spread(slices, most):
+    """At most so many of the slices, evenly spread over them."""
+    return slices.iloc[np.unique(np.linspace(0, len(slices) - 1, min(len(slices), most)).round().astype(int))]
 
 
 def choose_floor(slices, number):
-    """Training slices for the floor and for the feature space: two lists of indices, with nobody in both.
+    """Training slices for the floor and for the feature space: two DataFrames, with nobody in both.
 
     Every second person is of the floor, so that labels, which paths are often ordered by, are in both as in the data;
     their slices are thinned to `number`, and the others' to what a feature space is fitted to.
     """
-    people = list(dict.fromkeys(one.subject_id for one in slices if one.split == "train"))
-    for_floor = set(people[::2])
-    rows = [i for i, one in enumerate(slices) if one.split == "train"]
-    floor = [i for i in rows if slices[i].subject_id in for_floor]
-    others = [i for i in rows if slices[i].subject_id not in for_floor]
-    return spread(floor, number), spread(others, MOST_FITTED)
+    train = slices[slices.split == "train"]
+    for_floor = train.subject_id.isin(train.subject_id.unique()[::2])
+    return spread(train[for_floor], number), spread(train[~for_floor], MOST_FITTED)
 
 
-def judge(samples, positions, images, slices, reconstruct, extract):
+def judge(samples, positions, data, reconstruct, extract):
     """Samples against the slices of the test people, with what they can be compared with, and copies among them.
 
     Beside the samples stand slices of half of the training people, as many if there are (`floor`: what real slices of
@@ -420,8 +420,7 @@ def judge(samples, positions, images, slices, reconstruct, extract):
     Args:
         samples: float in [0, 1], shape (n, S, S).
         positions: Slice position of each, shape (n,).
-        images: uint8, shape (m, S, S), all slices of the data set; may be memory-mapped.
-        slices: `dataset.Slice` of each that is in use.
+        data: The data set, a `dataset.Data`.
         reconstruct: Turns float images in [0, 1], shape (n, S, S), into what the VQ-VAE makes of them.
         extract: `TextureFeatures` or `InceptionFeatures`.
 
@@ -429,18 +428,16 @@ def judge(samples, positions, images, slices, reconstruct, extract):
         Dictionary: `samples`, `decoded_floor`, `floor` and `test_slices`, the figures of each; `copies`, with the share
         of samples that are nearer to a training slice than 99 in 100 test slices are, and the same by reconstructions
         of test slices, which are as smooth as samples. And the eight samples nearest to a training slice, as (sample,
-        index into `slices`, MS-SSIM).
+        row of `data.images`, MS-SSIM).
     """
 
-    def gather(indices):
-        chosen = [slices[i] for i in indices]
-        pixels = np.stack([images[one.row] for one in chosen]).astype("float32") / 255
-        return ImageSet(pixels, [one.slice_position for one in chosen], [one.subject_id for one in chosen], extract)
+    def gather(slices):
+        return ImageSet(data.pixels(slices), slices.slice_position, slices.subject_id, extract)
 
-    test = gather(spread([i for i, one in enumerate(slices) if one.split == "test"], MOST_FITTED))
-    floor_rows, space_rows = choose_floor(slices, len(samples))
-    space = FeatureSpace(gather(space_rows).features, extract.kinds)
-    floor = gather(floor_rows)
+    test = gather(spread(data.of("test"), MOST_FITTED))
+    of_floor, of_space = choose_floor(data.slices, len(samples))
+    space = FeatureSpace(gather(of_space).features, extract.kinds)
+    floor = gather(of_floor)
     sets = {
         "samples": ImageSet(samples, positions, [f"sample {i}" for i in range(len(samples))], extract),
         "decoded_floor": ImageSet(reconstruct(floor.images), floor.positions, floor.people, extract),
@@ -456,8 +453,8 @@ def judge(samples, positions, images, slices, reconstruct, extract):
         "head_area": float(np.mean([head_area(image) for image in test.images])),
         "symmetry": float(np.nanmean([symmetry(image) for image in test.images])),
     }
-    training = [i for i, one in enumerate(slices) if one.split == "train"]
-    nearest = NearestTrainingSlice(images, [slices[i].row for i in training])
+    training = data.of("train").row.to_numpy()
+    nearest = NearestTrainingSlice(data.images, training)
     groups = {"samples": samples, "test slices": test.images, "reconstructions": reconstruct(test.images)}
     found = {
         name: [nearest(image) for image in tqdm(group, f"nearest training slice, {name}", leave=False, disable=None)]
@@ -475,4 +472,4 @@ def judge(samples, positions, images, slices, reconstruct, extract):
         "most_ms_ssim_samples": float(likeness["samples"].max()),
     }
     closest = np.argsort(-likeness["samples"])[:8]
-    return result, [(int(i), training[found["samples"][i][0]], float(likeness["samples"][i])) for i in closest]
+    return result, [(int(i), int(training[found["samples"][i][0]]), float(likeness["samples"][i])) for i in closest]

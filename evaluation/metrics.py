@@ -8,12 +8,14 @@ import math
 
 import keras
 import numpy as np
+import pandas as pd
 from scipy import ndimage, stats
 from skimage.filters import threshold_otsu
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from skimage.morphology import disk
+from tqdm import tqdm
 
-import modules
+import losses
 
 
 def head_mask(image):
@@ -27,8 +29,7 @@ def head_mask(image):
         return np.zeros(image.shape, bool)
     gap = max(1, round(image.shape[0] / 43))  # 3 of 128 pixels on either side
     closed = ndimage.binary_closing(np.pad(image > threshold_otsu(image) / 2, gap), disk(gap))[gap:-gap, gap:-gap]
-    outside, _ = ndimage.label(np.pad(~closed, 1, constant_values=True))
-    labels, number = ndimage.label((outside != outside[0, 0])[1:-1, 1:-1])  # holes filled
+    labels, number = ndimage.label(ndimage.binary_fill_holes(closed))
     return labels == np.argmax(np.bincount(labels.ravel(), minlength=number + 1)[1:]) + 1
 
 
@@ -63,10 +64,10 @@ def slice_metrics(image, reconstruction):
 
 
 def ms_ssim(images, others):
-    """MS-SSIM of pairs of images in [0, 1], shape (n, S, S), by `modules.ms_ssim`: float32, shape (n,)."""
+    """MS-SSIM of pairs of images in [0, 1], shape (n, S, S), by `losses.ms_ssim`: float32, shape (n,)."""
     images, others = (np.asarray(x, "float32")[..., None] for x in (images, others))
     parts = [slice(start, start + 64) for start in range(0, len(images), 64)]
-    return np.concatenate([keras.ops.convert_to_numpy(modules.ms_ssim(images[i], others[i])) for i in parts])
+    return np.concatenate([keras.ops.convert_to_numpy(losses.ms_ssim(images[i], others[i])) for i in parts])
 
 
 def batch_metrics(images, outputs):
@@ -80,6 +81,19 @@ def batch_metrics(images, outputs):
 def summarise(per_slice, subject_ids):
     """`over_people` of each metric of a list of dictionaries, one a slice."""
     return {name: over_people([one[name] for one in per_slice], subject_ids) for name in per_slice[0]}
+
+
+def person_by_person(slices, per_slice):
+    """A DataFrame with a row for each person: subject_id, label, number of slices, mean of each metric where finite.
+
+    Args:
+        slices: DataFrame of the slices.
+        per_slice: A dictionary of metrics for each.
+    """
+    values = pd.DataFrame(per_slice, index=slices.index).replace([np.inf, -np.inf], np.nan)
+    people = slices.groupby("subject_id", sort=False)
+    about = people.label.agg(label="first", slices="size")
+    return about.join(values.groupby(slices.subject_id, sort=False).mean()).reset_index()
 
 
 def over_people(values, subject_ids):
@@ -130,31 +144,20 @@ def codebook_metrics(codes, num_embeddings, pixels_per_code):
     }
 
 
-def code_bits(logits, codes):
-    """Bits that each code costs under a prior: -log2 p(code).
+def code_lengths(prior, inputs):
+    """Bits that each code of some grids costs under a prior, -log2 p(code).
 
     Args:
-        logits: Shape (..., K).
-        codes: Integers, shape (...).
+        prior: A `modules.PixelCNN`.
+        inputs: What it is fed, with the codes: see its `call`.
 
     Returns:
-        float64 array of the shape of `codes`.
+        float32, shape of inputs["codes"].
     """
-    logits = np.asarray(logits, "float64")
-    chosen = np.take_along_axis(logits, np.asarray(codes)[..., None].astype("int64"), axis=-1)[..., 0]
-    shift = logits.max(axis=-1)
-    return (np.log(np.exp(logits - shift[..., None]).sum(axis=-1)) + shift - chosen) / math.log(2)
-
-
-BANDS = 8
-
-
-def rings(size):
-    """Which of eight rings of the frequency plane each frequency is in: integers, shape (size, size).
-
-    The rings are equally wide, from the mean to Nyquist; the mean itself and the corners beyond Nyquist are 8.
-    """
-    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size), indexing="ij"))
-    ring = np.minimum((radius / 0.5 * BANDS).astype(int), BANDS)
-    ring[0, 0] = BANDS
-    return ring
+    bits = []
+    for start in tqdm(range(0, len(inputs["label"]), 32), "code lengths", leave=False, disable=None):
+        batch = {name: values[start : start + 32] for name, values in inputs.items()}
+        batch["codes"] = batch["codes"].astype("int32")
+        nats = -prior.distribution(batch).distribution.log_prob(batch["codes"])
+        bits.append(keras.ops.convert_to_numpy(nats) / math.log(2))
+    return np.concatenate(bits)

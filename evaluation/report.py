@@ -1,95 +1,61 @@
-"""report.html: all that predict.py found, in one file that needs no network."""
+"""report.html: all that evaluate.py found, in one file that needs no network; report.html.jinja is its form."""
 
 import base64
-import html
 import json
+from pathlib import Path
 
-import decoding
+import jinja2
+import pandas as pd
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1, h2 { line-height: 1.2 }
-h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc }
-table { border-collapse: collapse; margin: 1rem 0 }
-td, th { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #eee }
-td:first-child, th:first-child { text-align: left }
-th { background: #f5f5f5 }
-th button { font: inherit; border: 0; background: none; cursor: pointer; padding: 0 }
-th button::after { content: " \\2195"; color: #999 }
-figure { margin: 1.5rem 0 }
-img { max-width: 100% }
-pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 13px }
-figcaption, footer { color: #555 }
-.fault { background: #fde8e8; padding: .5rem 1rem }
-""".strip()
-
-# A click on a column's head sorts by it, a second one the other way round; text that is no number goes by the alphabet.
-SCRIPT = """
-for (const button of document.querySelectorAll("th button")) {
-  button.addEventListener("click", () => {
-    const head = button.parentElement, body = head.closest("table").tBodies[0];
-    const column = [...head.parentElement.children].indexOf(head);
-    const down = head.getAttribute("aria-sort") === "ascending";
-    for (const other of head.parentElement.children) other.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const key = row => row.children[column].textContent;
-    const compare = (a, b) => {
-      const difference = parseFloat(key(a)) - parseFloat(key(b));
-      return Number.isNaN(difference) ? key(a).localeCompare(key(b)) : difference;
-    };
-    body.append(...[...body.rows].sort((a, b) => down ? compare(b, a) : compare(a, b)));
-  });
-}
-""".strip()
+from files import write_text
 
 # Each picture, the question it answers, and how to read it.
-PICTURES = (
-    (
-        "reconstructions.png",
+PICTURES = {
+    "reconstructions.png": (
         "What is lost between a slice and its codes?",
         "Test people, one slice each: input, output, and their difference.",
     ),
-    (
-        "worst.png",
+    "worst.png": (
         "How bad can it get?",
         "The test slices of as many people whose SSIM inside the head is lowest.",
     ),
-    (
-        "masks.png",
+    "masks.png": (
         "What counts as inside the head?",
         "The outline within which SSIM is averaged: brighter than half of Otsu's threshold, gaps and holes closed, "
         "the largest part.",
     ),
-    (
-        "spectrum.png",
+    "spectrum.png": (
         "How much of each size of detail survives?",
         "Power of reconstructions and samples over that of test slices, in eight rings of the frequency plane. "
         "1 is right; below 1 is blur.",
     ),
-    (
-        "codebook.png",
+    "codebook.png": (
         "Are all codes at work?",
         "Use of each code on the test slices, and how many different ones appear at each place.",
     ),
-    (
-        "bits.png",
+    "bits.png": (
         "Where do the bits go?",
         "What the codes of a slice cost under the prior, in bits: the mean over test slices, and single slices.",
     ),
-    ("history.png", "Has training come to its end?", "Curves of each stage, training and validation people."),
-    ("samples.png", "Do samples look like brains?", "The first samples, not picked."),
-    (
-        "positions.png",
+    "history.png": (
+        "Has training come to its end?",
+        "Curves of each stage, training and validation people.",
+    ),
+    "samples.png": (
+        "Do samples look like brains?",
+        "The first samples, not picked.",
+    ),
+    "positions.png": (
         "Does the prior know where a slice lies?",
         "The same noise at eight slice positions, from the lowest to the highest.",
     ),
-    (
-        "closest.png",
+    "closest.png": (
         "Are samples copies of training slices?",
         "The samples most like a training slice, above that slice; MS-SSIM after a translation.",
     ),
-)
+}
 
+# What each figure is called, what it means, and how many digits are shown.
 RECONSTRUCTION = {
     "ssim": ("SSIM, whole image", 3),
     "ssim_head": ("SSIM, inside the head", 3),
@@ -115,7 +81,7 @@ REALISM = {
 
 def number(value, digits):
     """A number as text, "-" for none."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    return "-" if pd.isna(value) else f"{value:.{digits}f}"
 
 
 def with_interval(summary, digits):
@@ -125,21 +91,16 @@ def with_interval(summary, digits):
     return f"{number(summary['mean'], digits)} ({' to '.join(number(end, digits) for end in summary['ci95'])})"
 
 
-def table(head, rows, sortable=False, name=""):
-    """An HTML table of text."""
-    cells = [f"<button>{html.escape(text)}</button>" if sortable else html.escape(text) for text in head]
-    lines = ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows]
-    return (
-        f'<table id="{name}"><thead><tr>{"".join(f"<th>{cell}</th>" for cell in cells)}</tr></thead>'
-        f"<tbody>{''.join(f'<tr>{line}</tr>' for line in lines)}</tbody></table>"
-    )
+def table(name, head, rows):
+    return {"name": name, "head": head, "rows": rows}
 
 
 def summary_tables(result):
-    """The tables of the first section, as HTML."""
+    """The tables of the first section, by name."""
     methods = {"this model": result["reconstruction"], **result["baselines"]}
     bits = {"this model": result["codebook"]["bits_per_pixel"]}
     reconstruction = table(
+        "reconstruction",
         ["95 % intervals over people", *(name for name, _ in RECONSTRUCTION.values()), "bits per pixel"],
         [
             [
@@ -149,11 +110,11 @@ def summary_tables(result):
             ]
             for name, found in methods.items()
         ],
-        name="reconstruction",
     )
     codes, prior = result["codebook"], result["prior"]
     per_code = {"mean": prior["bits_per_code"], "ci95": prior["bits_per_code_ci95"]}
     rate = table(
+        "codes",
         ["codes and prior", ""],
         [
             ["codes in use", f"{codes['codes_in_use']:.0%}"],
@@ -163,20 +124,20 @@ def summary_tables(result):
             ["bits per code under the prior", with_interval(per_code, 3)],
             ["bits per image under the prior", number(prior["bits_per_image"], 0)],
         ],
-        name="codes",
     )
     if "realism" not in result:
-        return reconstruction + rate
+        return {"reconstruction": reconstruction, "codes": rate}
     realism, copies = result["realism"], result["realism"]["copies"]
     samples = table(
+        "realism",
         ["against the slices of the test people", "samples", "training people, decoded", "training people", ""],
         [
             [name, *(number(realism[one][key], digits) for one in ("samples", "decoded_floor", "floor")), meaning]
             for key, (name, meaning, digits) in REALISM.items()
         ],
-        name="realism",
     )
     copied = table(
+        "copies",
         ["copies", ""],
         [
             ["samples nearer to a training slice than 99 % of test slices", f"{copies['share_of_samples']:.1%}"],
@@ -187,14 +148,8 @@ def summary_tables(result):
             ["median of reconstructions of test slices, MS-SSIM", number(copies["median_ms_ssim_reconstructions"], 3)],
             ["median of samples, MS-SSIM", number(copies["median_ms_ssim_samples"], 3)],
         ],
-        name="copies",
     )
-    explained = (
-        "<p>Samples, slices of half of the training people after the VQ-VAE (what samples of a perfect prior would "
-        "reach), and those slices as they are (what real slices reach), each against the test people; "
-        f"{realism['features']} features.</p>"
-    )
-    return reconstruction + rate + explained + samples + copied
+    return {"reconstruction": reconstruction, "codes": rate, "realism": samples, "copies": copied}
 
 
 def write(folder, config, result, people, credit):
@@ -204,43 +159,33 @@ def write(folder, config, result, people, credit):
         folder: Where the pictures are, and where the report goes.
         config: The run's config.json.
         result: What is in metrics.json.
-        people: A dictionary for each test person, all with the same keys: the columns of the table.
+        people: DataFrame with a row for each test person.
         credit: Whom to name for the data; may be empty.
     """
-    parts = [
-        f"<h1>{html.escape(config['data']['title'])}</h1>",
-        f"<p>A VQ-VAE with its {result['decoder']} decoder and a PixelCNN prior, measured on test people who stand "
-        "in no other split.</p>",
-        *(f'<p class="fault">Warning: {html.escape(fault)}</p>' for fault in result["faults"]),
-        "<h2>Summary</h2>",
-        summary_tables(result),
-        "<h2>Pictures</h2>",
+    rows = [
+        [number(value, 4) if isinstance(value, float) else value for value in person]
+        for person in people.itertuples(index=False)
     ]
-    for name, question, caption in PICTURES:
-        if not (folder / name).exists():
-            continue
-        data = base64.b64encode((folder / name).read_bytes()).decode()
-        parts.append(
-            f'<figure><h3>{html.escape(question)}</h3><img src="data:image/png;base64,{data}" alt="{name}">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        )
-    rows = [[number(v, 4) if isinstance(v, float) else v for v in person.values()] for person in people]
     settings = {name: dict(config[name]) for name in ("options", "models", "versions") if name in config}
-    where = ("data_dir", "cache_dir")  # of no use to others
-    settings["options"]["data"] = {
-        name: value for name, value in config["options"]["data"].items() if name not in where
-    }
-    parts += [
-        "<h2>Person by person</h2>",
-        "<p>Means over each test person's slices; a click on a column's head sorts by it.</p>",
-        table(list(people[0]), rows, sortable=True, name="people"),
-        "<h2>The run</h2>",
-        f"<p>SHA-256 of the split: <code>{html.escape(config['splits_sha256'])}</code></p>",
-        f"<pre>{html.escape(json.dumps(settings, indent=2))}</pre>",
-        f"<footer>{html.escape(credit)}</footer>",
+    private = ("data_dir", "cache_dir")  # of no use to others
+    data = config["options"]["data"]
+    settings["options"]["data"] = {name: value for name, value in data.items() if name not in private}
+    pictures = [
+        {"name": name, "question": question, "caption": caption, "data": base64.b64encode(path.read_bytes()).decode()}
+        for name, (question, caption) in PICTURES.items()
+        if (path := folder / name).exists()
     ]
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(config["data"]["title"])}'
-        f"</title><style>{STYLE}</style></head><body>{''.join(parts)}<script>{SCRIPT}</script></body></html>\n"
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    form = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.jinja")
+    page = form.render(
+        title=config["data"]["title"],
+        decoder=result["decoder"],
+        faults=result["faults"],
+        features=result.get("realism", {}).get("features"),
+        tables=summary_tables(result) | {"people": table("people", list(people), rows)},
+        pictures=pictures,
+        splits_sha256=config["splits_sha256"],
+        settings=json.dumps(settings, indent=2),
+        credit=credit,
     )
-    decoding.write_text(folder / "report.html", page)
+    write_text(folder / "report.html", page + "\n")

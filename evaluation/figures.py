@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-import decoding
+from files import write_whole
 
 GREY = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
 
@@ -11,7 +11,7 @@ GREY = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
 def finish(figure, path, footer):
     """Writes a figure with the footer under it."""
     figure.supxlabel(footer, fontsize=7, color="0.35", wrap=True)
-    decoding.write_whole(path, lambda partial: figure.savefig(partial, dpi=130, facecolor="white"))
+    write_whole(path, lambda partial: figure.savefig(partial, dpi=130, facecolor="white"))
 
 
 def _image_axes(rows, columns, size=1.5):
@@ -87,7 +87,7 @@ def spectrum(path, ratios, footer):
     axis = figure.subplots()
     for name, values in ratios.items():
         middle = (np.arange(len(values)) + 0.5) / len(values)
-        axis.plot(middle, values, marker="o", label=name)
+        axis.plot(middle, np.array(values, float), marker="o", label=name)  # a ring without power is a gap
     axis.axhline(1, color="0.5", linewidth=0.8)
     axis.set(xlabel="spatial frequency, share of Nyquist", ylabel="power / power of test slices", xlim=(0, 1))
     axis.set_ylim(bottom=0)

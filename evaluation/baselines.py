@@ -11,6 +11,9 @@ import numpy as np
 import PIL.Image
 from scipy import ndimage
 from sklearn.decomposition import PCA
+from tqdm import tqdm
+
+from evaluation import metrics
 
 MOST_FITTED = 2000  # training slices that the principal components are fitted to
 LEVELS = 256  # of each quantised component: 8 bits
@@ -94,12 +97,54 @@ class PrincipalComponents:
         self.shape = images.shape[1:]
         used = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_FITTED)).round().astype(int))]
         fitted = images[np.sort(used)].reshape(len(used), -1).astype("float32") / 255
+        self.mean, self.pca, self.bits_per_pixel = fitted.mean(axis=0).reshape(self.shape), None, 0.0
+        if not fitted.var(axis=0).any():  # one slice, or all alike: there is nothing to tell beyond their mean
+            return
         number = max(1, min(int(bits_per_pixel * fitted.shape[1] / np.log2(LEVELS)), len(used) - 1))
         self.pca = PCA(number, svd_solver="randomized", iterated_power=2, random_state=0).fit(fitted)
         self.bits_per_pixel = number * np.log2(LEVELS) / fitted.shape[1]
-        self.step = 8 * np.sqrt(self.pca.explained_variance_) / LEVELS  # four standard deviations each way
+        self.step = 8 * np.sqrt(np.maximum(self.pca.explained_variance_, 1e-12)) / LEVELS  # four deviations each way
 
     def __call__(self, image):
+        if self.pca is None:
+            return self.mean
         parts = self.pca.transform(image.reshape(1, -1).astype("float32"))
         kept = np.clip(np.round(parts / self.step), -LEVELS // 2, LEVELS // 2 - 1) * self.step
         return self.pca.inverse_transform(kept)[0].reshape(self.shape).clip(0, 1).astype("float32")
+
+
+def measure(data, bits_per_pixel, blur_sigma, prior_bits_per_pixel):
+    """Metrics of what needs no model, on the slices of the test people.
+
+    Args:
+        data: The data set, a `dataset.Data`.
+        bits_per_pixel: What JPEG and PCA may take: the codes' bits as they stand.
+        blur_sigma: Standard deviation of the blur in pixels.
+        prior_bits_per_pixel: What a second JPEG may take: the codes' bits under the prior.
+
+    Returns:
+        For each baseline its metrics over people, and `bits_per_pixel` where it is one that compresses.
+    """
+    train, test = data.of("train"), data.of("test")
+    mean_slice = MeanSlice(data.images, train.row.to_numpy(), train.slice_position.to_numpy())
+    components = PrincipalComponents(data.images, train.row.to_numpy(), bits_per_pixel)
+    per_slice, bits = {}, {"PCA": [components.bits_per_pixel]}
+    for start in tqdm(range(0, len(test), 32), "baselines", leave=False, disable=None):
+        chosen = test.iloc[start : start + 32]
+        images = data.pixels(chosen)
+        outputs = {
+            "black": np.zeros_like(images),
+            "mean slice": [mean_slice(position) for position in chosen.slice_position],
+            f"blur, sigma {blur_sigma:g} pixels": [blur(image, blur_sigma) for image in images],
+            "PCA": [components(image) for image in images],
+        }
+        for name, limit in (("JPEG", bits_per_pixel), ("JPEG at the prior's bits", prior_bits_per_pixel)):
+            compressed = [jpeg(image, limit) for image in images]
+            outputs[name] = [image for image, _ in compressed]
+            bits.setdefault(name, []).extend(taken for _, taken in compressed)
+        for name, made in outputs.items():
+            per_slice.setdefault(name, []).extend(metrics.batch_metrics(images, np.array(made)))
+    result = {name: metrics.summarise(found, test.subject_id) for name, found in per_slice.items()}
+    for name, taken in bits.items():
+        result[name]["bits_per_pixel"] = float(np.mean(taken))
+    return result

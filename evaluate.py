@@ -1,0 +1,239 @@
+"""Measures a trained run: reconstructions, codes and prior on the test people, and samples against them.
+
+    python evaluate.py                                            # the demo run
+    python evaluate.py --run-dir runs/ixi --output-dir results/ixi --num-samples 1000
+
+Writes to --output-dir: report.html, which shows everything; metrics.json and people.csv, its figures; its pictures as
+PNG. From 100 samples on it also says how they stand to the test people. `predict.py` draws.
+"""
+
+import json
+import math
+import sys
+
+import files
+import options
+
+if __name__ == "__main__":
+    options.evaluate()  # --help and wrong options are answered here, before TensorFlow is imported, which takes seconds
+with files.quietly():
+    import keras  # noqa: F401
+import numpy as np
+from tqdm import tqdm
+
+import dataset
+import predict
+import runs
+import sampling
+from evaluation import baselines, figures, metrics, realism, report
+
+FEWEST_JUDGED, MOST_JUDGED = 100, 2000  # samples
+AT_ONCE = 256  # slices
+
+
+def reconstruct(vqvae, data):
+    """Codes and metrics of every test slice, and the share of each ring's power that reconstructions keep.
+
+    Args:
+        vqvae: The trained `modules.VQVAE`.
+        data: The `dataset.Data`.
+
+    Returns:
+        Codes, uint16 (n, grid, grid); one dictionary of metrics a slice; eight ratios (`realism.power_ratio`).
+    """
+    test = data.of("test")
+    codes = dataset.encode(vqvae, data.images, test.row.to_numpy())
+    per_slice, kept, power = [], 0.0, 0.0
+    for start in tqdm(range(0, len(test), AT_ONCE), "test slices", leave=False, disable=None):
+        images = data.pixels(test.iloc[start : start + AT_ONCE])
+        outputs = vqvae.decode(codes[start : start + AT_ONCE])[..., 0]
+        per_slice += metrics.batch_metrics(images, outputs)
+        kept = kept + len(images) * realism.radial_power(outputs)
+        power = power + len(images) * realism.radial_power(images)
+    return codes, per_slice, realism.power_ratio(kept, power)
+
+
+def measure(args, config, data, vqvae, prior):
+    """What metrics.json says of the test people's slices.
+
+    Returns:
+        The dictionary; the codes of the test slices, a dictionary of metrics for each, bits of each code.
+    """
+    test = data.of("test")
+    codes, per_slice, power_ratio = reconstruct(vqvae, data)
+    bits = metrics.code_lengths(prior, dataset.prior_inputs(codes, test, config["data"]["labels"]))
+    for one, bits_of_slice in zip(per_slice, bits, strict=True):
+        one["bits_per_code"] = float(bits_of_slice.mean())
+    summary = metrics.summarise(per_slice, test.subject_id)
+    per_code = summary.pop("bits_per_code")
+    codebook = metrics.codebook_metrics(codes, vqvae.quantizer.num_embeddings, vqvae.downsampling**2)
+    rates = codebook["bits_per_pixel"], per_code["mean"] / vqvae.downsampling**2
+    result = {
+        "data": config["data"]["title"],
+        "decoder": args.decoder,
+        "split": "test",
+        "splits_sha256": config["splits_sha256"],
+        "slices": len(test),
+        "reconstruction": summary,
+        "reconstruction_power_ratio": power_ratio,
+        "codebook": codebook,
+        "baselines": baselines.measure(data, rates[0], vqvae.downsampling / 2, rates[1]),
+        "prior": {
+            "bits_per_code": per_code["mean"],
+            "bits_per_code_ci95": per_code["ci95"],
+            "bits_per_image": per_code["mean"] * bits[0].size,
+            "bits_per_pixel": rates[1],
+        },
+        "training": {
+            stage: {
+                "epochs": len(rows),
+                "seconds": sum(row["seconds"] for row in rows),
+                "fastest_epoch_seconds": min((row["seconds"] for row in rows), default=None),
+            }
+            for stage, rows in runs.read_histories(args.run_dir, args.decoder).items()
+        },
+    }
+    return result, codes, per_slice, bits
+
+
+def draw_pictures(folder, args, data, decoders, found, footer):
+    """Pictures of the test slices: reconstructions, the worst of them, masks, use of the codebook, bits, curves.
+
+    Args:
+        folder: Where they go.
+        args: The options of the command.
+        data: The data set.
+        decoders: Each VQ-VAE whose output is shown, by name; the last is measured.
+        found: Codes, metrics and bits of the test slices, as `measure` returns them.
+        footer: Line under each picture.
+    """
+    codes, per_slice, bits = found
+    test = data.of("test").reset_index(drop=True)
+    shown = predict.one_of_each(test, position=0.6, most=8)
+    predict.show_reconstructions(folder / "reconstructions.png", data, decoders, shown, footer)
+    quality = test.assign(quality=[one["ssim_head"] for one in per_slice]).dropna(subset="quality")
+    worst = quality.sort_values("quality", kind="stable").drop_duplicates("subject_id").head(5 * len(decoders))
+    if len(worst):
+        predict.show_reconstructions(folder / "worst.png", data, decoders, worst, footer)
+    images = data.pixels(shown)
+    figures.masks(folder / "masks.png", images, [metrics.head_mask(i) for i in images], shown.subject_id, footer)
+    some = shown.iloc[:5]
+    figures.bits(folder / "bits.png", bits.mean(axis=0), images[:5], bits[some.index], some.subject_id, footer)
+    figures.codebook(folder / "codebook.png", codes, next(iter(decoders.values())).quantizer.num_embeddings, footer)
+    figures.history(folder / "history.png", runs.read_histories(args.run_dir, args.decoder), footer)
+
+
+def draw_samples(folder, args, config, data, vqvae, prior, footer):
+    """Draws the samples that are judged, and pictures of them; returns them and their slice positions."""
+    names = config["data"]["labels"]
+    sampler = sampling.PixelCNNSampler(prior, args.temperature, args.top_k, args.top_p)
+    number = min(args.num_samples, MOST_JUDGED)
+    labels, positions = predict.choose_conditions(data.of("train"), names, number, args.seed)
+    images = np.concatenate(list(predict.draw(sampler, vqvae, labels, positions, args.seed)))
+    predict.show_samples(folder / "samples.png", images, labels, positions, names, footer)
+    predict.show_positions(folder / "positions.png", sampler, vqvae, names, args.seed, footer)
+    return images, positions
+
+
+def judge(folder, args, data, vqvae, images, positions, extract, footer):
+    """What metrics.json says of samples, and a picture of those nearest to training slices; None if it cannot be."""
+    why_not = realism.can_judge(data.slices)
+    if len(images) < FEWEST_JUDGED:
+        why_not = f"that takes --num-samples {FEWEST_JUDGED} or more, 1000 to hold"
+    if why_not:
+        print(f"samples are not judged: {why_not}")
+        return None
+
+    def decoded(some):
+        return vqvae.decode(vqvae.encode(some[..., None]))[..., 0]
+
+    found, closest = realism.judge(images, positions, data, decoded, extract)
+    figures.closest_pairs(
+        folder / "closest.png",
+        [images[i] for i, _, _ in closest],
+        [data.images[row] / 255 for _, row, _ in closest],
+        [f"MS-SSIM {likeness:.3f}" for _, _, likeness in closest],
+        footer,
+    )
+    return found | {"features": args.features}
+
+
+def find_faults(result):
+    """What a reader must know before the figures: a line for each sign that a model has failed; none is well.
+
+    Args:
+        result: What is in metrics.json.
+    """
+    faults, codebook = [], result["codebook"]
+    if codebook["perplexity"] < max(2, 0.02 * codebook["num_embeddings"]):
+        faults.append(
+            f"the codebook has collapsed: {codebook['codes_in_use']:.0%} of the codes in use, perplexity "
+            f"{codebook['perplexity']:.1f}"
+        )
+    if "realism" in result:
+        copies, samples, floor = (result["realism"][name] for name in ("copies", "samples", "floor"))
+        share = max(copies["share_of_samples"], copies["share_of_samples_by_reconstructions"])
+        if share > 0.05:
+            faults.append(
+                f"samples copy training slices: {share:.0%} are nearer to one than 99 % of test slices, or of their "
+                "reconstructions, are"
+            )
+        alike = [one["ms_ssim_diversity"] for one in (samples, floor)]
+        if None not in alike and alike[0] > alike[1] + 0.1:
+            faults.append(
+                f"samples are alike: MS-SSIM of two of them {alike[0]:.2f}, of two people's slices {alike[1]:.2f}"
+            )
+    return faults
+
+
+def write(folder, config, data, result, per_slice, footer):
+    """Writes the figures and the report."""
+    files.write_text(folder / "metrics.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    people = metrics.person_by_person(data.of("test"), per_slice)
+    files.write_text(folder / "people.csv", people.to_csv(index=False, lineterminator="\n"))
+    ratios = {"reconstructions": result["reconstruction_power_ratio"]}
+    if "realism" in result:
+        ratios["samples"] = result["realism"]["samples"]["power_ratio"]
+        ratios["other people, the floor"] = result["realism"]["floor"]["power_ratio"]
+    figures.spectrum(folder / "spectrum.png", ratios, footer)
+    report.write(folder, config, result, people, footer)
+
+
+def run(args):
+    config = runs.read_config(args.run_dir)
+    data = runs.find_data(args.run_dir, config, args.data_dir, args.cache_dir)
+    decoders = runs.load_decoders(args.run_dir, args.decoder)
+    *_, vqvae = decoders.values()
+    prior = runs.load_prior(args.run_dir, vqvae)
+    extract = realism.InceptionFeatures() if args.features == "inception" else realism.TextureFeatures(data.image_size)
+    folder = args.output_dir or args.run_dir / f"evaluation{'_sharp' * (args.decoder == 'sharp')}"
+    predict.empty(folder, report.PICTURES)
+    footer = runs.footer(config)
+    print(f"data: {data.title}")
+
+    result, *found = measure(args, config, data, vqvae, prior)
+    draw_pictures(folder, args, data, decoders, found, footer)
+    images, positions = draw_samples(folder, args, config, data, vqvae, prior, footer)
+    realism_found = judge(folder, args, data, vqvae, images, positions, extract, footer)
+    if realism_found:
+        result["realism"] = realism_found
+    result["faults"] = find_faults(result)
+    write(folder, config, data, result, found[1], footer)
+
+    means = {name: values["mean"] or math.nan for name, values in result["reconstruction"].items()}
+    print(
+        f"test SSIM {means['ssim']:.4f}, inside the head {means['ssim_head']:.4f}, PSNR {means['psnr_db']:.2f} dB, "
+        f"{result['codebook']['codes_in_use']:.0%} of the codes in use, "
+        f"{result['prior']['bits_per_code']:.3f} bits per code"
+    )
+    for fault in result["faults"]:
+        print(f"warning: {fault}")
+    print(f"written to {folder}; look at {folder / 'report.html'}")
+
+
+def main(argv=None):
+    return files.exit_status(lambda: run(options.evaluate(argv)), "stopped")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

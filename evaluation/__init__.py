@@ -1,0 +1,1 @@
+"""What measures a trained run: figures of merit, baselines, samples against real slices, pictures, the report."""

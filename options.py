@@ -1,0 +1,429 @@
+"""The options of train.py, predict.py and evaluate.py: each one declared once, with its default, meaning and limits.
+
+A group of options is a dataclass, a field is a flag: `base_filters` of `VQVAE` is `--base-filters`, `epochs` of
+`PriorTraining` is `--prior-epochs`. What is given on the command line wins over `--preset`, a preset over the demo's
+defaults, and those over the defaults written here. Nothing heavy is imported: wrong options are refused at once.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+from pathlib import Path
+
+import layouts
+from files import UserError
+
+
+def option(default, meaning, choices=None, least=None, most=None, above=None, kind=None, everyday=False):
+    """A field of a group: its default, what it means (with its unit), and what it may be.
+
+    Args:
+        default: None where the program finds the value by itself.
+        meaning: Phrase of `--help`.
+        choices: The words that it may be.
+        least, most, above: Limits of a number, the last one excluded.
+        kind: Type, where the default does not say it.
+        everyday: Whether `--help` shows it, or `--help-all` alone.
+    """
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "meaning": meaning,
+            "choices": choices,
+            "least": least,
+            "most": most,
+            "above": above,
+            "kind": kind or type(default),
+            "everyday": everyday,
+        },
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# train.py
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """the run"""
+
+    data_dir: Path = option(
+        None, "folder of images or volumes; without it, a demo cohort of synthetic people", kind=Path, everyday=True
+    )
+    run_dir: Path = option(
+        None, "folder of the run (default: runs/ and the data folder's name, or runs/demo)", kind=Path, everyday=True
+    )
+    stage: str = option(
+        "all",
+        "what to train; all is vqvae and prior, sharp trains a second decoder against a discriminator",
+        ("all", "vqvae", "prior", "sharp"),
+        everyday=True,
+    )
+    preset: str = option(
+        None,
+        "sizes of the VQ-VAE; 1mm is for slices of 256 x 256 at 1 mm",
+        ("default", "1mm", "vqvae-2017", "three-conv"),
+        kind=str,
+        everyday=True,
+    )
+    precision: str = option(
+        "auto", "of the computation; auto is bfloat16 where the hardware has it", ("auto", "float32", "bfloat16")
+    )
+    devices: int = option(1, "devices that share each batch, under JAX; 0 for all", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """data"""
+
+    layout: str = option(None, "how the data folder is laid out (default: recognised)", tuple(layouts.NAMES), kind=str)
+    image_size: int = option(
+        None,
+        "side of the square slices in pixels (default: what holds the native ones)",
+        least=16,
+        kind=int,
+        everyday=True,
+    )
+    num_slices: int = option(32, "axial slices taken from each volume", least=1)
+    slice_spacing: float = option(2.0, "distance between them in mm", above=0)
+    subject_regex: str = option(
+        None,
+        "regular expression, searched in each image's path; its group 'subject' is the person, 'session', 'slice' and "
+        "'label' are optional",
+        kind=str,
+    )
+    label_column: str = option(
+        None,
+        "column of a BIDS participants.tsv that holds the label (default: diagnosis or group, where there is one)",
+        kind=str,
+        everyday=True,
+    )
+    skip_bad_files: bool = option(False, "list unusable files in bad_files.txt and go on without them", everyday=True)
+    validation_fraction: float = option(
+        0.1, "share of the people for validation, where the data have no such split", above=0, most=1
+    )
+    test_fraction: float = option(
+        0.15, "share of the people for testing, where the data have no such split", above=0, most=1
+    )
+    seed: int = option(
+        0, "a number from which splits, weights, order and dropout follow", least=0, most=2**32 - 1, everyday=True
+    )
+    cache_dir: Path = option(Path("cache"), "folder of decoded slices")
+
+
+@dataclasses.dataclass(frozen=True)
+class VQVAE:
+    """VQ-VAE (each overrides the preset)"""
+
+    downsampling: int = option(4, "pixels per code along each side", (2, 4, 8, 16))
+    base_filters: int = option(32, "channels after the first convolution; each further one doubles them", least=2)
+    num_residual_blocks: int = option(2, "residual blocks on the grid of codes, in encoder and decoder each", least=0)
+    activation: str = option("auto", "auto is relu up to a downsampling of 4", ("auto", "relu", "leaky_relu"))
+    num_embeddings: int = option(256, "entries of the codebook", least=2, most=2**16)
+    embedding_dim: int = option(16, "length of each entry", least=1)
+    codebook_update: str = option("gradient", "how the codebook learns; ema is moving averages", ("gradient", "ema"))
+    decay: float = option(0.99, "of the moving averages, below 1", least=0, most=1)
+    restart_threshold: float = option(
+        0.02, "an entry used less than this share of the even use is moved; 0 never moves one", least=0
+    )
+    commitment_cost: float = option(0.25, "weight of the commitment term, beta", least=0)
+    loss: str = option("l1_ssim", "what reconstructions are compared by", ("l1", "l2", "l1_ssim"))
+    ssim_weight: float = option(0.3, "weight of (1 - SSIM) in l1_ssim", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """prior"""
+
+    filters: int = option(64, "channels of both stacks", least=1)
+    num_blocks: int = option(8, "gated blocks", least=2)
+    attention_every: int = option(4, "blocks from one row attention to the next; 0 for none", least=0)
+    dropout: float = option(0.0, "share of features dropped in training", least=0, most=0.99)
+
+
+@dataclasses.dataclass(frozen=True)
+class VQVAETraining:
+    """training of the VQ-VAE: AdamW, 100 steps of warm-up, cosine decay to 0 over all epochs"""
+
+    epochs: int = option(60, "passes over the training people's slices", least=1, everyday=True)
+    batch_size: int = option(4, "slices of a step", least=1)
+    learning_rate: float = option(3e-3, "highest learning rate", above=0)
+    patience: int = option(15, "epochs without a better reconstruction of the validation people, then it ends", least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorTraining:
+    """training of the prior: Muon, the same schedule; an exponential average of the weights is what is kept"""
+
+    epochs: int = option(40, "passes over the training people's slices", least=1, everyday=True)
+    batch_size: int = option(8, "slices of a step", least=1)
+    learning_rate: float = option(6e-3, "highest learning rate", above=0)
+    patience: int = option(8, "epochs without fewer bits per code on the validation people, then it ends", least=1)
+    average_over: float = option(0.05, "share of all steps that the average of the weights reaches back", above=0)
+    max_shift: int = option(
+        4, "pixels by which each slice is moved, at most, before it is encoded, anew each epoch", least=0, most=64
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SharpTraining:
+    """training of the sharp decoder: AdamW, the same schedule; an average of the weights is what is kept"""
+
+    epochs: int = option(12, "passes over the training people's slices", least=1)
+    batch_size: int = option(16, "slices of a step", least=1)
+    learning_rate: float = option(5e-4, "highest learning rate", above=0)
+    patience: int = option(
+        4, "epochs without a spectrum nearer to that of the validation people, then it ends", least=1
+    )
+    adversarial_weight: float = option(
+        1.0, "pull of the discriminator on each image, as a share of the L1 loss's", above=0, most=100
+    )
+
+
+# Of the VQ-VAE, by name; anything not named is as declared above.
+PRESETS = {
+    "default": {},
+    # For slices of 256 x 256 at 1 mm, as OASIS and ADNI have them: 32 x 32 codes instead of 64 x 64.
+    "1mm": {"downsampling": 8, "num_embeddings": 512},
+    # After van den Oord et al. 2017, section 4.1: two residual blocks of 256 channels, L2; 512 entries of 64.
+    "vqvae-2017": {
+        "num_embeddings": 512,
+        "embedding_dim": 64,
+        "base_filters": 128,
+        "codebook_update": "gradient",
+        "loss": "l2",
+    },
+    # Three convolutions each way and 32 entries of 128, at 256 x 256 x 1.
+    "three-conv": {"num_embeddings": 32, "embedding_dim": 128, "num_residual_blocks": 0, "loss": "l2"},
+}
+
+# Without --data-dir: a few minutes on two cores. The second one gives way to any preset.
+DEMO = {"image_size": 128, "downsampling": 8, "vqvae_epochs": 12, "prior_epochs": 10}
+
+TRAIN = {  # each group by the beginning of its flags and its place in config.json
+    ("", "command"): Training,
+    ("", "data"): Data,
+    ("", "vqvae"): VQVAE,
+    ("prior_", "prior"): Prior,
+    ("vqvae_", "vqvae_training"): VQVAETraining,
+    ("prior_", "prior_training"): PriorTraining,
+    ("sharp_", "sharp_training"): SharpTraining,
+}
+
+
+def train(argv=None):
+    """Reads the command line of train.py.
+
+    Returns:
+        A namespace: `stage`, `run_dir`, `devices`, and `options`, what config.json keeps of them, as plain JSON values:
+        a dictionary for each group, and `precision`, which may still be "auto".
+    """
+    parser, given = _read("Train a VQ-VAE on brain slices and a PixelCNN prior on its codes.", TRAIN, argv)
+    demo = {} if given.get("data_dir") else DEMO
+    preset = given.get("preset")
+    values = {}
+    for (prefix, place), group in TRAIN.items():
+        chosen = {field.name: field.default for field in dataclasses.fields(group)}
+        if place != "vqvae" or preset is None:
+            chosen |= {name: demo[prefix + name] for name in chosen if prefix + name in demo}
+        if place == "vqvae" and preset is not None:
+            chosen |= PRESETS[preset]
+        values[place] = chosen | {name: given[prefix + name] for name in chosen if prefix + name in given}
+    command, data = values.pop("command"), values["data"]
+    factor = values["vqvae"]["downsampling"]
+    if data["image_size"] is not None and data["image_size"] % factor:
+        parser.error(f"--image-size {data['image_size']}: must be a multiple of --downsampling {factor}")
+    data_dir = command["data_dir"]
+    try:
+        layouts.check(data_dir, data["layout"], data["subject_regex"], data["label_column"])
+    except UserError as error:
+        parser.error(str(error))
+    run_dir = command["run_dir"] or Path("runs") / (data_dir.resolve().name if data_dir else "demo")
+    if data_dir:
+        for name, path in (("run", run_dir), ("cache", data["cache_dir"])):
+            if path.resolve().is_relative_to(data_dir.resolve()):
+                parser.error(f"--{name}-dir {path}: lies inside the data folder {data_dir}; choose another")
+    data["slice_spacing_mm"] = data.pop("slice_spacing")
+    data["data_dir"] = str(data_dir.resolve()) if data_dir else None
+    data["cache_dir"] = str(data["cache_dir"].resolve())
+    options = {**values, "precision": command["precision"]}
+    return argparse.Namespace(stage=command["stage"], run_dir=run_dir, devices=command["devices"], options=options)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# predict.py and evaluate.py
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """the run"""
+
+    run_dir: Path = option(Path("runs/demo"), "folder that train.py wrote", everyday=True)
+    decoder: str = option(
+        "plain", "which decoder; train.py --stage sharp makes the other one", ("plain", "sharp"), everyday=True
+    )
+    data_dir: Path = option(None, "folder of the run's data now (default: where they were)", kind=Path, everyday=True)
+    cache_dir: Path = option(None, "folder of decoded slices (default: where they were)", kind=Path)
+    seed: int = option(0, "a number from which all samples follow", least=0, everyday=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Truncation:
+    """how codes are drawn"""
+
+    temperature: float = option(1.0, "below 1: likelier and more alike", above=0)
+    top_k: int = option(0, "draw among the k likeliest codes; 0 for all", least=0)
+    top_p: float = option(1.0, "draw among the likeliest codes that make up this probability", above=0, most=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """what is drawn"""
+
+    output_dir: Path = option(
+        None, "where samples and pictures go (default: predictions in the run folder)", kind=Path, everyday=True
+    )
+    num_samples: int = option(16, "how many slices to draw", least=1, everyday=True)
+    label: str = option(None, "label of every sample (default: as often as in training)", kind=str, everyday=True)
+    slice_position: float = option(
+        None,
+        "height of every sample, 0 the lowest and 1 the highest (default: as often as in training)",
+        least=0,
+        most=1,
+        kind=float,
+        everyday=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """what is measured"""
+
+    output_dir: Path = option(
+        None, "where figures and pictures go (default: evaluation in the run folder)", kind=Path, everyday=True
+    )
+    num_samples: int = option(
+        1000, "slices drawn; from 100 on they are compared with the test people", least=1, everyday=True
+    )
+    features: str = option(
+        "texture",
+        "what samples are judged by: log-Gabor energies, or InceptionV3, whose weights (84 MB) are fetched once",
+        ("texture", "inception"),
+        everyday=True,
+    )
+
+
+def predict(argv=None):
+    """Reads the command line of predict.py: a namespace of the fields of `TrainedRun`, `Prediction`, `Truncation`."""
+    groups = {("", group.__name__): group for group in (TrainedRun, Prediction, Truncation)}
+    return _of_a_run("Draw new slices from a trained run; show reconstructions of its test people.", groups, argv)
+
+
+def evaluate(argv=None):
+    """Reads the command line of evaluate.py: a namespace of the fields of `TrainedRun`, `Evaluation`, `Truncation`."""
+    groups = {("", group.__name__): group for group in (TrainedRun, Evaluation, Truncation)}
+    return _of_a_run("Measure a trained run on its test people, and its samples against them.", groups, argv)
+
+
+def _of_a_run(description, groups, argv):
+    parser, given = _read(description, groups, argv)
+    values = {field.name: field.default for group in groups.values() for field in dataclasses.fields(group)}
+    args = argparse.Namespace(**values | given)
+    config = args.run_dir / "config.json"
+    if not config.exists():
+        parser.error(f"{args.run_dir}: no run here (no config.json); run train.py with this --run-dir first")
+    if given.get("label") is not None:
+        try:
+            labels = json.loads(config.read_text(encoding="utf-8"))["data"]["labels"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            parser.error(f"{config}: damaged ({type(error).__name__}); train again in another folder")
+        if args.label not in labels:
+            parser.error(f"--label {args.label}: the run knows {', '.join(labels) or 'no labels'}")
+    if args.decoder == "sharp" and not (args.run_dir / "sharp.keras").exists():
+        parser.error(f"--decoder sharp: no sharp.keras in {args.run_dir}; run train.py --stage sharp first")
+    return args
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# From groups to a parser
+# ----------------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        print("error:", message, file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _flag(prefix, name):
+    return f"--{prefix}{name}".replace("_", "-")
+
+
+def _build(description, groups, everything):
+    parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--help-all", action="store_true", help="show every option and exit")
+    for (prefix, _), group in groups.items():
+        title = parser.add_argument_group(group.__doc__)
+        for field in dataclasses.fields(group):
+            about = field.metadata
+            if about["kind"] is bool:
+                how = {"action": "store_true"}
+            else:
+                choices = "{" + ", ".join(map(str, about["choices"])) + "}" if about["choices"] else None
+                how = {"type": about["kind"], "metavar": choices or about["kind"].__name__.upper()}
+            shown = [] if field.default is None or about["kind"] is bool else [f"default: {field.default}"]
+            if "data" in [place for _, place in groups] and prefix + field.name in DEMO:
+                shown.append(f"demo: {DEMO[prefix + field.name]}")
+            meaning = about["meaning"] + f" ({'; '.join(shown)})" * bool(shown)
+            meaning = meaning if everything or about["everyday"] else argparse.SUPPRESS
+            title.add_argument(_flag(prefix, field.name), dest=prefix + field.name, help=meaning, **how)
+    return parser
+
+
+def _read(description, groups, argv):
+    """The parser, and what was given: a dictionary without defaults; ends the process where that makes no sense."""
+    parser = _build(description, groups, everything=False)
+    given, others = parser.parse_known_args(argv)
+    given = vars(given)
+    if given.pop("help_all", False):
+        _build(description, groups, everything=True).print_help()
+        raise SystemExit(0)
+    known = {_flag(prefix, field.name): field for (prefix, _), g in groups.items() for field in dataclasses.fields(g)}
+    if others:
+        unknown = others[0].partition("=")[0]
+        alike = [flag for flag in known if flag.endswith(f"-{unknown.lstrip('-')}")]
+        alike = sorted(alike, key=lambda flag: "vqvae" not in flag) or difflib.get_close_matches(
+            unknown, known, 1, cutoff=0.7
+        )
+        parser.error(
+            f"{unknown}: no such option; " + (f"did you mean {' or '.join(alike)}?" if alike else "see --help-all")
+        )
+    for flag, field in known.items():
+        value = given.get(flag.lstrip("-").replace("-", "_"))
+        wrong = None if value is None else _wrong(value, field.metadata)
+        if wrong:
+            parser.error(f"{flag} {value}: must be {wrong}")
+    return parser, given
+
+
+def _wrong(value, about):
+    """What a value must be, where it is not; None where it is."""
+    if about["choices"]:
+        return None if value in about["choices"] else f"one of {', '.join(map(str, about['choices']))}"
+    if about["kind"] not in (int, float):
+        return None
+    tests, words = [], []
+    for name, limit, good in (
+        ("above", about["above"], lambda limit: value > limit),
+        ("least", about["least"], lambda limit: value >= limit),
+        ("most", about["most"], lambda limit: value <= limit),
+    ):
+        if limit is not None:
+            tests.append(good(limit))
+            words.append({"above": f"above {limit}", "least": f"{limit} or more", "most": f"at most {limit}"}[name])
+    finite = value == value and abs(value) != float("inf")
+    return None if all(tests) and finite else " and ".join(words) or "a finite number"

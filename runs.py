@@ -1,0 +1,446 @@
+"""The folder of a run: what was asked, on which people, and what came of it.
+
+    config.json            resolved options, versions, the data's fingerprint, the split's SHA-256
+    splits.csv             path, subject_id, session, slice_index, label, split, slice_position
+    vqvae.keras            the best VQ-VAE, by validation reconstruction loss
+    codes.npz              the codes of every slice, in the order of splits.csv
+    prior.keras            the best prior, by validation bits per code
+    sharp.keras            the VQ-VAE with its sharp decoder, where that phase was run
+    *_history.csv          one row an epoch
+    *_state.weights.h5     from which a stopped run goes on
+
+`train.py` writes it, `predict.py` and `evaluate.py` read it.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+
+import dataset
+import devices
+import modules
+from files import UserError, in_a_line, write_text, write_whole
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
+
+WHERE_AND_HOW_CALLED = ("options.data.data_dir", "options.data.cache_dir", "data.title", "data.credit", "data.notices")
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# What was asked, on which people
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def resolve_precision(choice):
+    """ "auto" is bfloat16 on a GPU and on processors that multiply it, else float32."""
+    if choice != "auto":
+        return choice
+    cpu_info = Path("/proc/cpuinfo")
+    flags = cpu_info.read_text() if cpu_info.exists() else ""
+    has_bfloat16 = "avx512_bf16" in flags or "amx_bf16" in flags or devices.gpus()
+    return "bfloat16" if has_bfloat16 else "float32"
+
+
+def set_precision(precision):
+    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
+
+
+def build_models(image_size, num_labels, options, vqvae_fingerprint=""):
+    """Both models of a run, untrained, at its precision.
+
+    Raises:
+        UserError: If the options do not fit each other.
+    """
+    seed, vqvae = options["data"]["seed"], options["vqvae"]
+    set_precision(options["precision"])
+    keras.utils.set_random_seed(seed)
+    try:
+        return modules.VQVAE(image_size, **vqvae, seed=seed), modules.PixelCNN(
+            vqvae["num_embeddings"],
+            vqvae["embedding_dim"],
+            image_size // vqvae["downsampling"],
+            num_labels,
+            vqvae_fingerprint=vqvae_fingerprint,
+            **options["prior"],
+            seed=seed,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def open_run(run_dir, options, data):
+    """Writes config.json, splits.csv and, where files were skipped, bad_files.txt; or checks those of an earlier call.
+
+    config.json gets what both models are built with, defaults included.
+
+    Raises:
+        UserError: If the folder holds a run of other settings or other data, or the options do not fit each other.
+    """
+    models = zip(("vqvae", "prior"), build_models(data.image_size, len(data.labels), options), strict=True)
+    config = {
+        "options": options,
+        "models": {name: model.get_config() for name, model in models},
+        "data": {
+            "title": data.title,
+            "credit": data.credit,
+            "layout": data.layout,
+            "image_size": data.image_size,
+            "fingerprint": data.fingerprint,
+            "labels": data.labels,
+            "splits": dataset.count(data.slices),
+            "notices": data.notices,
+        },
+        "splits_sha256": dataset.splits_sha256(data.slices),
+    }
+    path = run_dir / "config.json"
+    if path.exists():
+        _refuse_if_different(path, config)
+    if not devices.is_first():
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for left in run_dir.glob("*.partial*"):  # by a process that was killed while it wrote
+        left.unlink()
+    if path.exists():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        if old["options"].get("sharp_training") != options["sharp_training"]:  # set when that phase begins
+            old["options"]["sharp_training"] = options["sharp_training"]
+            write_text(path, json.dumps(old, indent=2) + "\n")
+        return
+    packages = (keras.backend.backend(), "keras", "numpy", "scipy", "scikit-image", "pillow", "nibabel", "nilearn")
+    config["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    columns = ["path", "subject_id", "session", "slice_index", "label", "split", "slice_position"]
+    write_text(run_dir / "splits.csv", data.slices[columns].to_csv(index=False, lineterminator="\n"))
+    if data.bad_files:
+        write_text(run_dir / "bad_files.txt", "".join(f"{name}\t{reason}\n" for name, reason in data.bad_files))
+    write_text(path, json.dumps(config, indent=2) + "\n")
+
+
+def _refuse_if_different(path, config):
+    """Raises UserError if the run at `path` has other settings; what the data are counts, not where they lie."""
+    old = read_config(path.parent)
+    differences, free = [], set(WHERE_AND_HOW_CALLED)
+    if not (path.parent / "sharp_history.csv").exists():  # a phase that has not begun
+        name = "options.sharp_training"
+        free |= {name, *(f"{name}.{option}" for option in config["options"]["sharp_training"])}
+
+    def compare(a, b, name):
+        if isinstance(a, dict) and isinstance(b, dict):
+            for key in sorted({*a, *b}):
+                compare(a.get(key), b.get(key), f"{name}.{key}")
+        elif a != b and name not in free:
+            differences.append(f"{name} was {a!r} and is now {b!r}")
+
+    for part, value in json.loads(json.dumps(config)).items():
+        compare(old.get(part), value, part)
+    if differences:
+        raise UserError(
+            f"{path.parent}: holds a run of other settings: {'; '.join(differences)}; give another --run-dir"
+        )
+
+
+@contextlib.contextmanager
+def alone_in(run_dir):
+    """Inside, no other train.py of this machine works in the run folder.
+
+    Raises:
+        UserError: If one is at work there already.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / "lock").open("a") as file:
+        with contextlib.suppress(AttributeError, OSError):  # no fcntl on Windows; file systems that cannot lock
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"{run_dir}: another train.py is at work here; give another --run-dir, or wait"
+                ) from error
+        yield
+
+
+def read_config(run_dir):
+    """config.json of a run.
+
+    Raises:
+        UserError: If the folder holds no run, or a damaged one.
+    """
+    path = run_dir / "config.json"
+    if not path.exists():
+        raise UserError(f"{run_dir}: no run here (no config.json); run train.py with this --run-dir first")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["options"]["data"]["data_dir"], config["data"]["labels"]  # noqa: B018
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({type(error).__name__}); train again in another folder") from error
+    return config
+
+
+def footer(config):
+    """Title and credit of a run's data, for the foot of a picture."""
+    return "\n".join(dict.fromkeys(filter(None, (config["data"]["title"], config["data"]["credit"]))))
+
+
+def read_splits(run_dir):
+    """splits.csv of a run: a DataFrame like `dataset.Data.slices`, but for `row`, for which one needs the data."""
+    path = run_dir / "splits.csv"
+    try:
+        slices = pd.read_csv(
+            path,
+            dtype={name: str for name in ("path", "subject_id", "session", "label", "split")},
+            keep_default_na=False,
+            float_precision="round_trip",
+        )
+        return slices.astype({"slice_index": int, "slice_position": float})
+    except FileNotFoundError:
+        raise
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path}: damaged, or of an older version ({in_a_line(error)}); train again") from error
+
+
+def data_are_at_hand(config, cache_dir=None):
+    """Whether the data of a run lie where it found them: the folder, or the demo cohort in the cache."""
+    how = config["options"]["data"]
+    return Path(how["data_dir"] or Path(cache_dir or how["cache_dir"]) / "demo").exists()
+
+
+def find_data(run_dir, config, data_dir=None, cache_dir=None):
+    """The data of a run, checked to be what it was trained on.
+
+    Args:
+        run_dir: The run folder.
+        config: Its config.json.
+        data_dir, cache_dir: Where the data and their cache are now, if not where the run found them.
+
+    Raises:
+        UserError: If they are not there, or the data or the split have changed.
+    """
+    how = dict(config["options"]["data"])
+    if data_dir is not None:
+        if how["data_dir"] is None:
+            raise UserError(f"--data-dir {data_dir}: {run_dir} is a run on the demo cohort, which needs none")
+        how["data_dir"] = str(data_dir)
+    if cache_dir is not None:
+        how["cache_dir"] = str(cache_dir)
+    data = dataset.prepare(**how)
+    if data.fingerprint != config["data"]["fingerprint"]:
+        raise UserError(f"{how['data_dir'] or 'the demo cohort'}: not the data that {run_dir} was trained on")
+    if dataset.splits_sha256(data.slices) != config["splits_sha256"]:
+        raise UserError(f"{run_dir}: the split is not the one it was trained on; use the code that made it")
+    return data
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# What came of it
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def save(write, path):
+    """Calls a method that saves to a path; an earlier file stays as it is until the new one is whole."""
+
+    def into_its_room(partial):
+        if path.exists():  # h5py does not always live through a disk that fills up
+            partial.write_bytes(bytes(path.stat().st_size))
+        write(partial)
+
+    write_whole(path, into_its_room)
+
+
+def read_history(path):
+    """Rows of a history as dictionaries of numbers; none where there is no file."""
+    try:
+        return pd.read_csv(path, dtype=float, float_precision="round_trip").to_dict("records")
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({in_a_line(error)}); train again in another folder") from error
+
+
+def read_histories(run_dir, decoder="plain"):
+    """The histories of the stages behind a run's prior and one of its decoders, by stage."""
+    stages = ("vqvae", "prior", "sharp") if decoder == "sharp" else ("vqvae", "prior")
+    return {stage: read_history(run_dir / f"{stage}_history.csv") for stage in stages}
+
+
+def fingerprint(vqvae):
+    """16 hexadecimal digits that tell a trained VQ-VAE's codes from any other's."""
+    digest = hashlib.sha256()
+    for variable in (*vqvae.encoder.weights, vqvae.quantizer.codebook):
+        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable), "float32").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _load(path, kind):
+    """Loads a model of a run in float32, whatever precision it was trained in.
+
+    Raises:
+        UserError: If the file is missing, damaged, another model or of other sizes than config.json says.
+    """
+    keras.config.set_dtype_policy("float32")
+    if not path.exists():
+        raise UserError(f"{path}: not found; run train.py with this --run-dir first")
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # zipfile, h5py and Keras raise many kinds
+        raise UserError(
+            f"{path}: not a model that can be loaded ({type(error).__name__}); train again in another folder"
+        ) from error
+    if not isinstance(model, kind):
+        raise UserError(f"{path}: holds a {type(model).__name__}, not a {kind.__name__}; train again in another folder")
+    asked = read_config(path.parent).get("models", {}).get("vqvae" if kind is modules.VQVAE else "prior", {})
+    is_now = json.loads(json.dumps(model.get_config()))
+    is_now.pop("vqvae_fingerprint", None)  # which `load_prior` checks
+    differing = [key for key, value in is_now.items() if asked.get(key, value) != value]
+    if differing:
+        raise UserError(f"{path}: of another run, whose {differing[0]} differs; remove it and run train.py again")
+    return model
+
+
+def load_vqvae(run_dir):
+    """Loads the VQ-VAE of a run, with its plain decoder, in float32; raises UserError where that cannot be."""
+    return _load(run_dir / "vqvae.keras", modules.VQVAE)
+
+
+def load_decoders(run_dir, decoder):
+    """Loads the VQ-VAEs that show what a decoder does, by name, the one asked for last; all have the same codes.
+
+    Args:
+        run_dir: The run folder.
+        decoder: "plain", or "sharp" for both.
+
+    Raises:
+        UserError: If one is missing, damaged or another run's.
+    """
+    vqvae = load_vqvae(run_dir)
+    if decoder == "plain":
+        return {"output": vqvae}
+    sharp = _load(run_dir / "sharp.keras", modules.VQVAE)
+    if fingerprint(sharp) != fingerprint(vqvae):
+        raise UserError(f"{run_dir / 'sharp.keras'}: of another VQ-VAE than vqvae.keras; remove it and its state")
+    return {"plain": vqvae, "sharp": sharp}
+
+
+def load_prior(run_dir, vqvae):
+    """Loads the prior in float32, and checks that it was trained on the codes of this VQ-VAE.
+
+    Raises:
+        UserError: As `load_vqvae`, and if the two do not belong together.
+    """
+    path = run_dir / "prior.keras"
+    prior = _load(path, modules.PixelCNN)
+    if prior.vqvae_fingerprint != fingerprint(vqvae):
+        raise UserError(
+            f"{path}: was trained on the codes of VQ-VAE {prior.vqvae_fingerprint}, and vqvae.keras is "
+            f"{fingerprint(vqvae)}; remove prior.keras and run train.py again"
+        )
+    return prior
+
+
+def all_codes(run_dir, vqvae, data):
+    """Codes of every slice, uint16, in the order of splits.csv; computed once and kept in codes.npz."""
+    path, whose = run_dir / "codes.npz", fingerprint(vqvae)
+    if path.exists():
+        try:
+            with path.open("rb") as stream, np.load(stream) as file:
+                codes, of = file["codes"], str(file["vqvae_fingerprint"])
+        except Exception as error:  # zipfile and NumPy raise many kinds
+            raise UserError(f"{path}: cannot be read ({type(error).__name__}); remove it and run again") from error
+        if of == whose and len(codes) == len(data.slices):
+            return codes
+    codes = dataset.encode(vqvae, data.images, data.slices.row.to_numpy())
+    if devices.is_first():
+        save(lambda partial: np.savez_compressed(partial, codes=codes, vqvae_fingerprint=whose), path)
+    return codes
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Keeps the best weights, the whole state and the history of a stage after each epoch, and stops it early.
+
+    Keras has a callback for each of these; a process killed between two of them leaves files that disagree, and after
+    a resumption early stopping has forgotten what it waited for. Here the history alone says what was best, each file
+    is renamed into place, and the state comes last: what it does not cover is computed again.
+
+    Args:
+        batches: The training batches, told which epoch it is.
+        run_dir, stage: Files are `<stage>.keras`, `<stage>_history.csv` and `<stage>_state.weights.h5`.
+        monitor: Metric to be small on validation.
+        patience: Epochs without a better one before the stage ends.
+    """
+
+    def __init__(self, batches, run_dir, stage, monitor, patience):
+        super().__init__()
+        self.batches = batches
+        self.best_path = run_dir / f"{stage}.keras"
+        self.history_path = run_dir / f"{stage}_history.csv"
+        self.state_path = run_dir / f"{stage}_state.weights.h5"
+        self.monitor, self.patience = f"val_{monitor}", patience
+        self.history = read_history(self.history_path)
+        if self.history and self.monitor not in self.history[0]:
+            raise UserError(f"{self.history_path}: damaged (no column {self.monitor}); remove it")
+
+    def _values(self):
+        return [row[self.monitor] for row in self.history]
+
+    def _waited(self):
+        """Epochs since the best one; 0 if that was the last."""
+        return len(self.history) - 1 - int(np.argmin(self._values())) if self.history else 0
+
+    def finished(self, epochs):
+        return self.best_path.exists() and (len(self.history) >= epochs or self._waited() >= self.patience)
+
+    def restore(self):
+        """Loads the state of an earlier process, where there is one; returns how many epochs it has seen."""
+        if not (self.state_path.exists() and self.best_path.exists()):  # without its best model a stage starts again
+            self.history = []
+            return 0
+        try:
+            self.model.load_weights(self.state_path)
+        except Exception as error:  # h5py and Keras raise many kinds
+            raise UserError(
+                f"{self.state_path}: cannot be read ({type(error).__name__}); remove it to start the stage again"
+            ) from error
+        epoch, more = divmod(int(self.model.optimizer.iterations), len(self.batches))
+        if more:
+            raise UserError(
+                f"{self.state_path}: its epochs had not {len(self.batches)} batches; give as many --devices"
+            )
+        self.history = self.history[:epoch]
+        return epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.monotonic()
+        # An epoch's order, dropout and restarts follow from its number.
+        self.batches.set_epoch(epoch)
+        for variable in self.model.variables:
+            if variable.name == "seed_generator_state":  # which Keras does not save
+                variable.assign([int(variable[0]), epoch * 1_000_000])
+
+    def on_test_end(self, logs=None):
+        # Called inside the epoch's validation, while averaged weights are in the model.
+        model = self.model  # which brings its variables up to date, in every process
+        if logs[self.monitor.removeprefix("val_")] < min(self._values(), default=math.inf) and devices.is_first():
+            save(model.save, self.best_path)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not math.isfinite(logs["loss"]):
+            raise UserError(
+                f"the loss is {logs['loss']} in epoch {epoch + 1}: lower the learning rate, in another --run-dir"
+            )
+        self.history.append({"epoch": epoch + 1, "seconds": round(time.monotonic() - self.started, 1), **logs})
+        model = self.model
+        if devices.is_first():
+            table = pd.DataFrame(self.history).to_csv(index=False, float_format="%.9g", lineterminator="\n")
+            write_text(self.history_path, table)
+            save(model.save_weights, self.state_path)
+        if self._waited() >= self.patience:
+            model.stop_training = True
