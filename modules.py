@@ -18,7 +18,6 @@ References
 """
 
 import functools
-import importlib
 import math
 
 import keras
@@ -107,15 +106,9 @@ class VectorQuantizer(layers.Layer):
             raise ValueError(f"z_e has {input_shape[-1]} channels, the codebook's entries have {self.embedding_dim}")
         shape = (self.num_embeddings, self.embedding_dim)
         limit = 1.0 / self.num_embeddings
-        self.entries = self.add_weight(
-            shape=shape,
-            initializer=keras.initializers.RandomUniform(-limit, limit, seed=self.seed),
-            trainable=self.update == "gradient",
-            name="entries",
-        )
-        self.ema_counts = self.add_weight(
-            shape=shape[:1], initializer="ones", trainable=False, name="ema_counts", dtype="float32"
-        )
+        uniform = keras.initializers.RandomUniform(-limit, limit, seed=self.seed)
+        self.entries = self.add_weight(shape, uniform, trainable=self.update == "gradient", name="entries")
+        self.ema_counts = self.add_weight(shape[:1], "ones", trainable=False, name="ema_counts")
         if self.update == "ema":
             self.ema_sums = self.add_weight(shape=shape, trainable=False, name="ema_sums")
             self.ema_sums.assign(ops.copy(self.entries))  # JAX would let both be one buffer
@@ -378,14 +371,7 @@ class VQVAE(keras.Model):
         return self._in_batches(lambda x: self.quantizer.nearest(self.encoder.predict_on_batch(x)), images)
 
     def decode(self, code_indices):
-        """Images of grids of codes.
-
-        Args:
-            code_indices: NumPy integers in [0, num_embeddings), shape (n, grid, grid).
-
-        Returns:
-            NumPy float32 in [0, 1], shape (n, image_size, image_size, 1).
-        """
+        """Images of NumPy codes (n, grid, grid): NumPy float32 in [0, 1], shape (n, image_size, image_size, 1)."""
         codebook = ops.convert_to_numpy(self.quantizer.codebook)
         return self._in_batches(lambda x: self.decoder.predict_on_batch(codebook[x]), code_indices)
 
@@ -779,12 +765,15 @@ class PixelCNN(keras.Model):
         its `distribution`, a categorical one for each place, says what each code takes, shape (batch, grid, grid).
 
         Returns:
-            TensorFlow Probability's `Independent(Categorical)` for the present backend (NumPy's under torch).
+            TensorFlow Probability's `Independent(Categorical)`: TensorFlow's own, NumPy's under other backends.
         """
-        substrate = {"tensorflow": "", "jax": ".substrates.jax"}.get(keras.backend.backend(), ".substrates.numpy")
-        tfd = importlib.import_module("tensorflow_probability" + substrate).distributions
         logits = self(inputs)
-        logits = ops.convert_to_numpy(logits) if substrate.endswith("numpy") else logits
+        if keras.backend.backend() == "tensorflow":
+            from tensorflow_probability import distributions as tfd
+        else:  # the release for JAX does not keep up with JAX
+            from tensorflow_probability.substrates.numpy import distributions as tfd
+
+            logits = ops.convert_to_numpy(logits)
         return tfd.Independent(tfd.Categorical(logits), 2)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):

@@ -139,7 +139,7 @@ class Prior:
     """prior"""
 
     filters: int = option(64, "channels of both stacks", least=1)
-    num_blocks: int = option(8, "gated blocks", least=2)
+    num_blocks: int = option(8, "gated blocks, layers of both stacks", least=2)
     attention_every: int = option(4, "blocks from one row attention to the next; 0 for none", least=0)
     dropout: float = option(0.0, "share of features dropped in training", least=0, most=0.99)
 

@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import platform
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -195,12 +196,7 @@ def read_splits(run_dir):
     """splits.csv of a run: a DataFrame like `dataset.Data.slices`, but for `row`, for which one needs the data."""
     path = run_dir / "splits.csv"
     try:
-        slices = pd.read_csv(
-            path,
-            dtype={name: str for name in ("path", "subject_id", "session", "label", "split")},
-            keep_default_na=False,
-            float_precision="round_trip",
-        )
+        slices = pd.read_csv(path, dtype=str, keep_default_na=False)
         return slices.astype({"slice_index": int, "slice_position": float})
     except FileNotFoundError:
         raise
@@ -246,20 +242,28 @@ def find_data(run_dir, config, data_dir=None, cache_dir=None):
 
 
 def save(write, path):
-    """Calls a method that saves to a path; an earlier file stays as it is until the new one is whole."""
+    """Calls a method that saves to a path; an earlier file stays as it is until the new one is whole.
+
+    Of several processes the first one's file stays. All of them write, since Keras brings its variables up to date when
+    it saves, which they must do together.
+    """
 
     def into_its_room(partial):
         if path.exists():  # h5py does not always live through a disk that fills up
             partial.write_bytes(bytes(path.stat().st_size))
         write(partial)
 
-    write_whole(path, into_its_room)
+    if devices.is_first():
+        write_whole(path, into_its_room)
+    else:
+        with tempfile.TemporaryDirectory() as nowhere:
+            write(Path(nowhere) / path.name)
 
 
 def read_history(path):
     """Rows of a history as dictionaries of numbers; none where there is no file."""
     try:
-        return pd.read_csv(path, dtype=float, float_precision="round_trip").to_dict("records")
+        return pd.read_csv(path, dtype=str).astype(float).to_dict("records")
     except FileNotFoundError:
         return []
     except ValueError as error:
@@ -358,8 +362,7 @@ def all_codes(run_dir, vqvae, data):
         if of == whose and len(codes) == len(data.slices):
             return codes
     codes = dataset.encode(vqvae, data.images, data.slices.row.to_numpy())
-    if devices.is_first():
-        save(lambda partial: np.savez_compressed(partial, codes=codes, vqvae_fingerprint=whose), path)
+    save(lambda partial: np.savez_compressed(partial, codes=codes, vqvae_fingerprint=whose), path)
     return codes
 
 
@@ -427,9 +430,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_test_end(self, logs=None):
         # Called inside the epoch's validation, while averaged weights are in the model.
-        model = self.model  # which brings its variables up to date, in every process
-        if logs[self.monitor.removeprefix("val_")] < min(self._values(), default=math.inf) and devices.is_first():
-            save(model.save, self.best_path)
+        if logs[self.monitor.removeprefix("val_")] < min(self._values(), default=math.inf):
+            save(self.model.save, self.best_path)
 
     def on_epoch_end(self, epoch, logs=None):
         if not math.isfinite(logs["loss"]):
@@ -437,10 +439,9 @@ class Checkpoint(keras.callbacks.Callback):
                 f"the loss is {logs['loss']} in epoch {epoch + 1}: lower the learning rate, in another --run-dir"
             )
         self.history.append({"epoch": epoch + 1, "seconds": round(time.monotonic() - self.started, 1), **logs})
-        model = self.model
         if devices.is_first():
             table = pd.DataFrame(self.history).to_csv(index=False, float_format="%.9g", lineterminator="\n")
             write_text(self.history_path, table)
-            save(model.save_weights, self.state_path)
+        save(self.model.save_weights, self.state_path)
         if self._waited() >= self.patience:
-            model.stop_training = True
+            self.model.stop_training = True

@@ -8,8 +8,8 @@ in place of 64, of which two minutes would see a handful; "matching" has the siz
 and start of this project as far as MONAI's class lets it (its residual blocks stand at the finer grid, too, and have
 3 x 3 convolutions alone; it has no restarts). The transformer is that of GenerativeModels' 2d_vqvae_transformer
 tutorial at commit 0477a225 (12 layers of 64, 8 heads, Adam at 1e-3, batches of 8), with a token of its own for the
-beginning and torch's fused attention, the same function, faster. All compute in bfloat16 where the
-processor has it, which the tutorials do not and which is faster.
+beginning and torch's fused attention, the same function, faster. All compute in bfloat16 where the processor has it,
+which the tutorials do not and which is faster.
 """
 
 import math
@@ -24,13 +24,9 @@ from monai.losses import SSIMLoss
 from monai.networks.nets import VQVAE, DecoderOnlyTransformer
 from torch.utils.flop_counter import FlopCounterMode
 
-BFLOAT16 = "avx512_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
-STAGES = {
-    "num_res_layers": 2,
-    "downsample_parameters": ((2, 4, 1, 1),) * 2,
-    "upsample_parameters": ((2, 4, 1, 1, 0),) * 2,
-    "num_embeddings": 256,
-}
+CPU_INFO = Path("/proc/cpuinfo")
+BFLOAT16 = CPU_INFO.exists() and "avx512_bf16" in CPU_INFO.read_text()
+NUM_EMBEDDINGS = 256
 WARM_UP = 0.1  # of the time
 
 
@@ -39,15 +35,17 @@ def autocast():
 
 
 class Contestant:
-    """Trains `model` by its clock; subclasses say what the loss of a batch is and how it is measured."""
+    """Trains `model` by its clock; subclasses say what the loss of a batch is and how it is measured.
 
-    learning_rate = None  # of the schedule; None keeps the optimiser's
-    seconds = None
+    Args:
+        learning_rate, seconds: Highest rate of the schedule, and its length; None keeps the optimiser's rate.
+    """
 
-    def prepare(self):
-        """One step that does not count."""
+    def __init__(self, model, optimizer, examples, batch_size, learning_rate=None, seconds=None):
+        self.model, self.optimizer, self.examples, self.batch_size = model, optimizer, examples, batch_size
+        self.learning_rate, self.seconds = learning_rate, seconds
         self.steps, self.trained_s = -1, 0.0
-        self.train(1e-9)
+        self.train(1e-9)  # one step that does not count: it prepares the kernels, and nothing is learned
         self.trained_s = 0.0
 
     def train(self, until_s):
@@ -55,14 +53,12 @@ class Contestant:
         self.model.train()
         while self.trained_s < until_s:
             start = time.perf_counter()
-            if self.steps < 0:  # the first step prepares the kernels, and nothing is learned
-                self.optimizer.param_groups[0]["lr"] = 0.0
-            elif self.learning_rate is None:
-                self.optimizer.param_groups[0]["lr"] = self.optimizer.defaults["lr"]
-            else:
+            rate = 0.0 if self.steps < 0 else self.learning_rate or self.optimizer.defaults["lr"]
+            if self.learning_rate is not None:
                 done = min(1.0, self.trained_s / self.seconds)
                 decay = 0.5 * (1 + math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP)))
-                self.optimizer.param_groups[0]["lr"] = self.learning_rate * min(1.0, done / WARM_UP) * decay
+                rate *= min(1.0, done / WARM_UP) * decay
+            self.optimizer.param_groups[0]["lr"] = rate
             self.optimizer.zero_grad(set_to_none=True)
             self.loss(self.next_batch()).backward()
             if self.learning_rate is not None:
@@ -80,7 +76,11 @@ class Contestant:
             self.order = np.random.default_rng([0, max(0, self.steps)]).permutation(len(self.examples))
         return self.examples[np.sort(self.order[start : start + self.batch_size])]
 
-    def trained(self):
+    @torch.no_grad()
+    def evaluate(self, path):
+        """Writes what `measure` finds of the test slices; says what the training was."""
+        self.model.eval()
+        np.savez(path, **self.measure())
         examples = self.steps * self.batch_size
         return {
             "parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
@@ -93,10 +93,11 @@ class Contestant:
 
 def build(matching):
     """MONAI's VQ-VAE in one of its two configurations."""
+    stages = {"downsample_parameters": ((2, 4, 1, 1),) * 2, "upsample_parameters": ((2, 4, 1, 1, 0),) * 2}
     sizes = {"channels": (256, 256), "num_res_channels": 256, "embedding_dim": 32}
     if matching:
         sizes = {"channels": (32, 64), "num_res_channels": (16, 32), "embedding_dim": 16, "decay": 0.99}
-    return VQVAE(2, 1, 1, **STAGES, **sizes)
+    return VQVAE(2, 1, 1, num_res_layers=2, num_embeddings=NUM_EMBEDDINGS, **stages, **sizes)
 
 
 def print_operations():
@@ -113,18 +114,15 @@ class MonaiVQVAE(Contestant):
 
     def __init__(self, folder, matching, seconds):
         torch.manual_seed(0)
-        self.examples = np.load(folder / "train.npy", mmap_mode="r")
-        self.test = np.load(folder / "test.npy", mmap_mode="r")
-        self.batch_size = 4 if matching else 16
+        examples, self.test = (np.load(folder / f"{split}.npy", mmap_mode="r") for split in ("train", "test"))
         self.ssim_loss = SSIMLoss(spatial_dims=2) if matching else None
-        self.model = build(matching)
+        model = build(matching)
         if matching:
-            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3, weight_decay=1e-4)
-            self.learning_rate, self.seconds = 3e-3, seconds
+            optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-4)
         else:
-            self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4)
-        self.model.to(memory_format=torch.channels_last)
-        self.prepare()
+            optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+        model.to(memory_format=torch.channels_last)
+        super().__init__(model, optimizer, examples, *((4, 3e-3, seconds) if matching else (16,)))
         if matching:
             self.start_codebook()
 
@@ -133,7 +131,7 @@ class MonaiVQVAE(Contestant):
         """Starts the codebook from encoder outputs, as this project does."""
         z_e = self.forward(self.examples[np.random.default_rng(0).permutation(len(self.examples))[:128]])[1]
         vectors = z_e.permute(0, 2, 3, 1).reshape(-1, z_e.shape[1])
-        entries = vectors[torch.randperm(len(vectors))[: STAGES["num_embeddings"]]]
+        entries = vectors[torch.randperm(len(vectors))[:NUM_EMBEDDINGS]]
         quantizer = self.model.quantizer.quantizer
         for kept in (quantizer.embedding.weight, quantizer.ema_w):
             kept.copy_(entries)
@@ -153,33 +151,26 @@ class MonaiVQVAE(Contestant):
         loss = (outputs - x).abs().mean() + commitment
         return loss if self.ssim_loss is None else loss + 0.3 * self.ssim_loss(outputs, x)
 
-    @torch.no_grad()
-    def evaluate(self, path):
-        """Writes reconstructions and codes of the test slices; says what the training was."""
-        self.model.eval()
+    def measure(self):
         outputs, codes = [], []
         for start in range(0, len(self.test), 32):
             _, z_e, made, _ = self.forward(self.test[start : start + 32])
             outputs.append(made[:, 0].clip(0, 1).numpy())
             codes.append(self.model.quantizer.quantize(z_e).numpy())
-        np.savez(path, outputs=np.concatenate(outputs), codes=np.concatenate(codes), num_embeddings=256)
-        return self.trained()
+        return {"outputs": np.concatenate(outputs), "codes": np.concatenate(codes), "num_embeddings": NUM_EMBEDDINGS}
 
 
 class MonaiTransformer(Contestant):
     """Trained on grids of codes, shape (n, g, g), in raster order behind a token that begins them."""
 
-    batch_size = 8
-
     def __init__(self, folder):
         torch.manual_seed(0)
         codes = np.load(folder / "codes.npz")
         self.num_embeddings = int(codes["num_embeddings"])
-        self.examples, self.test = (codes[name].reshape(len(codes[name]), -1) for name in ("train", "test"))
-        self.length = self.examples.shape[1]
-        self.model = DecoderOnlyTransformer(self.num_embeddings + 1, self.length, 64, 12, 8, use_flash_attention=True)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
-        self.prepare()
+        examples, self.test = (codes[name].reshape(len(codes[name]), -1) for name in ("train", "test"))
+        self.length = examples.shape[1]
+        model = DecoderOnlyTransformer(self.num_embeddings + 1, self.length, 64, 12, 8, use_flash_attention=True)
+        super().__init__(model, torch.optim.Adam(model.parameters(), lr=1e-3), examples, batch_size=8)
 
     def cross_entropy(self, codes, reduction):
         codes = torch.from_numpy(codes.astype("int64"))
@@ -191,14 +182,10 @@ class MonaiTransformer(Contestant):
     def loss(self, codes):
         return self.cross_entropy(codes, "mean")
 
-    @torch.no_grad()
-    def evaluate(self, path):
-        """Writes the bits of each test slice."""
-        self.model.eval()
+    def measure(self):
         batches = [self.test[start : start + 8] for start in range(0, len(self.test), 8)]
         bits = [self.cross_entropy(batch, "none").sum(dim=1).numpy() / math.log(2) for batch in batches]
-        np.savez(path, bits=np.concatenate(bits))
-        return self.trained()
+        return {"bits": np.concatenate(bits)}
 
     @torch.no_grad()
     def time_samples(self, batch):
@@ -208,11 +195,9 @@ class MonaiTransformer(Contestant):
         the draw are timed at 33 lengths, and the sum over all lengths is the trapezoid's.
         """
         self.model.eval()
-        lengths = np.linspace(1, self.length, 33).astype(int)
-        seconds = []
+        lengths, seconds = np.linspace(1, self.length, 33).astype(int), []
         for length in lengths:
-            told = torch.full((batch, length), self.num_embeddings)
-            times = []
+            told, times = torch.full((batch, length), self.num_embeddings), []
             for _ in range(2):
                 start = time.perf_counter()
                 with autocast():

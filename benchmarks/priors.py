@@ -1,41 +1,29 @@
 """Which prior says most about the same codes in the same time: the project's, variants of it, and the textbook's.
 
-    python benchmarks/priors.py --run-dir runs/ixi --minutes 2 --output results/ixi/priors.json
-    python benchmarks/priors.py --run-dir runs/ixi --minutes 2 --output /tmp/priors.json --variant default textbook
+    python -m benchmarks.priors --run-dir runs/ixi4 --minutes 1.5 --output results/ixi/priors.json
 
-All rows are trained in this process on the same people, ten seconds at a time in turn, so that a slow moment of the
-machine meets all alike: the same slices in the same order, the same precision and the same seconds, counted from
-the sixth step on, when everything is compiled. The rows that do not say otherwise have the recipe of train.py, with the
-learning rate going by that clock. The textbook's filters are chosen for as many
+All rows are trained in this process on the same people's slices (`race.py`). The rows that do not say otherwise have
+the recipe of train.py, with the learning rate going by their own clock. The textbook's filters are chosen for as many
 parameters as the default has; it is shown as it is usually trained (Adam at 1e-3, nothing else) and with the recipe
 here. Bits per code are those of the validation people's codes.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-import argparse
-import bisect
-import dataclasses
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import numpy as np
 from keras import layers, ops
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+import dataset
 import modules
-import run_folder
+import options
+import runs
 import train
 from benchmarks import race, report
 
-TRAINING = dataclasses.asdict(train.PriorTraining())
-BATCH_SIZE = TRAINING["batch_size"]
+TRAINING = options.PriorTraining()
 AVERAGE_STEPS = 50
 
 
@@ -54,9 +42,8 @@ class TextbookConv2D(layers.Layer):
 
     def build(self, input_shape):
         self.channels = input_shape[-1]
-        shape = (self.visible * self.channels, self.filters)
-        self.kernel = self.add_weight(shape=shape, initializer="glorot_uniform", name="kernel")
-        self.bias = self.add_weight(shape=(self.filters,), initializer="zeros", name="bias")
+        self.kernel = self.add_weight((self.visible * self.channels, self.filters), "glorot_uniform", name="kernel")
+        self.bias = self.add_weight((self.filters,), "zeros", name="bias")
 
     def call(self, x):
         side = self.size[1] // 2
@@ -78,16 +65,22 @@ class TextbookPixelCNN(keras.Model):
 
     def __init__(self, num_embeddings, grid_size, filters=256, num_blocks=12, **kwargs):
         super().__init__(autocast=False, **kwargs)  # slice positions stay float32
-        self.grid_size = grid_size
+        self.grid_size, half = grid_size, filters // 2
         self.embedding = layers.Embedding(num_embeddings, 64)
         self.first = TextbookConv2D(filters, 7, "A")
         self.blocks = [
-            [layers.Dense(filters // 2), TextbookConv2D(filters // 2, 3, "B"), layers.Dense(filters)]
-            for _ in range(num_blocks)
+            [layers.Dense(half), TextbookConv2D(half, 3, "B"), layers.Dense(filters)] for _ in range(num_blocks)
         ]
         self.last = [layers.Dense(filters), layers.Dense(num_embeddings, dtype="float32", name="logits")]
         self.bits_tracker = keras.metrics.Mean(name="bits_per_code")
         self({"codes": np.zeros((1, grid_size, grid_size), "int32")})  # builds every layer
+
+    @staticmethod
+    def parameters(num_embeddings, filters, num_blocks=12):
+        """How many it has, without building it."""
+        k, f, h = num_embeddings, filters, filters // 2
+        block = (f * h + h) + (5 * h * h + h) + (h * f + f)
+        return 64 * k + (24 * 64 * f + f) + num_blocks * block + (f * f + f) + (f * k + k)
 
     def call(self, inputs, training=False):
         x = self.first(self.embedding(inputs["codes"]))
@@ -132,36 +125,25 @@ class NoAttention(modules.PixelCNN):
         pass
 
 
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """A prior and how it is trained.
-
-    Attributes:
-        build: Function that returns the model.
-        optimizer: Function of the learning rate and of the steps to average over.
-        learning_rate: Highest learning rate; None takes that of train.py and its schedule, a number stays as it is.
-        max_shift: As in `train.PriorTraining`.
-    """
-
-    build: Callable
-    optimizer: Callable = train.prior_optimizer
-    learning_rate: float | None = None
-    max_shift: int = TRAINING["max_shift"]
+def muon(learning_rate):
+    """The optimiser of train.py, with the average over a fixed number of steps."""
+    return train.prior_optimizer(learning_rate, AVERAGE_STEPS)
 
 
-def adamw(learning_rate, average_steps):
+def adamw(learning_rate):
     """AdamW where the project takes Muon."""
-    average = {"use_ema": True, "ema_momentum": 1 - 1 / average_steps}
+    average = {"use_ema": True, "ema_momentum": 1 - 1 / AVERAGE_STEPS}
     return keras.optimizers.AdamW(learning_rate, weight_decay=1e-4, clipnorm=1.0, **average)
 
 
-def adam(learning_rate, average_steps):
-    """Plain Adam, without averages."""
-    return keras.optimizers.Adam(learning_rate)
+def trained(build, **how):
+    """A `race.Variant`, by default with the recipe of train.py."""
+    recipe = {name: getattr(TRAINING, name) for name in ("learning_rate", "batch_size", "max_shift")}
+    return race.Variant(build, **{"optimizer": muon, **recipe, **how})
 
 
-def make_variants(codebook, grid_size, num_labels):
-    """Each `Variant` by name; `codebook` is NumPy (K, D)."""
+def make_variants(codebook=None, grid_size=None, num_labels=None):
+    """Each `Variant` by name; `codebook` is NumPy (K, D). Nothing is built."""
 
     def ours(kind=modules.PixelCNN, **changes):
         model = kind(*codebook.shape, grid_size, num_labels, **changes)
@@ -169,94 +151,66 @@ def make_variants(codebook, grid_size, num_labels):
         return model
 
     def textbook():
-        target, widths = race.count(ours()), range(32, 1024, 8)
-        fitting = bisect.bisect_left(
-            widths, target, key=lambda filters: race.count(TextbookPixelCNN(len(codebook), grid_size, filters))
-        )
-        return TextbookPixelCNN(len(codebook), grid_size, widths[fitting])
+        number, target = len(codebook), race.count(ours())
+        filters = next(f for f in range(32, 1024, 8) if TextbookPixelCNN.parameters(number, f) >= target)
+        return TextbookPixelCNN(number, grid_size, filters)
 
+    plain = {"optimizer": keras.optimizers.Adam, "learning_rate": 1e-3, "scheduled": False, "max_shift": 0}
     return {
-        "default": Variant(ours),
-        "textbook": Variant(textbook, adam, learning_rate=1e-3, max_shift=0),
-        "textbook, recipe of the default": Variant(textbook),
-        "AdamW for Muon": Variant(ours, adamw),
-        "slices not moved": Variant(ours, max_shift=0),
-        "no attention": Variant(lambda: ours(NoAttention, attention_every=0)),
-        "no position embedding": Variant(lambda: ours(NoPositions)),
-        "table alone": Variant(lambda: ours(TableAlone)),
-        "no dilation": Variant(lambda: ours(max_dilation=1)),
+        "default": trained(ours),
+        "textbook": trained(textbook, **plain),
+        "textbook, recipe of the default": trained(textbook),
+        "AdamW for Muon": trained(ours, optimizer=adamw),
+        "slices not moved": trained(ours, max_shift=0),
+        "no attention": trained(lambda: ours(NoAttention, attention_every=0)),
+        "no position embedding": trained(lambda: ours(NoPositions)),
+        "table alone": trained(lambda: ours(TableAlone)),
+        "no dilation": trained(lambda: ours(max_dilation=1)),
     }
 
 
-def parse(argv):
-    parser = argparse.ArgumentParser(description="Train several priors on the same codes for the same time.")
-    add = parser.add_argument
-    add("--run-dir", type=Path, required=True, help="a run whose VQ-VAE is trained")
-    add("--output", type=Path, required=True, help="a JSON file")
-    add("--minutes", type=float, default=2.0, help="training time of each (default: %(default)s)")
-    add("--variant", nargs="+", help="(default: all)")
-    return parser.parse_args(argv)
+class Codes:
+    """The codes of a run's VQ-VAE: what priors are trained on, split by split, and the variants for it."""
+
+    def __init__(self, run_dir):
+        self.config = runs.read_config(run_dir)
+        self.data, self.vqvae = runs.find_data(run_dir, self.config), runs.load_vqvae(run_dir)
+        codes, slices = runs.all_codes(run_dir, self.vqvae, self.data), self.data.slices
+        inputs = dataset.prior_inputs(codes, slices, self.data.labels)
+        self.inputs = {split: dataset.select(inputs, slices.split == split) for split in dataset.SPLITS}
+        codebook = ops.convert_to_numpy(self.vqvae.quantizer.codebook)
+        self.variants = make_variants(codebook, self.vqvae.grid_size, len(self.data.labels))
+
+    def enter(self, name, variant, seconds):
+        """A `race.Contestant` of a variant."""
+        how = (self.vqvae, variant.max_shift, variant.batch_size)
+        rows = self.data.of("train").row
+        batches = dataset.MovedCodes(self.inputs["train"], self.data.images, rows, *how, seed=0)
+        return race.Contestant(name, variant, batches, seconds)
 
 
 def run(args):
-    names = race.chosen(args, make_variants(None, None, None))  # which builds none of them
-    config, data, slices = run_folder.reopen(args.run_dir)
-    vqvae = run_folder.load_model(args.run_dir / "vqvae.keras", modules.VQVAE)
-    codes = run_folder.extract_codes(args.run_dir, vqvae, data, slices)
-    labels = config["data"]["labels"]
-    inputs = run_folder.prior_inputs(codes, slices, labels)
-    split = np.array([one.split for one in slices])
-    training, validation = (run_folder.select(inputs, split == name) for name in ("train", "validation"))
-    rows_of_images = np.array([one.row for one in slices])[split == "train"]
+    codes = Codes(args.run_dir)
 
-    def make_batches(max_shift):
-        return train.MovedCodes(training, data.images, rows_of_images, vqvae, max_shift, BATCH_SIZE, seed=0)
+    def measure(one, row):
+        how = {"batch_size": one.variant.batch_size, "verbose": 0, "return_dict": True}
+        bits = one.model.evaluate(codes.inputs["validation"], **how)["bits_per_code"]
+        return {"validation_bits_per_code": bits, "seconds_an_epoch": row["training_s"] / row["epochs"]}
 
-    codebook = ops.convert_to_numpy(vqvae.quantizer.codebook)
-    precision = train.resolve_precision("auto")
-    train.set_precision(precision)
-    variants = make_variants(codebook, vqvae.grid_size, len(labels))
-    about = {
-        "data": data.title,
-        "splits_sha256": config["splits_sha256"],
-        "vqvae_fingerprint": vqvae.fingerprint(),
-        "minutes": args.minutes,
-        "precision": precision,
-    }
-    seconds = 60 * args.minutes
-    contestants = []
-    for name in names:
-        one = variants[name]
-        contestants.append(
-            race.Contestant(
-                name,
-                one.build,
-                lambda rate, make=one.optimizer: make(rate, AVERAGE_STEPS),
-                TRAINING["learning_rate"] if one.learning_rate is None else one.learning_rate,
-                make_batches(one.max_shift),
-                seconds,
-                scheduled=one.learning_rate is None,
-            )
-        )
-    race.race(contestants, seconds)
-    rows = []
-    for one in contestants:
-        trained = one.finish()
-        bits = one.model.evaluate(validation, batch_size=BATCH_SIZE, verbose=0, return_dict=True)["bits_per_code"]
-        seconds_an_epoch = trained["training_s"] / trained["epochs"]
-        row = {"variant": one.name, "validation_bits_per_code": bits, "seconds_an_epoch": seconds_an_epoch, **trained}
-        rows.append(row)
-        print(
-            "{variant}: {validation_bits_per_code:.3f} bits per code, {parameters:,} parameters, "
-            "{seconds_an_epoch:.0f} s an epoch, {epochs:.1f} epochs".format(**row),
-            flush=True,
-        )
-    report.write(args.output, rows, **about)
+    race.compare(
+        args,
+        codes.variants,
+        codes.enter,
+        measure,
+        data=codes.data.title,
+        splits_sha256=codes.config["splits_sha256"],
+        vqvae_fingerprint=runs.fingerprint(codes.vqvae),
+        precision=runs.resolve_precision("auto"),
+    )
 
 
-def main(argv=None):
-    return run_folder.exit_status(run, parse(argv), "stopped; nothing is written")
-
+where = (Path, ..., "a run whose VQ-VAE is trained")
+main = report.command(run, __doc__, run_dir=where, **race.flags(make_variants()))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,37 +1,56 @@
 """Several models trained in one process for the same seconds, in turn, so that a slow moment meets all alike."""
 
+import dataclasses
 import math
 import time
+from collections.abc import Callable
 
 import keras
 from tqdm import tqdm
 
-import run_folder
+import runs
+from benchmarks import report
 
 COMPILED_AFTER = 5  # steps
 WARM_UP = 0.1  # of the time
 TURN_S = 10.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A model and how it is trained.
+
+    Attributes:
+        build: Function that returns the model.
+        optimizer: Function of the highest learning rate.
+        scheduled: Whether that rate warms up and falls to 0 by the contestant's clock, or stays as it is.
+        precision, max_shift: As for train.py.
+    """
+
+    build: Callable
+    optimizer: Callable
+    learning_rate: float
+    batch_size: int
+    scheduled: bool = True
+    precision: str = "auto"
+    max_shift: int = 0
+
+
 class Contestant:
     """A model in training, which can be stopped and gone on with; its clock runs only while it trains.
 
     Args:
-        name: What its row is called.
-        build: Function that returns the model, called after the seed is set.
-        optimizer: Function of the highest learning rate.
-        learning_rate: That rate.
+        name, variant: What its row is called, and its `Variant`.
         batches: `dataset.Batches` of its training data; an epoch's beginning counts as training.
         seconds: Time that it has in all.
-        scheduled: Whether the learning rate warms up and falls to 0 by its clock, or stays as it is.
     """
 
-    def __init__(self, name, build, optimizer, learning_rate, batches, seconds, scheduled=True):
+    def __init__(self, name, variant, batches, seconds):
+        runs.set_precision(runs.resolve_precision(variant.precision))
         keras.utils.set_random_seed(0)
-        self.name, self.seconds, self.batches = name, seconds, batches
-        self.learning_rate, self.scheduled = learning_rate, scheduled
-        self.model = build()
-        self.model.compile(optimizer=optimizer(learning_rate))
+        self.name, self.variant, self.batches, self.seconds = name, variant, batches, seconds
+        self.model = variant.build()
+        self.model.compile(optimizer=variant.optimizer(variant.learning_rate))
         self.steps, self.trained_s = -COMPILED_AFTER, 0.0
 
     def warm_up(self):
@@ -52,14 +71,12 @@ class Contestant:
         epoch, index = divmod(self.steps + COMPILED_AFTER, len(self.batches))
         if index == 0:
             self.batches.set_epoch(epoch)
-        if self.steps < 0:  # nothing is learned while it is compiled
-            self.model.optimizer.learning_rate = 0.0
-        elif self.scheduled:
+        rate = self.variant.learning_rate if self.steps >= 0 else 0.0  # nothing is learned while it is compiled
+        if self.variant.scheduled:
             done = min(1.0, self.trained_s / self.seconds)
             decay = 0.5 * (1 + math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP)))
-            self.model.optimizer.learning_rate = self.learning_rate * min(1.0, done / WARM_UP) * decay
-        else:
-            self.model.optimizer.learning_rate = self.learning_rate
+            rate *= min(1.0, done / WARM_UP) * decay
+        self.model.optimizer.learning_rate = rate
         self.model.train_on_batch(self.batches[index][0])
         self.steps += 1
         self.trained_s += time.perf_counter() - start
@@ -77,20 +94,6 @@ class Contestant:
         }
 
 
-def chosen(args, variants):
-    """Names of the variants that `args.variant` asks for, or all, once they and `args.minutes` are seen to make sense.
-
-    Raises:
-        RunError: For a name that is none of theirs, or no time at all.
-    """
-    if not 0 < args.minutes < math.inf:
-        raise run_folder.RunError(f"--minutes {args.minutes}: must be above 0")
-    for name in args.variant or ():
-        if name not in variants:
-            raise run_folder.RunError(f"--variant {name}: choose among {', '.join(variants)}")
-    return args.variant or list(variants)
-
-
 def count(model):
     """Trained parameters."""
     return sum(math.prod(variable.shape) for variable in model.trainable_variables)
@@ -104,3 +107,30 @@ def race(contestants, seconds):
     for turn in tqdm(range(1, turns + 1), "turns", leave=False, disable=None):
         for one in contestants:
             one.train(seconds * turn / turns)
+
+
+def flags(variants):
+    """The options that `compare` needs, for `report.command`."""
+    return {
+        "output": report.OUTPUT,
+        "minutes": (report.at_least(0.001, float), 1.5, "training time of each"),
+        "variant": (report.one_of(variants), [], "which (default: all)"),
+    }
+
+
+def compare(args, variants, enter, measure, **about):
+    """Trains the variants that were asked for, measures each and writes its row.
+
+    Args:
+        args: The options of `flags`.
+        enter: Function of a name, a variant and the seconds; returns its `Contestant`.
+        measure: Function of a contestant and the row of its training; returns what else is in the row.
+    """
+    seconds, rows = 60 * args.minutes, []
+    names = tqdm(args.variant or variants, "models", leave=False, disable=None)
+    contestants = [enter(name, variants[name], seconds) for name in names]
+    race(contestants, seconds)
+    for one in contestants:
+        row = {"variant": one.name, **one.finish()}
+        rows.append(row | measure(one, row))
+        report.write(args.output, rows, minutes=args.minutes, **about)

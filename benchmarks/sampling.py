@@ -1,45 +1,31 @@
 """Times three ways through one prior: the textbook loop, the cached sampler, one teacher-forced pass.
 
-    python benchmarks/sampling.py --output results/sampling.json      # every size
-    python benchmarks/sampling.py --output /tmp/sampling.json --grid 32 --batch 16 --naive-steps 4
+    python -m benchmarks.sampling --output results/sampling.json --naive-steps 2
+    python -m benchmarks.sampling --memory --grid 32 --batch 64 128 256 512 --output results/sampling_memory.json
 
-The prior has 10 layers of 96 features, 256 codes and random weights: how long a draw takes does not depend on them. The
-textbook loop runs the whole network for every code; it is timed over its first `--naive-steps` codes, which cost the
-same each, and `naive_s` is that times the number of codes. `exact` says that the codes agree, all of them: a pass over
-the sampler's grids gives at every place the logits that the textbook loop would have there, from which the same noise
-must draw the same code. Sums in another order round differently, so among very many draws one can lie within a
-rounding error of the border between two codes; `different_codes` counts them.
+The prior has random weights: how long a draw takes does not depend on them. The textbook loop runs the whole network
+for every code; it is timed over its first `--naive-steps` codes, which cost the same each. `exact` says that the codes
+agree, all of them: a pass over the sampler's grids gives at every place the logits that the textbook loop would have
+there, from which the same noise must draw the same code. Sums in another order round differently, so among very many
+draws one can lie within a rounding error of the border between two codes; `different_codes` counts them. Memory is the
+most that a process of its own has held, with nothing drawn (`before_mib`) and in all (`peak_mib`).
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-import argparse
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import modules
-import run_folder
 import sampling
-from benchmarks import report
+from benchmarks import report, worker
 
 NUM_CODES, NUM_LABELS, SEED = 256, 2, 0
+SIZES = {"filters": 96, "num_blocks": 10}
 
 
-def parse(argv):
-    parser = argparse.ArgumentParser(description="Time the cached sampler beside the textbook loop.")
-    add = parser.add_argument
-    add("--output", type=Path, required=True, help="a JSON file")
-    add("--grid", type=int, nargs="+", default=[16, 32, 64], help="codes along a side (default: 16 32 64)")
-    add("--batch", type=int, nargs="+", default=[1, 16, 64], help="samples at a time (default: 1 16 64)")
-    add("--naive-steps", type=int, default=8, help="codes to time the textbook loop on (default: %(default)s)")
-    return parser.parse_args(argv)
+def build(grid):
+    return modules.PixelCNN(NUM_CODES, 64, grid, NUM_LABELS, **SIZES)
 
 
 def seconds(call, repeats):
@@ -76,14 +62,14 @@ def measure(prior, batch, naive_steps):
         return next(sampler.sample(**conditions, seed=SEED, batch_size=batch))
 
     codes = cached()
-    logits = prior.predict_on_batch({**conditions, "codes": codes})
-    again = sampling.draw_codes(logits.reshape(-1, NUM_CODES), uniform.ravel(), temperature=1.0)
+    inputs = {**conditions, "codes": codes}
+    logits = prior.predict_on_batch(inputs).reshape(-1, NUM_CODES)
+    again = np.reshape(sampling.draw_codes(logits, uniform.ravel(), temperature=1.0), codes.shape)
     cached_s = seconds(cached, 3)
-    teacher_forced_s = seconds(lambda: prior.predict_on_batch({**conditions, "codes": codes}), 3)
+    teacher_forced_s = seconds(lambda: prior.predict_on_batch(inputs), 3)
     first = naive_loop(prior, conditions, uniform, naive_steps)
     naive_s = seconds(lambda: naive_loop(prior, conditions, uniform, naive_steps), 1) / naive_steps * grid**2
-    different = int((np.reshape(again, codes.shape) != codes).sum())
-    flat, drawn = first.reshape(batch, -1)[:, :naive_steps], codes.reshape(batch, -1)[:, :naive_steps]
+    flat, drawn = (some.reshape(batch, -1)[:, :naive_steps] for some in (first, codes))
     return {
         "grid": grid,
         "batch": batch,
@@ -93,32 +79,38 @@ def measure(prior, batch, naive_steps):
         "teacher_forced_s": teacher_forced_s,
         "speedup": naive_s / cached_s,
         "cached_over_teacher_forced": cached_s / teacher_forced_s,
-        "exact": different == 0 and np.array_equal(flat, drawn),
-        "different_codes": different,
+        "exact": bool((again == codes).all() and (flat == drawn).all()),
+        "different_codes": int((again != codes).sum()),
     }
 
 
+def memory(grid, batch):
+    """One row: draws so many samples at once."""
+    sampler, before = sampling.PixelCNNSampler(build(grid)), worker.peak_mib()
+    next(sampler.sample(np.zeros(batch, int), np.full(batch, 0.5), SEED, batch_size=batch))
+    return {"grid": grid, "batch": batch, "before_mib": round(before), "peak_mib": round(worker.peak_mib())}
+
+
 def run(args):
-    for name in ("grid", "batch", "naive_steps"):
-        if np.min(getattr(args, name)) < 1:
-            raise run_folder.RunError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be 1 or more")
     rows = []
     for grid in args.grid:
-        prior = modules.PixelCNN(NUM_CODES, 64, grid, NUM_LABELS, filters=96, num_blocks=10)
+        prior = build(grid)
+        about = {**SIZES, "parameters": prior.count_params(), "precision": "float32"}
         for batch in args.batch:
-            rows.append(measure(prior, batch, args.naive_steps))
-            about = {"filters": 96, "num_blocks": 10, "parameters": prior.count_params(), "precision": "float32"}
+            found = report.alone(memory, grid, batch) if args.memory else measure(prior, batch, args.naive_steps)
+            rows.append(found)
             report.write(args.output, rows, prior=about)
-            print(
-                "{grid}x{grid}, batch {batch}: naive {naive_s:.0f} s, cached {cached_s:.2f} s ({speedup:.0f} times "
-                "faster), teacher-forced {teacher_forced_s:.2f} s, exact: {exact}".format(**rows[-1]),
-                flush=True,
-            )
 
 
-def main(argv=None):
-    return run_folder.exit_status(run, parse(argv), "stopped; the rows so far are in the file")
-
+main = report.command(
+    run,
+    __doc__,
+    output=report.OUTPUT,
+    grid=(report.at_least(2), [16, 32, 64], "codes along a side"),
+    batch=(report.at_least(1), [1, 16, 64], "samples at a time"),
+    naive_steps=(report.at_least(1), 8, "codes to time the textbook loop on"),
+    memory=(bool, False, "measure memory, not time"),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,24 +1,19 @@
 """Writes the tables of README.md and results/README.md from the files in results/: no figure in them is typed by hand.
 
-    python benchmarks/tables.py
+    python -m benchmarks.tables
 
 A table is found by its first cell; what stands around it is left alone. tests/test_benchmarks.py checks that the pages
 agree with the files.
 """
 
-import argparse
 import json
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import decoding
-import run_folder
-import webpage
+import files
 from benchmarks import report
+from evaluation.report import RECONSTRUCTION, summary_tables
+from files import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 RUNS = {
     "ixi": "IXI, 128×128, factor 4",
     "ixi_sharp": "IXI, sharp decoder",
@@ -30,272 +25,185 @@ RUNS = {
 
 def load(name):
     """A JSON file of results/."""
-    path = ROOT / "results" / name
+    path = report.ROOT / "results" / name
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise run_folder.RunError(f"{path}: not found; make benchmarks and make results write it") from error
+        raise UserError(f"{path}: not found; make benchmarks and make results write it") from error
 
 
 def table(head, rows):
-    """Lines of a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
+    """Lines of a table in Markdown, from the cells of each line."""
+    return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
 
 
-def with_interval(value, digits):
-    low, high = value["ci95"]
-    return f"{value['mean']:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+def listing(head, cells, rows):
+    """A table with a line for each row, a dictionary: `head` and the format `cells` are text with | between cells."""
+    return table(head.split(" | "), [cells.format(**row).split(" | ") for row in rows])
+
+
+def interval(name, digits, mean="[mean]", ends="[ci95]"):
+    """The format of a mean and its interval."""
+    low, high = f"{{{name}{ends}[0]:.{digits}f}}", f"{{{name}{ends}[1]:.{digits}f}}"
+    return f"{{{name}{mean}:.{digits}f}} ({low}–{high})"
 
 
 def results():
     """Reconstruction, codes and prior of each run."""
-    runs = [load(f"{name}/metrics.json") for name in RUNS]
-    rows = [
-        ["people / slices for testing", *(f"{m['reconstruction']['ssim']['people']} / {m['slices']}" for m in runs)]
-    ]
-    for key, (name, digits) in webpage.RECONSTRUCTION.items():
-        rows.append([name, *(with_interval(m["reconstruction"][key], digits) for m in runs)])
-    bands = [m["reconstruction_power_ratio"] for m in runs]
-    rows += [
-        ["least and greatest share of power in eight bands", *(f"{min(b):.2f} / {max(b):.2f}" for b in bands)],
-        ["bits per pixel, raw", *(f"{m['codebook']['bits_per_pixel']:.3g}" for m in runs)],
-        ["bits per pixel, by the codes' entropy", *(f"{m['codebook']['entropy_bits_per_pixel']:.3f}" for m in runs)],
-        ["bits per pixel, under the prior", *(f"{m['prior']['bits_per_pixel']:.4f}" for m in runs)],
-        [
-            "prior, bits per code",
-            *(
-                with_interval({"mean": m["prior"]["bits_per_code"], "ci95": m["prior"]["bits_per_code_ci95"]}, 3)
-                for m in runs
-            ),
-        ],
-        [
-            "codes / in use / perplexity",
-            *("{num_embeddings} / {codes_in_use:.0%} / {perplexity:.0f}".format(**m["codebook"]) for m in runs),
-        ],
-    ]
+    found = [load(f"{name}/metrics.json") for name in RUNS]
+    codes = "{codebook[num_embeddings]} / {codebook[codes_in_use]:.0%} / {codebook[perplexity]:.0f}"
+    lines = {
+        "people / slices for testing": "{reconstruction[ssim][people]} / {slices}",
+        **{name: interval(f"reconstruction[{key}]", digits) for key, (name, digits) in RECONSTRUCTION.items()},
+        "least and greatest share of power in eight bands": "{least:.2f} / {most:.2f}",
+        "bits per pixel, raw": "{codebook[bits_per_pixel]:.3g}",
+        "bits per pixel, by the codes' entropy": "{codebook[entropy_bits_per_pixel]:.3f}",
+        "bits per pixel, under the prior": "{prior[bits_per_pixel]:.4f}",
+        "prior, bits per code": interval("prior", 3, "[bits_per_code]", "[bits_per_code_ci95]"),
+        "codes / in use / perplexity": codes,
+    }
+    for one in found:
+        one["least"], *_, one["most"] = sorted(one["reconstruction_power_ratio"])
+    rows = [[name, *(form.format(**one) for one in found)] for name, form in lines.items()]
     return table(["on test people", *RUNS.values()], rows)
 
 
 def baselines(name):
-    """The same figures of what needs no model, for one run."""
-    found = load(f"{name}/metrics.json")
-    methods = {"this model": {**found["reconstruction"], "bits_per_pixel": found["codebook"]["bits_per_pixel"]}}
+    """The figures of one run and of what needs no model, as in its report."""
+    first = summary_tables(load(f"{name}/metrics.json"))["reconstruction"]
+    rows = first["rows"]
     if f"{name}_sharp" in RUNS:
-        sharp = load(f"{name}_sharp/metrics.json")["reconstruction"]
-        methods["this model, sharp decoder"] = {**methods["this model"], **sharp}
-    rows = []
-    for method, figures in {**methods, **found["baselines"]}.items():
-        bits = figures.get("bits_per_pixel")
-        rows.append(
-            [
-                method,
-                *(with_interval(figures[key], digits) for key, (_, digits) in webpage.RECONSTRUCTION.items()),
-                "" if bits is None else f"{bits:.3f}",
-            ]
-        )
-    return table([RUNS[name], *(title for title, _ in webpage.RECONSTRUCTION.values()), "bits per pixel"], rows)
+        sharp = summary_tables(load(f"{name}_sharp/metrics.json"))["reconstruction"]["rows"][0]
+        rows.insert(1, ["this model, sharp decoder", *sharp[1:]])
+    rows = [[*(cell.replace(" to ", "–") for cell in row[:-1]), row[-1].strip("-")] for row in rows]
+    return table([RUNS[name], *first["head"][1:]], rows)
 
 
 def realism(title, runs):
-    """Samples against the test people, with slices of training people after the VQ-VAE and as they are.
-
-    Args:
-        title: First cell.
-        runs: Folder of each run in results/, and what its columns are called.
-    """
-    found = {name: load(f"{folder}/metrics.json")["realism"] for folder, name in runs.items()}
-    columns = [(one, "samples", f"samples{name}") for name, one in found.items()]
-    columns += [(one, "decoded_floor", f"training people, decoded{name}") for name, one in found.items()]
-    columns += [(next(iter(found.values())), "floor", "training people")]
-    rows = [
-        [name, *(webpage.number(one[kind][key], digits) for one, kind, _ in columns), meaning]
-        for key, (name, meaning, digits) in webpage.REALISM.items()
-    ]
-    copies = [f"{one['copies']['share_of_samples']:.1%}" for one in found.values()]
-    blank = [""] * len(found)
+    """Samples of some runs, by folder with what their columns are called, against the test people."""
+    found, rows = [load(f"{name}/metrics.json") for name in runs], []
+    for same in zip(*(summary_tables(one)["realism"]["rows"] for one in found), strict=True):
+        name, *_, floor, meaning = same[0]
+        rows.append([name, *(row[1] for row in same), *(row[2] for row in same), floor, meaning])
+    copies = [f"{one['realism']['copies']['share_of_samples']:.1%}" for one in found]
+    blank = [""] * len(copies)
     rows.append(["nearer to a training slice than 99 % of test slices", *copies, *blank, "1%", "more: copies"])
-    return table([title, *(name for _, _, name in columns), "how to read it"], rows)
+    names = [f"{kind}{name}" for kind in ("samples", "training people, decoded") for name in runs.values()]
+    return table([title, *names, "training people", "how to read it"], rows)
 
 
 def sampling():
     """Times of the sampler."""
-    rows = []
-    for row in load("sampling.json")["rows"]:
-        different = row.get("different_codes", 0)
-        rows.append(
-            [
-                f"{row['grid']}×{row['grid']}",
-                row["batch"],
-                f"{row['naive_s']:,.0f}",
-                f"{row['cached_s']:.2f}",
-                f"{row['teacher_forced_s']:.3f}",
-                f"{row['speedup']:,.0f}",
-                f"{row['cached_s'] / row['teacher_forced_s']:.1f}",
-                "yes" if row["exact"] else f"but for {different} codes",
-            ]
-        )
-    head = ["codes", "batch", "textbook loop (s)", "cached (s)", "teacher-forced pass (s)"]
-    return table([*head, "times faster than the loop", "cached / pass", "exact"], rows)
+    rows = load("sampling.json")["rows"]
+    for row in rows:
+        row["equal"] = "yes" if row["exact"] else f"but for {row['different_codes']} codes"
+    return listing(
+        "codes | batch | textbook loop (s) | cached (s) | teacher-forced pass (s) | times faster than the loop | "
+        "cached / pass | exact",
+        "{grid}×{grid} | {batch} | {naive_s:,.0f} | {cached_s:.2f} | {teacher_forced_s:.3f} | {speedup:,.0f} | "
+        "{cached_over_teacher_forced:.1f} | {equal}",
+        rows,
+    )
 
 
 def priors():
     """Variants of the prior."""
     found = load("ixi/priors.json")
-    first = found["rows"][0]["validation_bits_per_code"]
-    rows = [
-        [
-            row["variant"],
-            f"{row['validation_bits_per_code']:.3f}",
-            "" if row is found["rows"][0] else f"{row['validation_bits_per_code'] / first - 1:+.1%}",
-            f"{row['parameters']:,}",
-            f"{row['seconds_an_epoch']:.0f}",
-            f"{row['epochs']:.1f}",
-        ]
-        for row in found["rows"]
-    ]
-    head = ["prior", "bits per code, validation people", "against the default", "parameters", "seconds an epoch"]
-    return table([*head, f"epochs in {found['minutes']:g} min"], rows)
+    first, *others = found["rows"]
+    for row in others:
+        row["worse"] = f"{row['validation_bits_per_code'] / first['validation_bits_per_code'] - 1:+.1%}"
+    return listing(
+        "prior | bits per code, validation people | against the default | parameters | seconds an epoch | "
+        f"epochs in {found['minutes']:g} min",
+        "{variant} | {validation_bits_per_code:.3f} | {worse} | {parameters:,} | {seconds_an_epoch:.0f} | {epochs:.1f}",
+        [first | {"worse": ""}, *others],
+    )
 
 
 def peers():
     """This project's VQ-VAE and its peers: what each costs, and its quality at each budget."""
     found = load("peers/peers.json")["rows"]
     budgets = sorted({row["minutes"] for row in found})
-    rows = []
-    for name in dict.fromkeys(row["entry"] for row in found):
-        same = {row["minutes"]: row for row in found if row["entry"] == name}
-        last = same[max(same)]
-        rows.append(
-            [
-                name,
-                f"{last['parameters']:,}",
-                f"{last['bits_per_pixel']:.3f} / {last['entropy_bits_per_pixel']:.3f}",
-                f"{last['codes_in_use']:.0%}",
-                f"{last['examples_per_second']:.1f}",
-                f"{last['peak_mib']:,.0f}",
-                *(
-                    "{ssim_head:.3f} / {psnr_db:.2f} / {ssim:.3f}".format(**same[one])
-                    + f" / {report.power_above_half(same[one]):.2f}"
-                    if one in same
-                    else ""
-                    for one in budgets
-                ),
-            ]
-        )
-    head = ["VQ-VAE", "parameters", "bits per pixel, raw / entropy", "codes in use", "images/s", "peak MiB"]
-    return table([*head, *(f"{one:g} min" for one in budgets)], rows)
+    rows = {row["entry"]: {f"at {minutes:g}": "" for minutes in budgets} for row in found}
+    for row in sorted(found, key=lambda row: row["minutes"]):
+        told = "{ssim_head:.3f} / {psnr_db:.2f} / {ssim:.3f} / {:.2f}".format(report.power_above_half(row), **row)
+        rows[row["entry"]] |= row | {f"at {row['minutes']:g}": told}
+    return listing(
+        "VQ-VAE | parameters | bits per pixel, raw / entropy | codes in use | images/s | peak MiB | "
+        + " | ".join(f"{minutes:g} min" for minutes in budgets),
+        "{entry} | {parameters:,} | {bits_per_pixel:.3f} / {entropy_bits_per_pixel:.3f} | {codes_in_use:.0%} | "
+        "{examples_per_second:.1f} | {peak_mib:,.0f} | " + " | ".join(f"{{at {minutes:g}}}" for minutes in budgets),
+        rows.values(),
+    )
 
 
 def peers_priors():
     """The default prior and MONAI's transformer on the same codes."""
-    rows = [
-        [
-            row["entry"],
-            f"{row['parameters']:,}",
-            f"{row['minutes']:g}",
-            f"{row['epochs']:.2f}",
-            f"{row['examples_per_second']:.1f}",
-            with_interval(row["bits_per_image"], 0),
-            f"{row['seconds_per_sample_batch_1']:.3g}",
-            f"{row['seconds_per_sample_batch_16']:.3g}",
-        ]
-        for row in load("peers/priors.json")["rows"]
-    ]
-    head = ["prior, test people", "parameters", "minutes", "epochs", "slices/s", "bits per image"]
-    return table([*head, "seconds a sample, alone", "in a batch of 16"], rows)
+    return listing(
+        "prior, test people | parameters | minutes | epochs | slices/s | bits per image | seconds a sample, alone | "
+        "in a batch of 16",
+        "{entry} | {parameters:,} | {minutes:g} | {epochs:.2f} | {examples_per_second:.1f} | "
+        + interval("bits_per_image", 0)
+        + " | {seconds_per_sample_batch_1:.3g} | {seconds_per_sample_batch_16:.3g}",
+        load("peers/priors.json")["rows"],
+    )
 
 
 def ablation():
     """Variants of the VQ-VAE."""
-    rows = [
-        [
-            row["variant"],
-            f"{row['ssim_head']:.3f}",
-            f"{row['psnr_db']:.2f}",
-            f"{row['ssim']:.3f}",
-            f"{report.power_above_half(row):.2f}",
-            f"{row['entropy_bits_per_pixel']:.3f}",
-            f"{row['examples_per_second']:.0f}",
-        ]
-        for row in load("ixi/ablation.json")["rows"]
-    ]
-    head = ["variant", "SSIM, head", "PSNR (dB)", "SSIM", "power kept above half of Nyquist", "bits per pixel, entropy"]
-    return table([*head, "images/s"], rows)
+    rows = load("ixi/ablation.json")["rows"]
+    return listing(
+        "variant | SSIM, head | PSNR (dB) | SSIM | power kept above half of Nyquist | bits per pixel, entropy | images/s",
+        "{variant} | {ssim_head:.3f} | {psnr_db:.2f} | {ssim:.3f} | {power:.2f} | {entropy_bits_per_pixel:.3f} | "
+        "{examples_per_second:.0f}",
+        [row | {"power": report.power_above_half(row)} for row in rows],
+    )
 
 
 def large():
     """Large made data sets: decoding, memory and speed."""
-    rows = [
-        [
-            f"{row['slices']:,}",
-            f"{row['cache_gb']:.1f}",
-            f"{row['decoding_s']:.0f}",
-            f"{row['decoded_per_second']:,.0f}",
-            f"{row['decoding_peak_mib']:,.0f}",
-            f"{row['training_peak_mib']:,.0f}",
-            f"{row['images_per_second']:.1f}",
-            f"{row['share_in_steps']:.1%}",
-            f"{row['reading_images_per_second']:,.0f}",
-        ]
-        for row in load("large.json")["rows"]
-    ]
-    head = ["slices of 256×256", "cache (GB)", "decoding (s)", "decoded/s", "peak MiB, decoding", "peak MiB, training"]
-    return table([*head, "images/s, training", "of that time in steps", "images/s, reading alone"], rows)
+    return listing(
+        "slices of 256×256 | cache (GB) | decoding (s) | decoded/s | peak MiB, decoding | peak MiB, training | "
+        "images/s, training | of that time in steps | images/s, reading alone",
+        "{slices:,} | {cache_gb:.1f} | {decoding_s:.0f} | {decoded_per_second:,.0f} | {decoding_peak_mib:,.0f} | "
+        "{training_peak_mib:,.0f} | {images_per_second:.1f} | {share_in_steps:.1%} | {reading_images_per_second:,.0f}",
+        load("large.json")["rows"],
+    )
 
 
 def training():
     """Speed of both stages, and the share of the machine's matrix-product rate."""
-    found = load("training.json")
-    rows = [
-        [
-            {"vqvae": "VQ-VAE", "prior": "prior"}[row["stage"]],
-            row["image_size"],
-            f"{row['grid']}×{row['grid']}",
-            row["batch"],
-            f"{row['images_per_second']:.1f}",
-            f"{row['operations_per_image'] / 1e9:.2f}",
-            f"{row['share_of_matrix_rate']:.0%}",
-        ]
-        for row in found["rows"]
-    ]
-    head = ["stage", "pixels", "codes", "batch", "images/s", "GFLOP an image"]
-    return table([*head, f"of {found['matrix_operations_per_second'] / 1e9:.0f} GFLOP/s"], rows)
+    found, names = load("training.json"), {"vqvae": "VQ-VAE", "prior": "prior"}
+    return listing(
+        "stage | pixels | codes | batch | images/s | GFLOP an image | "
+        f"of {found['matrix_operations_per_second'] / 1e9:.0f} GFLOP/s",
+        "{name} | {image_size} | {grid}×{grid} | {batch} | {images_per_second:.1f} | {giga:.2f} | "
+        "{share_of_matrix_rate:.0%}",
+        [row | {"name": names[row["stage"]], "giga": row["operations_per_image"] / 1e9} for row in found["rows"]],
+    )
 
 
 def rates():
     """Settings of rate and distortion."""
-    rows = [
-        [
-            row["downsampling"],
-            row["num_embeddings"],
-            f"{row['ssim']:.3f}",
-            with_interval({"mean": row["ssim_head"], "ci95": row["ssim_head_ci95"]}, 3),
-            f"{row['psnr_db']:.2f}",
-            f"{row['bits_per_code']:.3f}",
-            f"{row['bits_per_image']:,.0f}",
-            f"{row['seconds_per_sample']:.3f}",
-        ]
-        for row in load("rates/rates.json")["rows"]
-    ]
-    head = ["factor", "codes", "SSIM", "SSIM, head", "PSNR (dB)", "bits per code", "bits per image"]
-    return table([*head, "seconds a sample"], rows)
+    return listing(
+        "factor | codes | SSIM | SSIM, head | PSNR (dB) | bits per code | bits per image | seconds a sample",
+        "{downsampling} | {num_embeddings} | {ssim:.3f} | "
+        + interval("ssim_head", 3, "", "_ci95")
+        + " | {psnr_db:.2f} | "
+        "{bits_per_code:.3f} | {bits_per_image:,.0f} | {seconds_per_sample:.3f}",
+        load("rates/rates.json")["rows"],
+    )
 
 
 def leak():
     """The same training, split by slice and by person."""
-    rows = []
-    for row in load("leak/leak.json")["rows"]:
-        for where in ("test", "new people"):
-            rows.append(
-                [
-                    f"by {row['split'].removeprefix('by ')}",
-                    "its own test slices" if where == "test" else where,
-                    *(with_interval(row[where][key], 3) for key in ("ssim_head", "copy_ssim_head", "bits_per_code")),
-                ]
-            )
-    head = ["split", "measured on", "SSIM inside the head", "the same of the nearest training slice", "bits per code"]
-    return table(head, rows)
+    places = {"test": "its own test slices", "new people": "new people"}
+    found = load("leak/leak.json")["rows"]
+    return listing(
+        "split | measured on | SSIM inside the head | the same of the nearest training slice | bits per code",
+        " | ".join(["{split}", "{place}", *(interval(n, 3) for n in ("ssim_head", "copy_ssim_head", "bits_per_code"))]),
+        [row[key] | {"split": row["split"], "place": place} for row in found for key, place in places.items()],
+    )
 
 
 PAGES = {
@@ -303,53 +211,37 @@ PAGES = {
         results,
         lambda: baselines("ixi"),
         lambda: realism("IXI, against the test people", {"ixi": ", plain", "ixi_sharp": ", sharp"}),
-        peers,
-        peers_priors,
-        sampling,
-        leak,
-        training,
-        large,
+        *(peers, peers_priors, sampling, leak, training, large),
     ],
     "results/README.md": [
-        lambda: baselines("ixi8"),
-        lambda: baselines("demo"),
-        lambda: baselines("demo256"),
+        *(lambda name=name: baselines(name) for name in ("ixi8", "demo", "demo256")),
         lambda: realism("demo, against the test people", {"demo": ""}),
-        ablation,
-        priors,
-        rates,
+        *(ablation, priors, rates),
     ],
 }
 
 
 def rewrite(name, page):
-    """The text of one of `PAGES` with every table made anew.
-
-    Raises:
-        RunError: If a table is not on the page.
-    """
+    """The text of one of `PAGES` with every table made anew; raises UserError if one is not on the page."""
     lines = page.split("\n")
     for make in PAGES[name]:
         new = make()
         first = new[0].split("|")[1]
-        places = [i for i, line in enumerate(lines) if line.startswith("|") and line.split("|")[1] == first]
-        if not places:
-            raise run_folder.RunError(f"{name}: no table begins with |{first}|")
-        end = next(i for i in range(places[0], len(lines) + 1) if i == len(lines) or not lines[i].startswith("|"))
-        lines[places[0] : end] = new
+        place = next((i for i, line in enumerate(lines) if line.startswith(f"|{first}|")), None)
+        if place is None:
+            raise UserError(f"{name}: no table begins with |{first}|")
+        end = next((i for i in range(place, len(lines)) if not lines[i].startswith("|")), len(lines))
+        lines[place:end] = new
     return "\n".join(lines)
 
 
 def run(args):
     for name in PAGES:
-        path = ROOT / name
-        decoding.write_text(path, rewrite(name, path.read_text(encoding="utf-8")))
+        path = report.ROOT / name
+        files.write_text(path, rewrite(name, path.read_text(encoding="utf-8")))
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description="Write the tables of README.md and results/README.md.")
-    return run_folder.exit_status(run, parser.parse_args(argv), "stopped")
-
+main = report.command(run, __doc__, "stopped")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,7 @@
 """How fast both stages train on this machine, and what share of its matrix-product rate they reach.
 
-    python benchmarks/training.py --output results/training.json
-    KERAS_BACKEND=jax python benchmarks/training.py --output results/training_gpu.json --batch 128 --image-size 256
+    python -m benchmarks.training --output results/training.json --seconds 5
+    KERAS_BACKEND=jax python -m benchmarks.training --output results/training_gpu.json --batch 128 --image-size 256
 
 A step is what `train.py` does: one batch of random slices, or of random codes, with the defaults, at the precision that
 `--precision auto` finds. Floating-point operations are those of the forward pass, counted by the backend in its own
@@ -11,27 +11,18 @@ from the host's memory and waited for, which `train.py` does not do under JAX on
 bounds.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-import argparse
 import sys
 import time
-from pathlib import Path
 
 import keras
 import numpy as np
 from keras import ops
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import devices
-import run_folder
+import options
+import runs
 import train
 from benchmarks import report
-
-MATRIX = {"cpu": 2048, "gpu": 8192}
 
 
 def seconds_each(call, least_s):
@@ -52,10 +43,9 @@ def forward_operations(model, batch):
 
         told = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), batch)
         graph = tf.function(lambda x: model(x)).get_concrete_function(told).graph
-        options = tf.compat.v1.profiler.ProfileOptionBuilder(
-            tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
-        )
-        return tf.compat.v1.profiler.profile(graph, options=options.with_empty_output().build()).total_float_ops
+        kind = tf.compat.v1.profiler.ProfileOptionBuilder
+        how = kind(kind.float_operation()).with_empty_output().build()
+        return tf.compat.v1.profiler.profile(graph, options=how).total_float_ops
     if keras.backend.backend() == "jax":
         import jax
 
@@ -71,27 +61,27 @@ def forward_operations(model, batch):
 
 def matrix_rate(precision, least_s):
     """Floating-point operations a second of the product of two square matrices."""
-    size = MATRIX["gpu" if devices.gpus() else "cpu"]
+    size = 8192 if devices.gpus() else 2048
     matrix = ops.cast(np.random.default_rng(0).standard_normal((size, size)), precision)
-    seconds = seconds_each(lambda: float(ops.matmul(matrix, matrix)[0, 0]), least_s)
-    return 2 * size**3 / seconds
+    return 2 * size**3 / seconds_each(lambda: float(ops.matmul(matrix, matrix)[0, 0]), least_s)
 
 
-def measure(image_size, batch_size, stage, least_s):
+def measure(image_size, batch_size, stage, precision, least_s):
     """A row: images/s of one stage, its operations, and the rate they come to."""
-    options = train.resolve(train.parse(["--data-dir", ".", "--image-size", str(image_size)]))
-    models = dict(zip(("vqvae", "prior"), train.build_models(image_size, 0, options), strict=True))
-    rng, grid = np.random.default_rng(0), models["vqvae"].grid_size
-    batch = rng.random((batch_size, image_size, image_size, 1), "float32")
-    optimizer = train.vqvae_optimizer(1e-4)
-    if stage == "prior":
+    how = options.train(["--image-size", str(image_size), "--preset", "default"]).options | {"precision": precision}
+    batch_size = batch_size or how[f"{stage}_training"]["batch_size"]
+    vqvae, prior = runs.build_models(image_size, 0, how)
+    rng, grid = np.random.default_rng(0), vqvae.grid_size
+    if stage == "vqvae":
+        model, optimizer = vqvae, train.vqvae_optimizer(1e-4)
+        batch = rng.random((batch_size, image_size, image_size, 1), "float32")
+    else:
+        model, optimizer = prior, train.prior_optimizer(1e-4, 100)
         batch = {
-            "codes": rng.integers(0, models["vqvae"].quantizer.num_embeddings, (batch_size, grid, grid), "int32"),
+            "codes": rng.integers(0, prior.num_embeddings, (batch_size, grid, grid), "int32"),
             "label": np.zeros(batch_size, "int32"),
             "slice_position": rng.random(batch_size, "float32"),
         }
-        optimizer = train.prior_optimizer(1e-4, 100)
-    model = models[stage]
     operations = 3 * forward_operations(model, batch) / batch_size
     model.compile(optimizer=optimizer)
     seconds = seconds_each(lambda: model.train_on_batch(batch), least_s)
@@ -107,40 +97,24 @@ def measure(image_size, batch_size, stage, least_s):
     }
 
 
-def parse(argv):
-    parser = argparse.ArgumentParser(description="Time training steps of both stages.")
-    add = parser.add_argument
-    add("--output", type=Path, required=True, help="a JSON file")
-    add("--image-size", type=int, nargs="+", default=[128, 256], help="(default: 128 256)")
-    add("--batch", type=int, help="(default: that of train.py for each stage)")
-    add("--seconds", type=float, default=20.0, help="for each row (default: %(default)s)")
-    return parser.parse_args(argv)
-
-
 def run(args):
-    for name, smallest in (("batch", args.batch), ("image-size", min(args.image_size))):
-        if smallest is not None and smallest < 1:
-            raise run_folder.RunError(f"--{name} {smallest}: must be 1 or more")
-    precision = train.resolve_precision("auto")
-    rate = matrix_rate(precision, min(args.seconds, 5.0))
-    rows = []
+    precision = runs.resolve_precision("auto")
+    rate, rows = matrix_rate(precision, min(args.seconds, 5.0)), []
     for image_size in args.image_size:
         for stage in ("vqvae", "prior"):
-            row = measure(image_size, args.batch or train.STAGES[stage].batch_size, stage, args.seconds)
+            row = measure(image_size, args.batch, stage, precision, args.seconds)
             rows.append({**row, "share_of_matrix_rate": row["operations_per_second"] / rate})
-            print(
-                "{stage}, {image_size} pixels: {images_per_second:.1f} images/s, {gigaflop:.2f} GFLOP an image, "
-                "{share_of_matrix_rate:.1%} of the rate of a matrix product".format(
-                    **rows[-1], gigaflop=row["operations_per_image"] / 1e9
-                ),
-                flush=True,
-            )
             report.write(args.output, rows, precision=precision, matrix_operations_per_second=rate)
 
 
-def main(argv=None):
-    return run_folder.exit_status(run, parse(argv), "stopped; what was measured is written")
-
+main = report.command(
+    run,
+    __doc__,
+    output=report.OUTPUT,
+    image_size=(report.at_least(16), [128, 256], "pixels along a side"),
+    batch=(report.at_least(1), None, "slices of a step (default: that of train.py for each stage)"),
+    seconds=(report.at_least(0, float), 20.0, "for each row"),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,12 +1,16 @@
-"""Small data sets in each layout, written as image files of synthetic blobs, and small priors; seeded."""
+"""Small data sets in each layout, written as image files of synthetic blobs, small priors, a small run; seeded."""
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import files
 
-import keras
+# The workers share the cores; programs that tests start compute as the tests do.
+os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
+with files.quietly():
+    import keras
 import nibabel
 import numpy as np
+import pandas as pd
 import PIL.Image
 import pytest
 
@@ -78,15 +82,14 @@ def write_bids(folder, people=8, sessions=1):
 
 
 def make_slices(people, labels=("",), split="", sessions=("",), per_scan=2):
-    """`Slice` records without images: person i has label labels[i % len(labels)]."""
-    return [
-        dataset.Slice(
-            f"{person}{session}{k}", f"p{person:04d}", session, k, 0.0, labels[person % len(labels)], split, 0
-        )
+    """A DataFrame of slices without images: person i has label labels[i % len(labels)]."""
+    rows = [
+        (f"{person}{session}{k}", f"p{person:04d}", session, k, 0.0, labels[person % len(labels)], split, 0)
         for person in range(people)
         for session in sessions
         for k in range(per_scan)
     ]
+    return pd.DataFrame(rows, columns=dataset.COLUMNS)
 
 
 SIZE, CODES = 9, 11  # grid and codebook of the small priors: rows dilate, and the attention averages 3 columns
@@ -99,9 +102,9 @@ def randomise(model, rng, scale=0.3):
     )
 
 
-def small_prior(rng, **changes):
+def small_prior(rng, kind=modules.PixelCNN, **changes):
     options = {"num_labels": 2, "filters": 8, "num_blocks": 4, "attention_every": 2, "dropout": 0.1} | changes
-    model = modules.PixelCNN(CODES, 5, SIZE, **options)
+    model = kind(CODES, 5, SIZE, **options)
     randomise(model, rng)
     return model
 
@@ -114,18 +117,28 @@ def prior_inputs(rng, number=3):
     }
 
 
+def logits_after_each_change(model, rng):
+    """Logits of a grid, (G, K), and with each of its G codes changed in turn, (G, G, K); places in raster order."""
+    size = model.grid_size
+    codes = rng.integers(0, CODES, size * size)
+    grids = np.tile(codes, (size * size + 16, 1))  # the last ones only fill up: products round otherwise at their end
+    np.fill_diagonal(grids[1:], (codes + 1) % CODES)
+    number = len(grids)
+    x = {
+        "codes": grids.reshape(number, size, size).astype("int32"),
+        "label": np.ones(number, "int32"),
+        "slice_position": np.full(number, 0.4, "float32"),
+    }
+    logits = np.asarray(model(x)).reshape(number, size * size, CODES)
+    return logits[0], logits[1 : size * size + 1]
+
+
 def assert_causal(model, rng):
     """Changing one code moves no logit up to its own place, and some logit after it."""
-    size = model.grid_size
-    x = prior_inputs(rng)
-    before = np.asarray(model(x)).reshape(3, size * size, CODES)
-    for place in range(size * size):
-        codes = x["codes"].reshape(3, -1).copy()
-        codes[:, place] = (codes[:, place] + 1) % CODES
-        after = np.asarray(model({**x, "codes": codes.reshape(3, size, size)})).reshape(before.shape)
-        np.testing.assert_array_equal(after[:, : place + 1], before[:, : place + 1])
-        if place + 1 < size * size:
-            assert np.abs(after[:, place + 1 :] - before[:, place + 1 :]).max() > 1e-6
+    before, after = logits_after_each_change(model, rng)
+    for place, logits in enumerate(after):
+        np.testing.assert_array_equal(logits[: place + 1], before[: place + 1])
+        assert place + 1 == len(after) or np.abs(logits[place + 1 :] - before[place + 1 :]).max() > 1e-6
 
 
 @pytest.fixture
@@ -142,3 +155,30 @@ def _seeded():
 @pytest.fixture
 def cache_dir(tmp_path):
     return tmp_path / "cache"
+
+
+# A run of a few seconds, as options of train.py.
+SMALL_RUN = {
+    "--vqvae-epochs": 3,
+    "--prior-epochs": 3,
+    "--sharp-epochs": 3,
+    "--sharp-batch-size": 4,
+    "--vqvae-batch-size": 8,
+    "--base-filters": 4,
+    "--num-embeddings": 16,
+    "--embedding-dim": 4,
+    "--prior-filters": 8,
+    "--prior-num-blocks": 2,
+    "--prior-attention-every": 1,
+    "--prior-average-over": 0.5,
+    "--prior-dropout": 0.1,
+    "--restart-threshold": 0.9,
+    "--precision": "float32",
+}
+
+
+def command(folder, run, *more, data="adni", **changes):
+    """The command line of a small run on a data set in a folder."""
+    paths = {"--data-dir": folder / data, "--run-dir": folder / run, "--cache-dir": folder / "cache"}
+    changes = {"--" + name.replace("_", "-"): value for name, value in changes.items()}
+    return [*(str(part) for option in (paths | SMALL_RUN | changes).items() for part in option), *more]

@@ -1,136 +1,213 @@
-"""The same commands under JAX and torch, without TensorFlow; what one backend trained, another one uses alike."""
+"""Under JAX and torch, without TensorFlow, on several devices and in several processes, a run ends as it does here.
+
+The run of one device under JAX is the measure of all that follow; TensorFlow, here, uses what it left.
+"""
 
 import importlib.util
-import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import write_adni
+from conftest import command, write_adni
 
-import modules
+import dataset
+import devices
+import evaluate
 import predict
-import run_folder
+import runs
+import train
+from evaluation import metrics
 
 ROOT = Path(__file__).parent.parent
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not here"))
     for name in ("jax", "torch")
 ]
-SMALL = (
-    *("--vqvae-epochs", "1", "--prior-epochs", "1", "--base-filters", "4", "--num-embeddings", "16"),
-    *("--restart-threshold", "0.9"),
-    *("--embedding-dim", "4", "--prior-filters", "8", "--prior-num-blocks", "5", "--prior-dropout", "0.1"),
-    *("--precision", "float32", "--prior-max-shift", "1"),
-)
-# Trains and predicts where TensorFlow cannot be imported, stopped in an epoch of either stage and left alone, and keeps
-# what the models say of a few grids.
+needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not here")
+# 27 steps of each stage, the codebook by moving averages.
+FEW = {"vqvae_epochs": 2, "prior_epochs": 2, "sharp_epochs": 1, "downsampling": 8, "prior_max_shift": 1}
+FEW |= {"restart_threshold": 0.2, "codebook_update": "ema", "prior_batch_size": 8}
+
+# Trains on one device, all stages, and draws; keeps what the models say; then trains on two devices, where asked.
 PROGRAM = """
-import signal, sys
+import sys
 sys.modules.update(dict.fromkeys(("tensorflow", "tf_keras", "tensorboard")))  # none of them to be had
 from pathlib import Path
 import numpy as np
-import checkpointing, modules, predict, run_folder, train
-from benchmarks import kills
+import dataset, evaluate, predict, runs, train
+from evaluation import metrics
 
-run, output = sys.argv[1:3]
-assert train.main(["--run-dir", run + "-alone", *sys.argv[3:]]) == 0
-begin, stops = checkpointing.Checkpoint.on_train_batch_begin, [3, 1]
-def begin_and_stop(self, batch, logs=None):
-    begin(self, batch, logs)
-    if batch in stops[:1]:
-        signal.raise_signal(signal.SIGTERM)
-        stops.pop(0)
-checkpointing.Checkpoint.on_train_batch_begin = begin_and_stop
-statuses = [train.main(["--run-dir", run, *sys.argv[3:]]) for _ in range(3)]
-assert statuses == [143, 143, 0], statuses
-assert kills.differences(Path(run), Path(run + "-alone")) == []
-assert train.main(["--run-dir", run, *sys.argv[3:], "--sharp-epochs", "1", "--stage", "sharp"]) == 0
-assert predict.main(["--run-dir", run, "--output-dir", output, "--num-samples", "4"]) == 0
-vqvae = run_folder.load_model(Path(run) / "vqvae.keras", modules.VQVAE)
-prior = run_folder.load_prior(Path(run), vqvae)
-codes = np.random.default_rng(0).integers(0, 16, (5, 8, 8)).astype("int32")
-inputs = {"codes": codes, "label": np.array([0, 1, 2, 1, 2]), "slice_position": np.linspace(0, 1, 5, dtype="float32")}
-np.savez(Path(output) / "said.npz", images=vqvae.decode(codes), logits=prior.predict_on_batch(inputs))
+folder, number, *options = sys.argv[1:]
+one = Path(folder) / "one"
+for stage in ("all", "sharp"):
+    assert train.main([*options, "--run-dir", str(one), "--stage", stage]) == 0
+assert predict.main(["--run-dir", str(one), "--num-samples", "4"]) == 0
+vqvae = runs.load_vqvae(one)
+prior = runs.load_prior(one, vqvae)
+data = runs.find_data(one, runs.read_config(one))
+codes, per_slice, power = evaluate.reconstruct(vqvae, data)
+inputs = dataset.prior_inputs(codes, data.of("test"), data.labels)
+bits = metrics.code_lengths(prior, inputs)
+ssim = [one["ssim"] for one in per_slice]
+np.savez(one / "said.npz", codes=codes, images=vqvae.decode(codes), bits=bits, ssim=ssim, power=power)
+if number == "2":
+    assert train.main([*options, "--run-dir", folder + "/two", "--devices", number]) == 0
 """
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_run_of_another_backend(tmp_path, backend):
-    write_adni(tmp_path / "adni")
-    data = ("--data-dir", tmp_path / "adni", "--cache-dir", tmp_path / "cache")
-    command = [sys.executable, "-c", PROGRAM, *map(str, (tmp_path / "run", tmp_path / "there", *data, *SMALL))]
-    environment = os.environ | {"KERAS_BACKEND": backend}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(run_folder.read_history(tmp_path / "run" / "prior_history.csv")) == 1
+def start(place, program, *arguments, backend="jax", **environment):
+    xla = f"--xla_force_host_platform_device_count={arguments[1]} --xla_backend_optimization_level=0"  # compiles sooner
+    flags = {"KERAS_BACKEND": backend, "XLA_FLAGS": xla}
+    return subprocess.Popen(
+        [sys.executable, *program, *map(str, arguments[2:])],
+        cwd=ROOT,
+        env=os.environ | flags | environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
-    vqvae = run_folder.load_model(tmp_path / "run" / "vqvae.keras", modules.VQVAE)
-    prior = run_folder.load_prior(tmp_path / "run", vqvae)
-    codes = np.random.default_rng(0).integers(0, 16, (5, 8, 8)).astype("int32")
-    inputs = {
-        "codes": codes,
-        "label": np.array([0, 1, 2, 1, 2]),
-        "slice_position": np.linspace(0, 1, 5, dtype="float32"),
-    }
-    with np.load(tmp_path / "there" / "said.npz") as said:
-        np.testing.assert_allclose(vqvae.decode(codes), said["images"], atol=1e-4)
-        np.testing.assert_allclose(prior.predict_on_batch(inputs), said["logits"], atol=1e-4)
 
-    arguments = ["--run-dir", tmp_path / "run", "--output-dir", tmp_path / "here", "--num-samples", 4]
+def finish(process):
+    """Waits for a process; returns its exit status and its errors."""
+    _, errors = process.communicate(timeout=600)
+    return process.returncode, errors
+
+
+def run_program(folder, backend, number):
+    write_adni(folder / "adni", train=20, test=4, slices=6, height=32)
+    options = command(folder, "none", **FEW)
+    options = options[:2] + options[4:]  # without the run folder
+    process = start(folder, ["-c", PROGRAM], None, number, folder, number, *options, backend=backend)
+    status, errors = finish(process)
+    assert status == 0, errors[-2000:]
+    assert "tensorflow" not in errors.lower()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A data set of 216 training slices; under JAX a run of one device, and one of two."""
+    return run_program(tmp_path_factory.mktemp("jax"), "jax", 2)
+
+
+def assert_used_alike(run, tmp_path):
+    """What another backend trained, this one uses to the same effect."""
+    vqvae = runs.load_vqvae(run)
+    prior = runs.load_prior(run, vqvae)
+    data = runs.find_data(run, runs.read_config(run))
+    with np.load(run / "said.npz") as said:
+        np.testing.assert_allclose(vqvae.decode(said["codes"]), said["images"], atol=1e-4)
+        inputs = dataset.prior_inputs(said["codes"], data.of("test"), data.labels)
+        np.testing.assert_allclose(metrics.code_lengths(prior, inputs), said["bits"], atol=1e-4)
+        _, per_slice, power = evaluate.reconstruct(vqvae, data)
+        np.testing.assert_allclose([one["ssim"] for one in per_slice], said["ssim"], atol=1e-4)
+        np.testing.assert_allclose(power, said["power"], rtol=1e-3)
+    arguments = ["--run-dir", run, "--output-dir", tmp_path / "here", "--num-samples", 4]
     assert predict.main([str(argument) for argument in arguments]) == 0
-    found = [json.loads((tmp_path / where / "metrics.json").read_text()) for where in ("here", "there")]
-    for metric, values in found[0]["reconstruction"].items():
-        assert values["mean"] == pytest.approx(found[1]["reconstruction"][metric]["mean"], rel=1e-4)
-    assert found[0]["prior"]["bits_per_code"] == pytest.approx(found[1]["prior"]["bits_per_code"], rel=1e-4)
     for i in range(4):  # the same noise is the same sample, but for rounding
-        images = [PIL.Image.open(tmp_path / where / "samples" / f"sample_{i:04d}.png") for where in ("here", "there")]
-        here, there = (np.asarray(image, int) for image in images)
-        assert np.abs(here - there).max() <= 1
+        images = [
+            np.asarray(PIL.Image.open(where / "samples" / f"sample_{i:04d}.png"), int)
+            for where in (run / "predictions", tmp_path / "here")
+        ]
+        assert np.abs(images[0] - images[1]).max() <= 1
 
 
-ON_THE_DEVICE = """
-import sys
-import jax, numpy as np
-import dataset, devices
-
-data = dataset.load(sys.argv[1], cache_dir=sys.argv[2])
-slices, _ = dataset.split(data.slices, seed=0)
-needed = sum(one.split == "train" for one in slices) * data.image_size**2
-
-def batches():
-    made = dataset.image_batches(data, slices, "train", 5, seed=0)
-    made.set_epoch(1)
-    return made
-
-assert devices.room() == 0  # of a processor
-fed = [batch[0] for batch in batches()]
-assert all(isinstance(batch, np.ndarray) for batch in fed)
-devices.gpus = lambda: ["gpu:0"]
-class Accelerator:
-    def memory_stats(self):
-        return {"bytes_limit": 3 * needed, "bytes_in_use": taken}
-jax.local_devices = lambda: [Accelerator()]
-taken = 2 * needed
-assert isinstance(batches()[0][0], np.ndarray)  # more than half of what is free
-taken = 0
-for ours, kept in zip(fed, batches(), strict=True):
-    assert isinstance(kept[0], jax.Array) and kept[0].dtype == "float32"
-    np.testing.assert_allclose(ours, kept[0], atol=1e-7)
-"""
+@needs_jax
+def test_a_run_of_jax_is_used_alike(place, tmp_path):
+    assert_used_alike(place / "one", tmp_path)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not here")
-def test_slices_stay_on_an_accelerator_that_has_room(tmp_path):
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_a_run_of_torch_is_used_alike(tmp_path, backend):
+    assert_used_alike(run_program(tmp_path, backend, 1) / "one", tmp_path)
+
+
+def assert_equal_runs(place, name):
+    """Codebooks, weights and codes of a run and of that of one device."""
+    for stage in ("vqvae", "prior"):
+        one, other = (keras.saving.load_model(place / run / f"{stage}.keras", compile=False) for run in ("one", name))
+        assert len(runs.read_history(place / name / f"{stage}_history.csv")) == 2
+        for variable, a, b in zip(one.weights, one.get_weights(), other.get_weights(), strict=True):
+            if variable.name != "fingerprint":
+                np.testing.assert_allclose(a, b, atol=1e-6 * max(1.0, np.abs(a).max()), err_msg=variable.path)
+    codes = []
+    for run in ("one", name):
+        with np.load(place / run / "codes.npz") as file:
+            codes.append(file["codes"])
+    np.testing.assert_array_equal(*codes)
+
+
+@needs_jax
+def test_two_devices_train_as_one(place):
+    assert_equal_runs(place, "two")
+
+
+@needs_jax
+def test_two_processes_of_which_one_is_killed_end_as_one_device(place):
+    def start_two():
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        common = {"KERAS_DISTRIBUTION_JOB_ADDRESSES": address, "KERAS_DISTRIBUTION_NUM_PROCESSES": "2"}
+        options = command(place, "processes", "--devices", "0", **FEW)
+        return [
+            start(place, ["train.py"], None, 1, *options, KERAS_DISTRIBUTION_PROCESS_ID=str(i), **common)
+            for i in range(2)
+        ]
+
+    first, second = start_two()
+    while not runs.read_history(place / "processes" / "vqvae_history.csv"):  # until one epoch is done
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.05)
+    second.kill()
+    status, errors = finish(first)
+    assert status == 1
+    assert errors.strip().splitlines()[-1].startswith("error: another process of this job has ended; start all")
+    finish(second)
+    ends = [finish(process) for process in start_two()]
+    assert [status for status, _ in ends] == [0, 0], ends
+    assert_equal_runs(place, "processes")
+
+
+def test_several_devices_need_jax_and_must_be_there(tmp_path, capsys, monkeypatch):
     write_adni(tmp_path / "adni")
-    command = [sys.executable, "-c", ON_THE_DEVICE, str(tmp_path / "adni"), str(tmp_path / "cache")]
-    environment = os.environ | {"KERAS_BACKEND": "jax"}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    arguments = ["--data-dir", str(tmp_path / "adni"), "--run-dir", str(tmp_path / "run"), "--devices"]
+    monkeypatch.setattr(keras.backend, "backend", lambda: "tensorflow")
+    assert train.main([*arguments, "2"]) == 1
+    assert "--devices 2: needs KERAS_BACKEND=jax" in capsys.readouterr().err
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    assert train.main([*arguments, "99"]) == 1
+    assert "--devices 99: there are" in capsys.readouterr().err
+    monkeypatch.setattr(keras.backend, "backend", lambda: "tensorflow")
+    monkeypatch.setattr(devices, "number", lambda: 8)
+    assert train.main(arguments[:-1]) == 1
+    assert "--vqvae-batch-size 4: must be a multiple of 8 devices" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_each_batch_is_cut_in_equal_shares_and_what_is_left_is_left_out(monkeypatch):
+    whole = dataset.Batches(22, lambda rows: rows, batch_size=8, seed=3)
+    whole.set_epoch(1)
+    everything = [whole[i][0] for i in range(len(whole))]
+    assert [len(batch) for batch in everything] == [8, 8, 6]
+    monkeypatch.setattr(devices, "number", lambda: 4)
+    seen = []
+    for process in range(2):
+        monkeypatch.setattr(devices, "_process", lambda process=process: (process, 2))
+        shared = dataset.Batches(22, lambda rows: rows, batch_size=8, seed=3)
+        shared.set_epoch(1)
+        seen.append([shared[i][0] for i in range(len(shared))])
+    for index, batch in enumerate(everything[:2]):
+        np.testing.assert_array_equal(np.concatenate([of_one[index] for of_one in seen]), batch)
+    assert [len(batch) for batch in seen[0]] == [4, 4, 2]
+    assert not set(np.concatenate(seen[0])) & set(np.concatenate(seen[1]))
 
 
 RESTARTS = """
@@ -150,9 +227,10 @@ assert not np.array_equal(entries, far)  # and the optimiser has had its say
 """
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", *BACKENDS])
-def test_dead_entries_that_learn_by_gradient_restart_in_training(backend):
-    environment = os.environ | {"KERAS_BACKEND": backend}
-    command = [sys.executable, "-c", RESTARTS]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_dead_entries_that_learn_by_gradient_restart_in_training():
+    exec(RESTARTS, {})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dead_entries_restart_under_other_backends(tmp_path, backend):
+    assert finish(start(tmp_path, ["-c", RESTARTS], None, 1, backend=backend)) == (0, "")

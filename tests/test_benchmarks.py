@@ -7,11 +7,11 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
+import run_folder
 from conftest import CODES, SIZE, assert_causal, prior_inputs, randomise
 
 import dataset
 import modules
-import run_folder
 import sampling
 import train
 from benchmarks import ablation, large, memory, peers, priors, race, rates, tables, training, ventricles

@@ -3,11 +3,11 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
-from scipy import ndimage
-from tensorflow_probability.substrates import numpy as tfp
+from conftest import prior_inputs, small_prior
 
-import metrics
+from evaluation import metrics
 
 
 def brain(size=64):
@@ -40,36 +40,6 @@ def test_identical_images():
     assert found["ssim_head"] == pytest.approx(1)
     assert found["psnr_db"] == math.inf
     assert found["l1"] == 0
-
-
-def test_ms_ssim_against_a_computation_of_its_own(rng):
-    a, b = rng.random((2, 96, 96))
-    b = 0.7 * a + 0.3 * b
-    window = np.outer(*[np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))] * 2)
-    window /= window.sum()
-
-    def blur(x):
-        return ndimage.correlate(x, window)[5:-5, 5:-5]
-
-    weights, result, x, y = np.array([0.0448, 0.2856, 0.3001, 0.2363]), 1.0, a, b
-    weights = weights / weights.sum()
-    for scale, weight in enumerate(weights):
-        mx, my = blur(x), blur(y)
-        vx, vy, cov = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
-        contrast = (2 * cov + 0.03**2) / (vx + vy + 0.03**2)
-        luminance = (2 * mx * my + 0.01**2) / (mx**2 + my**2 + 0.01**2)
-        result *= (contrast * luminance if scale == 3 else contrast).mean() ** weight
-        x, y = (z.reshape(len(z) // 2, 2, len(z) // 2, 2).mean((1, 3)) for z in (x, y))
-    assert metrics.ms_ssim(a[None], b[None])[0] == pytest.approx(result, abs=1e-4)
-    assert metrics.ms_ssim(a[None, :40, :40], a[None, :40, :40])[0] == pytest.approx(1)
-
-
-def test_ms_ssim_is_tensorflows(rng):
-    tf = pytest.importorskip("tensorflow")
-    a, b = rng.random((2, 3, 176, 176), "float32")
-    b = 0.8 * a + 0.2 * b
-    expected = tf.image.ssim_multiscale(a[..., None], b[..., None], 1.0).numpy()
-    np.testing.assert_allclose(metrics.ms_ssim(a, b), expected, atol=1e-4)  # TensorFlow rounds more
 
 
 def test_black_is_no_good_reconstruction():
@@ -121,8 +91,19 @@ def test_codebook_metrics():
     assert collapsed["entropy_bits_per_code"] == 0
 
 
-def test_code_bits_are_those_of_tensorflow_probability(rng):
-    logits = rng.normal(0, 5, (2, 3, 3, 7)).astype("float32")
-    codes = rng.integers(0, 7, (2, 3, 3))
-    expected = -tfp.distributions.Categorical(logits=logits).log_prob(codes) / np.log(2)
-    np.testing.assert_allclose(metrics.code_bits(logits, codes), expected, rtol=1e-4, atol=1e-5)
+def test_code_lengths_are_minus_log2_of_the_probability(rng):
+    model, x = small_prior(rng), prior_inputs(rng, 37)  # more than one batch
+    logits = np.asarray(model(x), "float64")
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    expected = -np.log2(np.take_along_axis(probabilities, x["codes"][..., None], -1))[..., 0]
+    np.testing.assert_allclose(metrics.code_lengths(model, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_people_have_the_means_of_their_own_finite_values():
+    slices = pd.DataFrame({"subject_id": ["b", "b", "a", "a"], "label": ["AD", "AD", "", ""]}, index=[4, 5, 8, 9])
+    found = metrics.person_by_person(slices, [{"x": 1.0}, {"x": math.inf}, {"x": math.nan}, {"x": math.nan}])
+    assert found.subject_id.tolist() == ["b", "a"]
+    assert found.label.tolist() == ["AD", ""]
+    assert found.slices.tolist() == [2, 2]
+    assert found.x[0] == 1
+    assert math.isnan(found.x[1])

@@ -1,36 +1,17 @@
 """What must be true of the models: nearest codes, gradients, moving averages, causality."""
 
+import dataclasses
+import inspect
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import CODES, SIZE, assert_causal, prior_inputs, randomise, small_prior
-from skimage.metrics import structural_similarity
+from conftest import SIZE, assert_causal, logits_after_each_change, prior_inputs, randomise, small_prior
 
 import modules
-
-# -- losses -------------------------------------------------------------------------------------------------------
-
-
-def test_ssim_is_scikit_images(rng):
-    a = rng.random((2, 40, 52, 1), "float32")
-    b = np.clip(a + 0.3 * rng.standard_normal(a.shape), 0, 1).astype("float32")
-    expected = [
-        structural_similarity(x[..., 0], y[..., 0], gaussian_weights=True, use_sample_covariance=False, data_range=1)
-        for x, y in zip(a, b, strict=True)
-    ]
-    np.testing.assert_allclose(modules.ssim(a, b), expected, atol=1e-5)
-    np.testing.assert_allclose(modules.ssim(a, a), 1, atol=1e-5)
-
-
-def test_losses(rng):
-    a, b = rng.random((2, 3, 16, 16, 1), "float32")
-    l1, l2 = np.abs(a - b).mean(), ((a - b) ** 2).mean()
-    assert float(modules.reconstruction_loss(a, b, "l1", 1)) == pytest.approx(l1, rel=1e-5)
-    assert float(modules.reconstruction_loss(a, b, "l2", 1)) == pytest.approx(l2, rel=1e-5)
-    both = l1 + 0.5 * (1 - np.mean(modules.ssim(a, b)))
-    assert float(modules.reconstruction_loss(a, b, "l1_ssim", 0.5)) == pytest.approx(both, rel=1e-5)
-
+import options
+import runs
 
 # -- quantiser ----------------------------------------------------------------------------------------------------
 
@@ -148,13 +129,16 @@ def test_vqvae_shapes_and_round_trip(tmp_path, rng, downsampling):
     assert float(np.max(out["reconstruction"])) <= 1
     codes = model.encode(images)
     np.testing.assert_array_equal(codes, out["code_indices"])
-    np.testing.assert_allclose(model.decode(codes, batch_size=2), out["reconstruction"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model.decode(codes), out["reconstruction"], rtol=1e-4, atol=1e-5)
+    many = np.concatenate([images] * 12)  # more than are encoded at a time
+    np.testing.assert_array_equal(model.encode(many), np.concatenate([codes] * 12))
+    np.testing.assert_array_equal(model.decode(np.concatenate([codes] * 12))[33:], model.decode(codes))
     model.save(tmp_path / "m.keras")
     again = keras.saving.load_model(tmp_path / "m.keras", safe_mode=True)
     np.testing.assert_array_equal(again(images)["reconstruction"], out["reconstruction"])
-    assert again.fingerprint() == model.fingerprint()
+    assert runs.fingerprint(again) == runs.fingerprint(model)
     model.quantizer.set_codebook(np.array(model.quantizer.codebook) * 1.5)
-    assert again.fingerprint() != model.fingerprint()
+    assert runs.fingerprint(again) != runs.fingerprint(model)
 
 
 @pytest.mark.parametrize(("update", "loss"), [("ema", "l1_ssim"), ("ema", "l2"), ("gradient", "l1")])
@@ -165,7 +149,7 @@ def test_ten_images_can_be_learned_by_heart(rng, update, loss):
     model = modules.VQVAE(16, base_filters=32, num_embeddings=32, embedding_dim=8, codebook_update=update, loss=loss)
     model.quantizer.initialise(np.asarray(model.encoder(images)))
     model.compile(optimizer=keras.optimizers.Adam(2e-3))
-    model.fit(images, epochs=200, batch_size=10, verbose=0)
+    model.fit(np.tile(images, (50, 1, 1, 1)), epochs=4, batch_size=10, shuffle=False, verbose=0)  # 200 steps
     error = np.abs(model.predict(images, verbose=0)["reconstruction"] - images).mean()
     assert error < 0.03  # the mean image is off by 0.15
 
@@ -226,26 +210,41 @@ def test_causality_at_every_position_also_after_loading(tmp_path, rng, changes):
     assert_causal(loaded, rng)
 
 
-@pytest.mark.parametrize("changes", [{}, {"attention_every": 0, "num_blocks": 8}, {"max_dilation": 4, "num_blocks": 3}])
-def test_receptive_field_is_what_the_network_sees(rng, changes):
-    model = small_prior(rng, **changes)
-    field = model.receptive_field()
-    x = prior_inputs(rng, number=1)
-    for row, column in ((SIZE - 1, SIZE - 1), (SIZE - 1, 0), (2, 3)):
-        before = np.asarray(model(x))[0, row, column]
-        for r in range(SIZE):
-            for c in range(SIZE):
-                codes = x["codes"].copy()
-                codes[0, r, c] = (codes[0, r, c] + 1) % CODES
-                seen = np.abs(np.asarray(model({**x, "codes": codes}))[0, row, column] - before).max() > 0
-                inside = r <= row and field[row - r, SIZE - 1 + c - column]
-                assert seen == inside, (row, column, r, c)
+class Unchecked(modules.PixelCNN):
+    def _assert_receptive_field(self):
+        pass
 
 
-def test_receptive_field_must_cover_the_grid():
-    with pytest.raises(ValueError, match="receptive field misses .* take more blocks"):
-        modules.PixelCNN(CODES, 5, 32, filters=4, num_blocks=3, attention_every=0)
-    modules.PixelCNN(CODES, 5, 32, filters=4, num_blocks=3, attention_every=1)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"attention_every": 0, "num_blocks": 8},
+        {"attention_every": 0, "num_blocks": 7},  # a row too few
+        {"attention_every": 0, "num_blocks": 4, "vertical_kernel": (3, 5)},
+        {"attention_every": 0, "num_blocks": 3, "vertical_kernel": (4, 5)},  # a column too few
+        {"attention_every": 1, "num_blocks": 2, "max_dilation": 1, "horizontal_kernel": 4},  # reaches 7 to the left
+        {"attention_every": 1, "num_blocks": 2, "max_dilation": 2, "horizontal_kernel": 4},
+        {"attention_every": 2, "num_blocks": 2},  # whose attention would stand behind the last block
+    ],
+)
+def test_a_prior_is_refused_where_it_would_not_see_every_earlier_code(rng, changes):
+    """What the constructor works out from kernels and attention is what the network sees."""
+    model = small_prior(rng, Unchecked, **{"filters": 24} | changes)  # with fewer, rectifiers may all be at rest
+    before, after = logits_after_each_change(model, rng)
+    seen = np.abs(after - before).max(axis=-1) > 0  # of the code changed by the logits at each place
+    if all(seen[:place, place].all() for place in range(SIZE**2)):
+        modules.PixelCNN._assert_receptive_field(model)
+    else:
+        with pytest.raises(ValueError, match="receptive field does not cover a 9 x 9 grid"):
+            modules.PixelCNN._assert_receptive_field(model)
+
+
+def test_the_options_of_train_are_the_arguments_of_the_models():
+    for group, model in ((options.VQVAE, modules.VQVAE), (options.Prior, modules.PixelCNN)):
+        arguments = inspect.signature(model.__init__).parameters
+        for field in dataclasses.fields(group):
+            assert arguments[field.name].default == field.default, field.name
 
 
 def test_masked_convolution_is_a_convolution_with_a_mask(rng):
@@ -276,6 +275,10 @@ def test_bits_per_code_are_the_mean_log_probability(rng):
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     expected = -np.log2(np.take_along_axis(probabilities, x["codes"][..., None], -1)).mean()
     assert bits == pytest.approx(expected, rel=1e-5)
+    distribution = model.distribution(x)
+    assert distribution.event_shape == (SIZE, SIZE)
+    nats = -np.asarray(distribution.log_prob(x["codes"]))
+    assert nats.mean() / np.log(2) / SIZE**2 == pytest.approx(expected, rel=1e-5)
 
 
 def test_label_and_position_reach_every_logit(rng):

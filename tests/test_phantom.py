@@ -6,14 +6,14 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import dataset
-import metrics
+import layouts
 import phantom
+from evaluation import metrics
 
 
 @pytest.fixture(scope="module")
 def people():
-    return {label: [phantom.make_person([0, i], label) for i in range(4)] for label in ("AD", "NC")}
+    return {label: [phantom.make_person([0, i], label) for i in range(3)] for label in ("AD", "NC")}
 
 
 def test_a_seed_is_a_person(people):
@@ -50,12 +50,12 @@ def test_cohort_is_written_as_adni_is_and_only_once(tmp_path):
         left = tmp_path / f"cohort.{number}.partial"
         (left / "AD_NC").mkdir(parents=True)
         os.utime(left, times=2 * (left.stat().st_mtime - age_s,))
-    phantom.make_cohort(folder, num_people=10)
-    layout, sources = dataset.find(folder)
+    phantom.make_cohort(folder, num_people=5)
+    layout, sources = layouts.find(folder)
     assert layout == "adni"
-    assert len(sources) == 10 * 20
+    assert len(sources) == 5 * 20
     assert {source.label for source in sources} == {"AD", "NC"}
-    assert sum(source.split == "test" for source in sources) == 2 * 20
+    assert sum(source.split == "test" for source in sources) == 20
     with PIL.Image.open(sources[0].path) as image:
         assert (image.mode, image.size) == ("L", (256, 240))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cohort", "cohort.2.partial"]

@@ -1,16 +1,14 @@
 """Distances between sets of images against independent computations, and cases whose answer is known."""
 
-import dataclasses
-
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.linalg
 from conftest import make_slices
 from scipy import ndimage
 
-import baselines
 import dataset
-import realism
+from evaluation import baselines, realism
 
 
 def people_of_slices(rng, people, size=48, slices=4):
@@ -134,6 +132,10 @@ def test_radial_power_finds_a_wave_in_its_ring():
         assert power.sum() == pytest.approx(power.max())
 
 
+def test_a_ring_without_power_has_no_ratio():
+    assert realism.power_ratio(np.array([1.0, 0.0, 3.0]), np.array([2.0, 0.0, 0.0])) == [0.5, None, None]
+
+
 def test_symmetry_and_area():
     y, x = np.mgrid[-1:1:64j, -1:1:64j]
     head = np.hypot(x / 0.6, y / 0.8) < 1
@@ -175,8 +177,9 @@ def test_copies_of_training_slices_are_caught_even_moved(rng):
 def test_training_slices_given_as_samples_are_caught(rng):
     images, people = people_of_slices(rng, 20)
     split = np.repeat(["train", "test"], [14 * 4, 6 * 4])
-    slices = [dataset.Slice(f"{i}", people[i], "", i % 4, (i % 4) / 4, "", split[i], i) for i in range(len(images))]
+    rows = [(f"{i}", people[i], "", i % 4, (i % 4) / 4, "", split[i], i) for i in range(len(images))]
     pixels = (images * 255).round().astype("uint8")
+    data = dataset.Data(pixels, pd.DataFrame(rows, columns=dataset.COLUMNS), "made up", "", "images", "", [], [])
     stolen = np.arange(1, 31)  # of training people
     extract = realism.TextureFeatures(48)
 
@@ -184,7 +187,7 @@ def test_training_slices_given_as_samples_are_caught(rng):
         return np.array([ndimage.gaussian_filter(image, 0.7) for image in some])
 
     positions = (stolen % 4) / 4
-    result, closest = realism.judge(pixels[stolen] / np.float32(255), positions, pixels, slices, smooth, extract)
+    result, closest = realism.judge(pixels[stolen] / np.float32(255), positions, data, smooth, extract)
     assert result["copies"]["share_of_samples"] == 1
     assert result["copies"]["share_of_samples_by_reconstructions"] == 1
     assert result["copies"]["most_ms_ssim_samples"] == pytest.approx(1)
@@ -192,33 +195,33 @@ def test_training_slices_given_as_samples_are_caught(rng):
         assert index == stolen[sample]
         assert likeness > 0.999
     test_slices = images[56:]
-    honest, _ = realism.judge(test_slices, (np.arange(24) % 4) / 4, pixels, slices, smooth, extract)
+    honest, _ = realism.judge(test_slices, (np.arange(24) % 4) / 4, data, smooth, extract)
     assert honest["copies"]["share_of_samples"] <= 1 / 24
     assert honest["samples"]["frechet_distance"] < 0.01 * honest["floor"]["frechet_distance"]
     assert honest["decoded_floor"]["power_ratio"][7] < 0.5 * honest["floor"]["power_ratio"][7]
-    copied, _ = realism.judge(smooth(images[stolen]), positions, pixels, slices, smooth, extract)
+    copied, _ = realism.judge(smooth(images[stolen]), positions, data, smooth, extract)
     assert copied["copies"]["share_of_samples_by_reconstructions"] > 0.9  # copies that are smooth
 
 
 def test_nobody_is_in_the_floor_and_in_the_feature_space_and_labels_are_in_both():
-    slices = [
-        dataclasses.replace(one, split="train" if one.subject_id < "p0010" else "test", label="AD" if i < 10 else "NC")
-        for i, one in enumerate(make_slices(14))  # two slices each, ordered by label as in ADNI's folders
-    ]
+    slices = make_slices(14)  # two slices each, ordered by label as in ADNI's folders
+    slices["split"] = np.where(slices.subject_id < "p0010", "train", "test")
+    slices["label"] = np.where(slices.index < 10, "AD", "NC")
     floor, space = realism.choose_floor(slices, 8)
     assert len(floor) == 8
-    assert not {slices[i].subject_id for i in floor} & {slices[i].subject_id for i in space}
-    assert {slices[i].split for i in floor + space} == {"train"}
-    assert {slices[i].label for i in floor} == {slices[i].label for i in space} == {"AD", "NC"}
+    assert not set(floor.subject_id) & set(space.subject_id)
+    assert set(floor.split) == set(space.split) == {"train"}
+    assert set(floor.label) == set(space.label) == {"AD", "NC"}
     assert len(realism.choose_floor(slices, 1000)[0]) == 10  # half of the people
 
 
 def test_what_cannot_be_judged_is_said():
-    slices = [dataclasses.replace(one, split="train" if i < 14 else "test") for i, one in enumerate(make_slices(10))]
-    assert realism.can_judge(slices + slices[-4:]) == ""
+    slices = make_slices(10)
+    slices["split"] = np.where(slices.index < 14, "train", "test")
+    assert realism.can_judge(pd.concat([slices, slices[-4:]])) == ""
     assert "five test slices beside" in realism.can_judge(slices)
-    one_person = [dataclasses.replace(one, subject_id="p" if one.split == "test" else "q") for one in slices * 3]
-    assert "two people for training" in realism.can_judge(one_person)
+    slices["subject_id"] = np.where(slices.split == "test", "p", "q")
+    assert "two people for training" in realism.can_judge(pd.concat([slices] * 3))
 
 
 def test_baselines_keep_to_their_bits(rng):
@@ -237,6 +240,10 @@ def test_baselines_keep_to_their_bits(rng):
     output = components(image)
     assert output.shape == image.shape
     assert np.abs(output - image).mean() < np.abs(training.mean(0) / 255 - image).mean()
+    for alike in (training[:1], np.repeat(training[:1], 4, axis=0)):  # nothing beyond the mean to tell
+        components = baselines.PrincipalComponents(alike, np.arange(len(alike)), 0.05)
+        assert components.bits_per_pixel == 0
+        np.testing.assert_allclose(components(image), training[0] / 255, atol=1e-6)
     own = baselines.PrincipalComponents(training[:10], np.arange(10), 1.0)  # as many as ten slices have
     assert np.abs(own(images[3]) - images[3]).mean() < 0.01
 

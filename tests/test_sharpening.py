@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import losses
 import modules
-import realism
+import runs
 import sharpening
+from evaluation import realism
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def test_each_learns_from_its_own_part_of_the_loss(sharpener, rng):
         loss = sharpener.compute_loss(images, None, outputs)
         made = judge(tf.stop_gradient(outputs))
         hinge = (tf.reduce_mean(tf.nn.relu(1 - judge(images))) + tf.reduce_mean(tf.nn.relu(1 + made))) / 2
-        reconstruction = modules.reconstruction_loss(images, outputs, "l1_ssim", 0.3)
+        reconstruction = losses.reconstruction_loss(images, outputs, "l1_ssim", 0.3)
         fooled = tf.reduce_mean(judge(outputs))
     for found, expected in zip(
         tape.gradient(loss, judge.trainable_variables),
@@ -59,11 +61,11 @@ def test_each_learns_from_its_own_part_of_the_loss(sharpener, rng):
 def test_the_codes_stay(sharpener, rng):
     images = rng.random((8, 32, 32, 1)).astype("float32")
     vqvae = sharpener.vqvae
-    codes, fingerprint, decoded = vqvae.encode(images), vqvae.fingerprint(), vqvae.decode(vqvae.encode(images))
+    codes, fingerprint, decoded = vqvae.encode(images), runs.fingerprint(vqvae), vqvae.decode(vqvae.encode(images))
     sharpener.compile(optimizer="adam")
     found = sharpener.fit(images, validation_data=(images,), batch_size=4, epochs=2, verbose=0).history
     np.testing.assert_array_equal(vqvae.encode(images), codes)
-    assert vqvae.fingerprint() == fingerprint
+    assert runs.fingerprint(vqvae) == fingerprint
     assert np.abs(vqvae.decode(codes) - decoded).max() > 1e-4
     assert {"val_power_gap", "val_least_power", "val_most_power", "val_discriminator_loss"} <= set(found)
 

@@ -3,10 +3,11 @@
 import shutil
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 from PIL import Image
 
-import webpage
+from evaluation import report
 
 
 def summary(mean, low=None, high=None):
@@ -17,7 +18,7 @@ def summary(mean, low=None, high=None):
 def page(tmp_path):
     """The path of a small report."""
     Image.new("L", (8, 8), 128).save(tmp_path / "samples.png")
-    reconstruction = {name: summary(0.5, 0.25, 0.75) for name in webpage.RECONSTRUCTION}
+    reconstruction = {name: summary(0.5, 0.25, 0.75) for name in report.RECONSTRUCTION}
     result = {
         "reconstruction": reconstruction,
         "baselines": {"black": reconstruction, "PCA": reconstruction | {"bits_per_pixel": 0.5}},
@@ -37,7 +38,7 @@ def page(tmp_path):
         {"subject_id": "p2", "label": "NC", "ssim": None},
         {"subject_id": "p1", "label": "NC", "ssim": 0.5},
     ]
-    webpage.write(tmp_path, config, result, people, "credit & licence")
+    report.write(tmp_path, config, result, pd.DataFrame(people), "credit & licence")
     return tmp_path / "report.html"
 
 
@@ -64,7 +65,9 @@ def test_the_tables_say_what_was_found(page):
     assert cells.count("0.50 (0.25 to 0.75)") == 3
     assert "100%" in cells
     assert "2.000" in cells  # without an interval
-    assert "-" in cells  # a mean of nothing
+    assert cells[cells.index("p2") + 2] == "-"  # a person's mean of nothing
+    assert "None" not in text
+    assert "nan" not in cells
     assert "a &lt;made-up&gt; cohort" in text
     assert "<made-up>" not in text
     assert "credit &amp; licence" in text

@@ -1,0 +1,119 @@
+"""What is asked for wins over presets, presets over the demo's defaults; wrong options are refused at once."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import options
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_preset_wins_over_the_demo_and_the_command_line_over_both(tmp_path):
+    demo = options.train([]).options
+    assert (demo["vqvae"]["downsampling"], demo["data"]["image_size"]) == (8, 128)
+    assert (demo["vqvae_training"]["epochs"], demo["prior_training"]["epochs"]) == (12, 10)
+    preset = options.train(["--preset", "three-conv"]).options
+    assert (preset["vqvae"]["downsampling"], preset["vqvae"]["num_embeddings"]) == (4, 32)
+    assert preset["data"]["image_size"] == 128  # no size of a VQ-VAE
+    both = options.train(["--preset", "1mm", "--num-embeddings", "64", "--vqvae-epochs", "3"]).options
+    assert (both["vqvae"]["downsampling"], both["vqvae"]["num_embeddings"]) == (8, 64)
+    assert both["vqvae_training"]["epochs"] == 3
+    data = options.train(["--data-dir", str(tmp_path)])
+    assert (data.options["vqvae"]["downsampling"], data.options["data"]["image_size"]) == (4, None)
+    assert data.options["vqvae_training"]["epochs"] == 60
+    assert data.run_dir == Path("runs") / tmp_path.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--loss", "foo"], "--loss foo: must be one of l1, l2, l1_ssim"),
+        (["--epochs", "3"], "--epochs: no such option; did you mean --vqvae-epochs or --prior-epochs"),
+        (["--vqvae-epoch", "3"], "--vqvae-epoch: no such option; did you mean --vqvae-epochs?"),
+        (["--what", "3"], "--what: no such option; see --help-all"),
+        (["--vqvae-learning-rate", "nan"], "--vqvae-learning-rate nan: must be above 0"),
+        (["--vqvae-learning-rate", "inf"], "--vqvae-learning-rate inf: must be above 0"),
+        (["--vqvae-epochs", "many"], "argument --vqvae-epochs: invalid int value: 'many'"),
+        (["--image-size", "30"], "--image-size 30: must be a multiple of --downsampling 8"),
+        (["--image-size", "8"], "--image-size 8: must be 16 or more"),
+        (["--prior-batch-size", "0"], "--prior-batch-size 0: must be 1 or more"),
+        (["--prior-max-shift", "-1"], "--prior-max-shift -1: must be 0 or more and at most 64"),
+        (["--downsampling", "3"], "--downsampling 3: must be one of 2, 4, 8, 16"),
+        (["--seed", "-1"], "--seed -1: must be 0 or more"),
+        (["--num-embeddings", "100000"], "--num-embeddings 100000: must be 2 or more and at most 65536"),
+        (["--num-slices", "0"], "--num-slices 0: must be 1 or more"),
+        (["--test-fraction", "2"], "--test-fraction 2.0: must be above 0 and at most 1"),
+        (["--devices", "-1"], "--devices -1: must be 0 or more"),
+        (["--label-column", "sex"], "--label-column sex: says how to read --data-dir, which is not given"),
+        (["--data-dir", "nowhere"], "nowhere: no such folder"),
+        (["--data-dir", "tests", "--subject-regex", "(x"], "not a regular expression"),
+        (["--data-dir", "tests", "--layout", "images"], "--layout images needs --subject-regex"),
+        (["--data-dir", "tests", "--run-dir", "tests/run"], "--run-dir tests/run: lies inside the data folder tests"),
+        (["--data-dir", "tests", "--cache-dir", "tests/c"], "--cache-dir tests/c: lies inside the data folder tests"),
+    ],
+)
+def test_train_says_what_is_wrong_in_one_line(monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as end:
+        options.train(arguments)
+    assert end.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("read", [options.predict, options.evaluate])
+def test_a_folder_without_a_run_is_said(tmp_path, capsys, read):
+    with pytest.raises(SystemExit):
+        read(["--run-dir", str(tmp_path)])
+    assert "no run here (no config.json); run train.py" in capsys.readouterr().err
+
+
+def test_every_option_says_what_it_does_and_help_shows_those_that_matter(capsys):
+    for read, groups in (
+        (options.train, options.TRAIN.values()),
+        (options.predict, (options.TrainedRun, options.Prediction, options.Truncation)),
+        (options.evaluate, (options.TrainedRun, options.Evaluation, options.Truncation)),
+    ):
+        fields = [field for group in groups for field in dataclasses.fields(group)]
+        shown = []
+        for flag in ("--help", "--help-all"):
+            with pytest.raises(SystemExit) as end:
+                read([flag])
+            assert end.value.code == 0
+            shown.append(" ".join(capsys.readouterr().out.split()))
+        for field in fields:
+            assert len(field.metadata["meaning"].split()) > 1
+            assert " ".join(field.metadata["meaning"].split()[:4]) in shown[1]
+        everyday = [field for field in fields if field.metadata["everyday"]]
+        assert 7 <= len(everyday) <= 11
+        hidden = next(field for field in fields if not field.metadata["everyday"])
+        assert hidden.metadata["meaning"] not in shown[0]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train.py", "--help"], ["train.py", "--loss", "foo"], ["evaluate.py", "--help"]]
+)
+def test_help_and_refusals_take_less_than_a_second_of_processor_time(arguments):
+    program = (
+        "import resource, subprocess, sys\n"
+        "subprocess.run([sys.executable, *sys.argv[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "print(used.ru_utime + used.ru_stime)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert float(done.stdout) < 1
+
+
+def test_no_line_of_tensorflows_own():
+    """From its import to its first operation."""
+    program = "import train, keras; print(float(keras.ops.sum(keras.ops.ones((3, 3)))))"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_CPP")}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("9.0\n", "")
