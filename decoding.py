@@ -265,10 +265,10 @@ def build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, ski
     lowest, highest = (min(indices), max(indices)) if indices else (0, 0)
     slices, digest = [], hashlib.sha256()
 
-    def fill(partial):
+    def fill(file):
         per_source = num_slices if sources[0].slice_index is None else 1
-        shape = (len(sources) * per_source, image_size, image_size)  # files left out below leave black rows at the end
-        array = np.lib.format.open_memmap(partial, mode="w+", dtype="uint8", shape=shape)
+        shape = (len(sources) * per_source, image_size, image_size)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for source, result in _each(decode, sources, skip_bad_files, "decoding slices"):
             if isinstance(result, BadFile):
                 bad_files.append(result)
@@ -280,13 +280,17 @@ def build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, ski
                 else:
                     position = (number - lowest) / max(1, highest - lowest)
                 whose = (source.subject_id, source.session, number, round(position, 6), source.label, source.split)
-                array[len(slices)] = image
+                file.write(image.tobytes())
                 digest.update(image.tobytes() + repr(whose).encode())
                 slices.append((name, *whose, len(slices)))
         _refuse_nothing(data_dir, slices, bad_files)
-        array.flush()
+        file.truncate(file.tell() + (shape[0] - len(slices)) * image_size**2)  # black rows for files that were left out
 
-    write_whole(packed, fill)
+    def write(partial):
+        with partial.open("wb") as file:
+            fill(file)
+
+    write_whole(packed, write)
     manifest = {
         "fingerprint": digest.hexdigest(),
         "notices": notices,

@@ -4,6 +4,7 @@ Nothing heavy is imported here, so that a command can answer `--help` and wrong 
 """
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -66,6 +67,7 @@ def quietly():
         yield
         if sys.modules.get("tensorflow"):
             sys.modules["tensorflow"].constant(1)
+            logging.getLogger("tensorflow").setLevel(logging.ERROR)  # several samplers in a process are no mistake
     finally:
         os.dup2(kept, 2)
         os.close(kept)

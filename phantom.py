@@ -16,17 +16,15 @@ caricature of atrophy, there to give the conditional model something to learn; i
 """
 
 import argparse
-import contextlib
 import functools
 import os
-import shutil
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+from joblib import Parallel, delayed
 from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 from scipy import ndimage
 from tqdm import tqdm
@@ -38,7 +36,6 @@ FIRST_SLICE = 78  # number of the lowest one in the file names, as in ADNI
 HEIGHT, WIDTH, PIXEL_MM = 240, 256, 0.85
 COARSE_MM = 4  # grid of the velocity fields
 SQUARINGS = 6
-LEFT_AFTER_S = 3600  # age at which half a cohort is nobody's any more
 CREDIT = "synthetic people made from the ICBM 152 nonlinear 2009a templates (Fonov et al. 2011)"
 
 
@@ -158,32 +155,25 @@ def make_cohort(output_dir, num_people=NUM_PEOPLE, seed=0):
     output_dir = Path(output_dir)
     if output_dir.exists():
         return
-    partial = output_dir.with_name(f"{output_dir.name}.{os.getpid()}.partial")
-    for left in output_dir.parent.glob(f"{output_dir.name}.*.partial"):  # by a process that was killed
-        with contextlib.suppress(FileNotFoundError):  # another process may be clearing away, too
-            if time.time() - left.stat().st_mtime > LEFT_AFTER_S:
-                shutil.rmtree(left, ignore_errors=True)
-    _template()
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(".partial", dir=output_dir.parent, ignore_cleanup_errors=True) as folder:
+        partial = Path(folder) / output_dir.name
 
-    def write(person):
-        label, part = ("AD", "NC")[person % 2], "test" if person % 5 == 4 else "train"
-        folder = partial / "AD_NC" / part / label
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(make_person([seed, person], label), FIRST_SLICE):
-            PIL.Image.fromarray(image).save(folder / f"{100001 + person}_{number}.jpeg", quality=95)
+        def write(person):
+            label, part = ("AD", "NC")[person % 2], "test" if person % 5 == 4 else "train"
+            images = partial / "AD_NC" / part / label
+            images.mkdir(parents=True, exist_ok=True)
+            for number, image in enumerate(make_person([seed, person], label), FIRST_SLICE):
+                PIL.Image.fromarray(image).save(images / f"{100001 + person}_{number}.jpeg", quality=95)
 
-    try:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            people = [pool.submit(write, person) for person in range(num_people)]
-            try:
-                for person in tqdm(people, "making the demo cohort", num_people, leave=False, disable=None):
-                    person.result()
-            finally:
-                pool.shutdown(cancel_futures=True)  # after Ctrl-C nobody waits for those that are left
-        if not output_dir.exists():  # another process may have been first
+        _template()
+        people = tqdm(range(num_people), "making the demo cohort", leave=False, disable=None)
+        Parallel(os.cpu_count(), backend="threading")(map(delayed(write), people))
+        try:
             partial.rename(output_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        except OSError:
+            if not output_dir.exists():  # else another process was first
+                raise
 
 
 def main(argv=None):

@@ -225,7 +225,6 @@ def run(command):
         if devices.is_first():
             stack.enter_context(runs.alone_in(run_dir))
         runs.open_run(run_dir, options, data)
-        devices.wait_for_all("the run folder")
         for stage in ("vqvae", "prior") if command.stage == "all" else (command.stage,):
             STAGES[stage](run_dir, data, options)
     sharp = " --decoder sharp" * (command.stage == "sharp")

@@ -98,7 +98,7 @@ class PrincipalComponents:
         used = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_FITTED)).round().astype(int))]
         fitted = images[np.sort(used)].reshape(len(used), -1).astype("float32") / 255
         self.mean, self.pca, self.bits_per_pixel = fitted.mean(axis=0).reshape(self.shape), None, 0.0
-        if not fitted.var(axis=0).any():  # one slice, or all alike: there is nothing to tell beyond their mean
+        if (fitted == fitted[0]).all():  # one slice, or all alike: there is nothing to tell beyond their mean
             return
         number = max(1, min(int(bits_per_pixel * fitted.shape[1] / np.log2(LEVELS)), len(used) - 1))
         self.pca = PCA(number, svd_solver="randomized", iterated_power=2, random_state=0).fit(fitted)

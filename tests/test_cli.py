@@ -128,7 +128,7 @@ def test_killed_twice_equals_left_alone(place, capsys):
         """Starts training, waits for a stage's first epoch and sends a signal; returns exit status and last line."""
         program = [sys.executable, "train.py", *command(place, "killed")]
         process = subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        while not runs.read_history(run / f"{stage}_history.csv"):
+        while not (run / f"{stage}_state.weights.h5").exists():
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.002)
         process.send_signal(number)
@@ -243,7 +243,7 @@ def test_the_prior_learns_codes_of_moved_slices_anew_each_epoch(place, data):
 
 def test_a_run_folder_in_which_another_process_trains_is_left_alone(place, capsys):
     before = {path: path.stat().st_mtime_ns for path in (place / "run").iterdir() if path.is_file()}
-    program = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'a'), fcntl.LOCK_EX); print(flush=True); input()"
+    program = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
     other = subprocess.Popen(
         [sys.executable, "-c", program, str(place / "run" / "lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
