@@ -27,7 +27,7 @@ from files import UserError, in_a_line
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("path", "subject_id", "session", "slice_index", "slice_position", "label", "split", "row")
-CACHE_VERSION = 1  # raise when decoding changes
+CACHE_VERSION = 2  # raise when decoding changes
 ENCODED_AT_ONCE = 256  # slices; as floats they are larger than in the cache
 
 
@@ -46,6 +46,8 @@ class Data:
         fingerprint: SHA-256 of the pixels and of whose they are.
         notices: Lines to show the user about what was converted.
         bad_files: (path, reason) of the files that were skipped.
+        about: What the files were like: voxel sizes, orientations and pixels with their numbers, `pixel_mm` (None where
+            it is not known), `plane`, values before.
     """
 
     images: np.ndarray
@@ -56,6 +58,7 @@ class Data:
     fingerprint: str
     notices: list[str]
     bad_files: list[tuple[str, str]]
+    about: dict
 
     @property
     def image_size(self):
@@ -80,17 +83,7 @@ class Data:
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def load(
-    data_dir,
-    layout=None,
-    image_size=None,
-    num_slices=32,
-    slice_spacing_mm=2.0,
-    subject_regex=None,
-    label_column=None,
-    skip_bad_files=False,
-    cache_dir="cache",
-):
+def load(data_dir, layout=None, subject_regex=None, label_column=None, cache_dir="cache", **how):
     """Finds and decodes a data set, or opens the cache of an earlier call.
 
     The cache is one uint8 `.npy` and one manifest beside it; its name is the SHA-256 of the options and of every
@@ -99,12 +92,9 @@ def load(
     Args:
         data_dir: The data folder; nothing is written to it.
         layout, subject_regex, label_column: See `layouts.find`.
-        image_size: Side of the square slices in pixels; None takes the smallest multiple of 32 that holds the native
-            slices, which are then padded and not resized.
-        num_slices: Axial slices taken from each volume.
-        slice_spacing_mm: Distance between them in mm.
-        skip_bad_files: Go on without files that cannot be used, listed in `bad_files`, instead of raising.
         cache_dir: Where the cache goes.
+        how: Fields of `decoding.How`: `image_size`, side of the square slices in pixels, where None takes the smallest
+            multiple of 32 that holds the native slices, which are then padded and not resized; and so on.
 
     Returns:
         A `Data`, its splits as the data set brings them along, or empty.
@@ -112,11 +102,15 @@ def load(
     Raises:
         UserError: With one line that names the file and what to do.
     """
-    data_dir, cache_dir = Path(data_dir), Path(cache_dir)
+    data_dir, cache_dir, how = Path(data_dir), Path(cache_dir), decoding.How(**how)
     if cache_dir.resolve().is_relative_to(data_dir.resolve()):
         raise UserError(f"--cache-dir {cache_dir}: lies inside the data folder {data_dir}; choose another")
-    layout, sources = layouts.find(data_dir, layout, subject_regex, label_column)
-    how = [layout, image_size, num_slices, slice_spacing_mm, subject_regex, label_column, skip_bad_files]
+    layout, sources, notices = layouts.find(data_dir, layout, subject_regex, label_column)
+    if sources[0].slice_index is not None:
+        for name in ("plane", "voxel_size", "slice_middle"):
+            if getattr(how, name) != getattr(decoding.How(), name):
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} {getattr(how, name)}: is for volumes, and {data_dir} holds images")
     files = []
     for source in sources:
         size_and_time = (0, 0)
@@ -124,24 +118,23 @@ def load(
             size_and_time = (source.path.stat().st_size, source.path.stat().st_mtime_ns)
         identity = (source.subject_id, source.session, source.label, source.split)
         files.append((source.path.relative_to(data_dir).as_posix(), *size_and_time, *identity))
-    key = hashlib.sha256(json.dumps([[CACHE_VERSION, *how], files]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([CACHE_VERSION, dataclasses.asdict(how), layout, files]).encode()).hexdigest()[:16]
     packed, manifest_path = cache_dir / f"{key}.npy", cache_dir / f"{key}.json"
     if not (packed.exists() and manifest_path.exists()):
         cache_dir.mkdir(parents=True, exist_ok=True)
-        decoding.build_cache(
-            data_dir, sources, image_size, num_slices, slice_spacing_mm, skip_bad_files, packed, manifest_path
-        )
+        decoding.build_cache(data_dir, sources, how, packed, manifest_path)
     try:
         images = np.load(packed, mmap_mode="r")
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         slices = pd.DataFrame(manifest["slices"], columns=COLUMNS)
         whole = images.dtype == "uint8" and images.ndim == 3 and 0 <= slices.row.max() < len(images)
-        about = manifest["fingerprint"], manifest["notices"], [tuple(bad) for bad in manifest["bad_files"]]
+        bad_files = [tuple(bad) for bad in manifest["bad_files"]]
+        rest = manifest["fingerprint"], [*notices, *manifest["notices"]], bad_files, manifest["about"]
     except (ValueError, LookupError, TypeError, EOFError, AttributeError) as error:
         raise UserError(f"{packed}: damaged ({in_a_line(error)}); remove it and {manifest_path.name}") from error
     if not whole:
         raise UserError(f"{packed}: not what {manifest_path.name} says; remove both")
-    return Data(images, slices, *_describe(data_dir), layout, *about)
+    return Data(images, slices, *_describe(data_dir), layout, *rest)
 
 
 def prepare(data_dir, seed=0, validation_fraction=0.1, test_fraction=0.15, cache_dir="cache", **how):
@@ -169,9 +162,10 @@ def _describe(data_dir):
     if not path.is_file():
         return data_dir.resolve().name, ""
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        parts = ", ".join(description.get("Authors", [])), description.get("License")
-        return str(description["Name"]), "; ".join(filter(None, parts))
+        description = json.loads(path.read_text(encoding="utf-8-sig"))
+        authors = description.get("Authors", [])
+        authors = authors if isinstance(authors, str) else ", ".join(authors)
+        return str(description["Name"]), "; ".join(filter(None, (authors, description.get("License"))))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: not a BIDS description with a Name ({in_a_line(error)}); mend or remove it"
@@ -247,6 +241,10 @@ def split(slices, seed, validation_fraction=0.1, test_fraction=0.15):
         raise UserError(
             f"{len(side_of)} people make {counts['train']} for training, {counts['validation']} for validation and "
             f"{counts['test']} for testing; each needs one at least, so give data of more people"
+        )
+    if len(slices) == len(side_of):
+        notices.append(
+            "no person has more than one slice, so that nothing says whose they are: the split may not be by person"
         )
     result = slices.assign(split=slices.subject_id.map(side_of))
     assert_disjoint(result)

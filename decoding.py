@@ -3,6 +3,8 @@
 Everything a file can have wrong raises `BadFile`, a `UserError`, with one line that names it and what to do.
 """
 
+import collections
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -14,6 +16,8 @@ import nibabel
 import numpy as np
 import PIL.Image
 from joblib import Parallel, delayed
+from nibabel.processing import resample_to_output
+from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.transform import resize
 from tqdm import tqdm
@@ -23,6 +27,9 @@ from files import UserError, in_a_line, write_text, write_whole
 FEWEST_PIXELS, MOST_PIXELS = 16, 4096  # along a side
 MOST_VOXELS = 10**8  # of at most four bytes, 0.4 GB; a brain at half a millimetre has fewer
 MIDDLE_BELOW_TOP_MM = 60  # from the top of the head to the middle of the brain, roughly the upper thalamus
+MIDDLE_OF_SMALL_HEADS = 0.45  # share of the height of what is shown, where that comes to less: infants, cropped brains
+PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # and the axis, of right, anterior, superior, that they stand on
+DARKEST = 10  # of 255; a slice without a brighter pixel is black
 
 
 class BadFile(UserError):
@@ -61,24 +68,40 @@ def _open_image(path):
     return image
 
 
-def _read_image(path, brightest):
-    """A slice as uint8; 16-bit images are scaled so that `brightest` becomes 255."""
+def _pixels(image):
+    """Grey values of an open image as it stores them; what is transparent is black."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return np.asarray(image, "float32")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "black"), image)
+    return np.asarray(image.convert("L"))
+
+
+def _read_image(path, scale, how):
+    """A slice as uint8; images of more than 8 bits are scaled so that `scale`, (low, high), becomes 0 and 255."""
     with _open_image(path) as image:
         try:
-            if image.mode.startswith("I") or image.mode == "F":
-                return np.clip(np.asarray(image) * (255 / (brightest or 1)), 0, 255).round().astype("uint8")
-            return np.asarray(image.convert("L"))
+            pixels = _pixels(image)
         except Exception as error:
             raise BadFile(path, f"truncated or damaged ({in_a_line(error)})") from error
+    if pixels.dtype != "uint8":
+        low, high = scale
+        pixels = np.nan_to_num((pixels - low) * (255 / ((high - low) or 1)), nan=0.0)
+        pixels = np.clip(pixels, 0, 255).round().astype("uint8")
+    return np.where(head(pixels), pixels, 0).astype("uint8") if how.background == "black" else pixels
 
 
 def _open_volume(path):
+    """A volume with axes right, anterior, superior; its orientation as stored, and whether the header names one."""
     _refuse_no_file(path)
     try:
         volume = nibabel.load(path)
     except Exception as error:  # nibabel passes on whatever gzip, zlib and struct raise
-        raise BadFile(path, f"not a readable NIfTI volume ({in_a_line(error)})") from error
-    shape = volume.shape[:3] if volume.ndim == 4 and volume.shape[3] == 1 else volume.shape
+        raise BadFile(path, f"not a readable volume ({in_a_line(error)})") from error
+    shape = volume.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
     if len(shape) != 3:
         raise BadFile(path, f"a {len(shape)}-D image of shape {volume.shape}")
     dtype = volume.get_data_dtype()
@@ -88,12 +111,21 @@ def _open_volume(path):
         raise BadFile(path, f"its header claims {' x '.join(map(str, shape))} voxels of type {dtype}")
     if not np.isfinite(volume.affine).all():
         raise BadFile(path, "the affine is not finite")
-    if not all(0.01 <= size <= 100 for size in _volume_spacing(volume)):
-        raise BadFile(path, f"its header claims voxels of {' x '.join(f'{s:g}' for s in _volume_spacing(volume))} mm")
+    if not all(0.01 <= size <= 100 for size in _voxel_size(volume)):
+        raise BadFile(path, f"its header claims voxels of {' x '.join(f'{s:g}' for s in _voxel_size(volume))} mm")
+    header = volume.header
+    named = True
+    if isinstance(volume, nibabel.Nifti1Pair):
+        named = bool(header["sform_code"] or header["qform_code"])
+    elif isinstance(volume, nibabel.AnalyzeImage):  # older than NIfTI; SPM keeps the affine beside it
+        named = path.with_suffix(".mat").exists()
     try:
-        return nibabel.as_closest_canonical(volume.slicer[..., 0] if volume.ndim == 4 else volume)
+        orientation = "".join(nibabel.aff2axcodes(volume.affine))
+        volume = volume.slicer[(..., *[0] * (volume.ndim - 3))] if volume.ndim > 3 else volume
+        canonical = nibabel.as_closest_canonical(volume)
     except Exception as error:
         raise BadFile(path, f"the affine names no axes ({in_a_line(error)})") from error
+    return canonical, orientation, named
 
 
 def _check_gzip(path, most):
@@ -106,57 +138,134 @@ def _check_gzip(path, most):
                 raise ValueError("it unpacks to more than its header says")
 
 
-def _volume_spacing(volume):
-    """Voxel size in mm along right, anterior and superior."""
-    return [float(z) for z in volume.header.get_zooms()[:3]]
+def _voxel_size(volume):
+    """Voxel size in mm along the three axes of the array, from the affine."""
+    return [float(size) for size in nibabel.affines.voxel_sizes(volume.affine)]
 
 
-def _read_volume(path, num_slices, slice_spacing_mm):
-    """Axial slices around the brain's middle, lowest first.
+def head(voxels):
+    """What is inside the head: bool, shape of `voxels`, a volume or a slice.
 
-    Intensity runs from the volume's 0.5th percentile (0) to the 99.5th of its foreground (255). Rows of a slice run
-    from anterior to posterior, columns from the person's left to right.
+    The largest piece of the smoothed image above half of Otsu's threshold, closed over gaps of 4 elements, its holes
+    filled in every plane, and one more element on every side.
+    """
+    smooth = ndimage.gaussian_filter(voxels.astype("float32"), 1.0)
+    if smooth.min() == smooth.max():
+        return np.zeros(voxels.shape, bool)
+    gap = 4
+    above = np.pad(smooth > threshold_otsu(smooth) / 2, gap)
+    labels, number = ndimage.label(above)
+    largest = labels == np.argmax(np.bincount(labels.ravel(), minlength=number + 1)[1:]) + 1
+    closed = ndimage.binary_closing(largest, iterations=gap)[(slice(gap, -gap),) * voxels.ndim]
+    if voxels.ndim == 2:
+        return ndimage.binary_dilation(ndimage.binary_fill_holes(closed))
+    for axis in range(3):
+        planes = np.moveaxis(closed, axis, 0)  # a view: filled in place
+        for plane in planes:
+            plane |= ndimage.binary_fill_holes(plane)
+    return ndimage.binary_dilation(closed)
+
+
+def _without_spoilers(path, values):
+    """Float values without what would spoil a scale, and names of what was found.
+
+    NaN is background. Values far above all others, as a hot voxel has, are cut. Where there are negative values and a
+    fifth of all are 0 to the bit, as with z-scores inside a mask, those are background.
+    """
+    found = []
+    if not np.isfinite(values).all():
+        if np.isinf(values).any():
+            raise BadFile(path, "holds infinite values")
+        if np.isnan(values).all():
+            raise BadFile(path, "holds nothing but NaN")
+        found.append("NaN")
+        values = np.where(np.isnan(values), np.nanmin(values), values)
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        raise BadFile(path, f"every value is {low:g}")
+    step = max(1, round((values.size / 2**15) ** (1 / values.ndim)))
+    most = float(np.percentile(values[(slice(None, None, step),) * values.ndim], 99.9))
+    if most > low and high - low > 8 * (most - low):
+        found.append("spike")
+        values = np.minimum(values, np.percentile(values, 99.95))
+    if low < 0:
+        found.append("negative")
+        if (values == 0).mean() > 0.2:
+            values = np.where(values == 0, low, values)
+    return values, found
+
+
+def _read_volume(path, how):
+    """Slices of a plane around the brain's middle, lowest (or most posterior, or leftmost) first.
+
+    Intensity runs from the volume's 0.5th percentile (0) to the 99.5th of its foreground (255). Rows of an axial slice
+    run from anterior to posterior, columns from the person's left to right; rows of the others from superior to
+    inferior, columns of a coronal one from left to right and of a sagittal one from posterior to anterior.
 
     Returns:
-        A list of slice numbers in the canonical volume, and uint8 of shape (num_slices, height, width).
+        A list of slice numbers in the canonical volume; uint8 of shape (num_slices, height, width); names of what was
+        found; the range of values before, (low, high).
     """
-    volume = _open_volume(path)
+    volume, _, _ = _open_volume(path)
     try:
-        if path.suffix == ".gz":
+        if path.suffix.lower() == ".gz":
             _check_gzip(path, 2**24 + 16 * math.prod(volume.shape))  # numbers of 16 bytes at most, and extensions
         voxels = np.asanyarray(volume.dataobj, dtype="float32")
     except Exception as error:
         raise BadFile(path, f"truncated or damaged ({in_a_line(error)})") from error
-    if not np.isfinite(voxels).all():
-        raise BadFile(path, "holds NaN or infinite voxels")
-    if voxels.min() == voxels.max():
-        raise BadFile(path, f"every voxel is {voxels.min():g}")
+    voxels, found = _without_spoilers(path, voxels)
+    if how.voxel_size:
+        volume = nibabel.Nifti1Image(voxels, volume.affine)
+        low = float(voxels.min())
+        volume = resample_to_output(volume, [how.voxel_size] * 3, order=1, cval=low)
+        voxels = np.asanyarray(volume.dataobj, dtype="float32")
     foreground = voxels > threshold_otsu(voxels)
     low, high = np.percentile(voxels, 0.5), np.percentile(voxels[foreground], 99.5)
     if low >= high:
-        raise BadFile(path, f"nearly every voxel is {low:g}")
+        raise BadFile(path, f"nearly every value is {low:g}")
+    if how.background == "black":
+        voxels = np.where(head(voxels), voxels, low)
 
-    area = foreground.mean(axis=(0, 1))
-    top = int(np.flatnonzero(area > 0.1 * area.max()).max())
-    x_mm, y_mm, z_mm = _volume_spacing(volume)
-    offsets_mm = (np.arange(num_slices) - (num_slices - 1) / 2) * slice_spacing_mm - MIDDLE_BELOW_TOP_MM
-    numbers = np.floor(top + offsets_mm / z_mm + 0.5).astype(int)
-    if numbers[0] < 0 or numbers[-1] >= voxels.shape[2] or len(set(numbers)) < num_slices:
-        wanted = f"{num_slices} slices {slice_spacing_mm:g} mm apart around the brain's middle"
-        raise BadFile(path, f"its {voxels.shape[2]} axial slices of {z_mm:g} mm do not hold {wanted}")
-    stack = np.rot90(voxels[:, :, numbers]).transpose(2, 0, 1)
+    axis = PLANES[how.plane]
+    along_mm = _voxel_size(volume)[axis]
+    area = foreground.mean(axis=tuple(one for one in range(3) if one != axis))
+    inside = np.flatnonzero(area > 0.1 * area.max())
+    middle = (inside[0] + inside[-1]) / 2
+    if how.plane == "axial":
+        extent_mm = (inside[-1] - inside[0] + 1) * along_mm
+        below_mm = how.slice_middle or min(MIDDLE_BELOW_TOP_MM, MIDDLE_OF_SMALL_HEADS * extent_mm)
+        middle = inside[-1] - below_mm / along_mm
+    offsets_mm = (np.arange(how.num_slices) - (how.num_slices - 1) / 2) * how.slice_spacing_mm
+    numbers = np.floor(middle + offsets_mm / along_mm + 0.5).astype(int)
+    depth = voxels.shape[axis]
+    if numbers[0] < 0 or numbers[-1] >= depth or len(set(numbers)) < how.num_slices:
+        wanted = f"{how.num_slices} slices {how.slice_spacing_mm:g} mm apart around the brain's middle"
+        spacing = max(how.slice_spacing_mm, along_mm)
+        fits = int(2 * min(middle, depth - 1 - middle) * along_mm / spacing)
+        raise BadFile(
+            path,
+            f"its {depth} {how.plane} slices of {along_mm:g} mm do not hold {wanted}; "
+            f"--num-slices {max(1, fits)} --slice-spacing {spacing:g} would fit",
+        )
+    stack = np.rot90(np.moveaxis(voxels, axis, 2)[:, :, numbers]).transpose(2, 0, 1)
     stack = np.clip((stack - low) / (high - low), 0, 1)
-    if max(x_mm, y_mm) > 1.01 * min(x_mm, y_mm):  # square pixels, of the coarser of the two sizes
-        shape = _volume_slice_shape(volume)
+    shape = _slice_shape(volume, how)
+    if stack.shape[1:] != shape:  # square pixels, of the coarser of the two sizes
         stack = np.stack([resize(image, shape, anti_aliasing=True) for image in stack])
-    return numbers.tolist(), (stack * 255).round().astype("uint8")
+    return numbers.tolist(), (stack * 255).round().astype("uint8"), found, (float(low), float(high))
 
 
-def _volume_slice_shape(volume):
-    """Height and width in pixels of the volume's axial slices, once their pixels are square."""
-    x_mm, y_mm, _ = _volume_spacing(volume)
-    pixel_mm = max(x_mm, y_mm)
-    return round(volume.shape[1] * y_mm / pixel_mm), round(volume.shape[0] * x_mm / pixel_mm)
+def _slice_shape(volume, how):
+    """Height and width in pixels of a canonical volume's slices, once their pixels are square."""
+    shape, sizes = volume.shape, _voxel_size(volume)
+    if how.voxel_size and not np.allclose(sizes, how.voxel_size):
+        shape, affine = nibabel.spaces.vox2out_vox(volume, [how.voxel_size] * 3)
+        sizes = nibabel.affines.voxel_sizes(affine)
+    across, along = (one for one in range(3) if one != PLANES[how.plane])
+    pixel = max(sizes[across], sizes[along])
+    if pixel <= 1.01 * min(sizes[across], sizes[along]):
+        return shape[along], shape[across]
+    return round(shape[along] * sizes[along] / pixel), round(shape[across] * sizes[across] / pixel)
 
 
 def _fit_square(image, native_size, image_size):
@@ -170,23 +279,36 @@ def _fit_square(image, native_size, image_size):
     return (np.clip(resized, 0, 1) * 255).round().astype("uint8")
 
 
-def _inspect(source):
-    """Height, width, kind and greatest value of a source, reading as little of it as that takes."""
+def _inspect(source, how):
+    """What can be known of a source without decoding it, or, of an image of more than 8 bits, only by doing so.
+
+    Returns:
+        A dictionary: `shape`, height and width of its slices; `kinds`, names of what is notable; `scale`, (low, high)
+        of an image of more than 8 bits; `voxel` and `orientation` of a volume.
+    """
     if source.slice_index is None:
-        return (*_volume_slice_shape(_open_volume(source.path)), "volume", 0)
+        volume, orientation, named = _open_volume(source.path)
+        voxel = " x ".join(f"{size:.3g}" for size in _voxel_size(volume)) + " mm"
+        kinds = [] if named else ["unoriented"]
+        return {"shape": _slice_shape(volume, how), "kinds": kinds, "voxel": voxel, "orientation": orientation}
     with _open_image(source.path) as image:
-        width, height = image.size
-        if image.mode in ("L", "1"):
-            return height, width, "grey", 0
+        about = {"shape": image.size[::-1], "kinds": []}
         if image.mode.startswith("I") or image.mode == "F":
             try:
-                kind, brightest = "floating-point" if image.mode == "F" else "16-bit", float(np.max(np.asarray(image)))
+                values = np.asarray(image, "float32")
             except Exception as error:
                 raise BadFile(source.path, f"truncated or damaged ({in_a_line(error)})") from error
-            if not math.isfinite(brightest):
-                raise BadFile(source.path, "holds NaN or infinite pixels")
-            return height, width, kind, brightest
-        return height, width, "colour", 0
+            kind = "floating-point" if image.mode == "F" else "16-bit"
+            if np.isfinite(values).all() and values.min() == values.max():  # a black slice is no bad file
+                return about | {"kinds": [kind], "scale": (min(0.0, float(values.min())), float(values.max()))}
+            values, found = _without_spoilers(source.path, values)
+            scale = (min(0.0, float(values.min())), float(values.max()))
+            return about | {"kinds": [kind, *found], "scale": scale}
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            about["kinds"] = ["transparent"]
+        elif image.mode not in ("L", "1"):
+            about["kinds"] = ["colour"]
+        return about
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -212,29 +334,34 @@ def _each(function, sources, skip_bad_files, description):
     yield from zip(sources, tqdm(results, description, len(sources), leave=False, disable=None), strict=True)
 
 
-def _survey(data_dir, sources, image_size, skip_bad_files):
-    """What the headers of all sources say.
+# What is said of files in which something was found, "{}" being their number and the first of them.
+FOUND = {
+    "colour": "{} colour images are converted to grey",
+    "transparent": "what is transparent in {} images is black",
+    "16-bit": "{} 16-bit images are scaled to 8 bits, each scan by its own brightest value",
+    "floating-point": "{} floating-point images are scaled to 8 bits, each scan by its own range",
+    "NaN": "NaN in {} files is taken for background",
+    "spike": "single values far above all others in {} files are cut, so that the rest keeps its range",
+    "negative": "negative values in {} files are kept: the lowest of a scan becomes black",
+    "unoriented": "the headers of {} volumes name no orientation: the axes are taken as left, anterior, superior, as "
+    "nibabel does; look at preview.png (train.py --dry-run)",
+    "black": "{} slices are black",
+    "copy": "{} slices are equal to one of another person: are they whose they seem to be?",
+}
 
-    Returns:
-        The sources that can be opened; the side in pixels that holds each of their slices, and that they are to have;
-        the brightest value of all; notices; a `BadFile` for each that cannot be opened.
-    """
-    looked = list(_each(_inspect, sources, skip_bad_files, "reading headers"))
-    bad_files = [found for _, found in looked if isinstance(found, BadFile)]
-    looked = [(source, found) for source, found in looked if not isinstance(found, BadFile)]
-    _refuse_nothing(data_dir, looked, bad_files)
-    native_size = math.ceil(max(max(height, width) for _, (height, width, _, _) in looked) / 32) * 32
-    image_size = image_size or native_size
-    notices = []
-    if image_size > native_size:
-        notices.append(f"slices of {native_size} pixels are enlarged to {image_size}, as --image-size asks")
-    scaled = "scaled to 8 bits by the brightest value of all"
-    for kind, done in (("colour", "converted to grey"), ("16-bit", scaled), ("floating-point", scaled)):
-        of_kind = [source.path.relative_to(data_dir).as_posix() for source, (*_, k, _) in looked if k == kind]
-        if of_kind:
-            notices.append(f"{len(of_kind)} {kind} images {done}, {of_kind[0]} the first")
-    brightest = max(value for _, (*_, value) in looked)
-    return [source for source, _ in looked], native_size, image_size, brightest, notices, bad_files
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How slices are made: see the options of train.py."""
+
+    image_size: int | None = None
+    num_slices: int = 32
+    slice_spacing_mm: float = 2.0
+    slice_middle: float | None = None
+    plane: str = "axial"
+    voxel_size: float | None = None
+    background: str = "keep"
+    skip_bad_files: bool = False
 
 
 def _refuse_nothing(data_dir, found, bad_files):
@@ -243,46 +370,82 @@ def _refuse_nothing(data_dir, found, bad_files):
         raise UserError(f"{data_dir}: none of its {len(bad_files)} files can be used; the first: {first}")
 
 
-def build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, skip_bad_files, packed, manifest_path):
+def _survey(data_dir, sources, how):
+    """Sources that can be opened; what is known of each; a `BadFile` for each of the others."""
+    looked = list(_each(lambda source: _inspect(source, how), sources, how.skip_bad_files, "reading headers"))
+    bad_files = [found for _, found in looked if isinstance(found, BadFile)]
+    looked = [(source, found) for source, found in looked if not isinstance(found, BadFile)]
+    _refuse_nothing(data_dir, looked, bad_files)
+    return [source for source, _ in looked], [found for _, found in looked], bad_files
+
+
+def _most_common(values):
+    """Values with their numbers, the most frequent first, as a dictionary."""
+    return dict(collections.Counter(values).most_common())
+
+
+def build_cache(data_dir, sources, how, packed, manifest_path):
     """Decodes every source into the array `packed`, uint8 (number, image_size, image_size), and writes the manifest.
 
     Both appear under their names when they are whole. The manifest is JSON: the fingerprint, SHA-256 of the pixels and
-    of whose they are; notices; bad files; and for each slice path, subject_id, session, slice_index, slice_position,
-    label, split and row.
+    of whose they are; notices; bad files; what the sources were like; and for each slice path, subject_id, session,
+    slice_index, slice_position, label, split and row.
     """
     started = time.monotonic()
-    surveyed = _survey(data_dir, sources, image_size, skip_bad_files)
-    sources, native_size, image_size, brightest, notices, bad_files = surveyed
+    sources, inspected, bad_files = _survey(data_dir, sources, how)
+    native_size = math.ceil(max(max(about["shape"]) for about in inspected) / 32) * 32
+    image_size = how.image_size or native_size
+    scales = {}
+    for source, about in zip(sources, inspected, strict=True):
+        if "scale" in about:
+            low, high = scales.get((source.subject_id, source.session), about["scale"])
+            scale = min(low, about["scale"][0]), max(high, about["scale"][1])
+            scales[source.subject_id, source.session] = scale
+    kinds = {name: [] for name in FOUND}
+
+    def note(found, name):
+        for kind in found:
+            kinds[kind].append(name)
 
     def decode(source):
         if source.slice_index is None:
-            numbers, stack = _read_volume(source.path, num_slices, slice_spacing_mm)
+            numbers, stack, found, values = _read_volume(source.path, how)
         else:
-            numbers, stack = [source.slice_index], _read_image(source.path, brightest)[None]
-        return numbers, [_fit_square(image, native_size, image_size) for image in stack]
+            scale = scales.get((source.subject_id, source.session))
+            numbers, stack, found = [source.slice_index], _read_image(source.path, scale, how)[None], []
+            values = scale or (0.0, 255.0)
+        return numbers, [_fit_square(image, native_size, image_size) for image in stack], found, values
 
     indices = [source.slice_index for source in sources if source.slice_index is not None]
     lowest, highest = (min(indices), max(indices)) if indices else (0, 0)
-    slices, digest = [], hashlib.sha256()
+    slices, ranges, digest, owners = [], [], hashlib.sha256(), {}
 
     def fill(file):
-        per_source = num_slices if sources[0].slice_index is None else 1
+        per_source = how.num_slices if sources[0].slice_index is None else 1
         shape = (len(sources) * per_source, image_size, image_size)
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for source, result in _each(decode, sources, skip_bad_files, "decoding slices"):
+        for source, result in _each(decode, sources, how.skip_bad_files, "decoding slices"):
             if isinstance(result, BadFile):
                 bad_files.append(result)
                 continue
+            numbers, images, found, values = result
             name = source.path.relative_to(data_dir).as_posix()
-            for order, (number, image) in enumerate(zip(*result, strict=True)):
+            note(found, name)
+            ranges.append(values)
+            for order, (number, image) in enumerate(zip(numbers, images, strict=True)):
                 if source.slice_index is None:
-                    position = order / max(1, num_slices - 1)
+                    position = order / max(1, how.num_slices - 1)
                 else:
                     position = (number - lowest) / max(1, highest - lowest)
                 whose = (source.subject_id, source.session, number, round(position, 6), source.label, source.split)
-                file.write(image.tobytes())
-                digest.update(image.tobytes() + repr(whose).encode())
+                content = image.tobytes()
+                file.write(content)
+                digest.update(content + repr(whose).encode())
                 slices.append((name, *whose, len(slices)))
+                if image.max() < DARKEST:
+                    note(["black"], name)
+                elif owners.setdefault(hash(content), source.subject_id) != source.subject_id:
+                    note(["copy"], name)
         _refuse_nothing(data_dir, slices, bad_files)
         file.truncate(file.tell() + (shape[0] - len(slices)) * image_size**2)  # black rows for files that were left out
 
@@ -291,12 +454,41 @@ def build_cache(data_dir, sources, image_size, num_slices, slice_spacing_mm, ski
             fill(file)
 
     write_whole(packed, write)
+    for source, about in zip(sources, inspected, strict=True):
+        note(about["kinds"], source.path.relative_to(data_dir).as_posix())
+    notices = [FOUND[kind].format(len(names)) + f" ({names[0]} the first)" for kind, names in kinds.items() if names]
+    if image_size > native_size:
+        notices.append(f"slices of {native_size} pixels are enlarged to {image_size}, as --image-size asks")
+    voxels = _most_common(about["voxel"] for about in inspected if "voxel" in about)
+    if len(voxels) > 1 and not how.voxel_size:
+        several = ", ".join(f"{size} ({number})" for size, number in list(voxels.items())[:4])
+        notices.append(f"voxels differ in size: {several}; --voxel-size brings all to one")
+    shapes = _most_common(f"{height} x {width}" for height, width in (about["shape"] for about in inspected))
     manifest = {
         "fingerprint": digest.hexdigest(),
         "notices": notices,
         "bad_files": sorted((str(bad.path), bad.reason) for bad in bad_files),
+        "about": {
+            "voxel_size": voxels,
+            "orientation": _most_common(about["orientation"] for about in inspected if "orientation" in about),
+            "native_pixels": shapes,
+            "pixel_mm": _pixel_mm(sources, inspected, how, native_size / image_size),
+            "plane": how.plane if voxels else None,
+            "values_before": [min(low for low, _ in ranges), max(high for _, high in ranges)],
+        },
         "slices": slices,
     }
     write_text(manifest_path, json.dumps(manifest))
     seconds = time.monotonic() - started
     print(f"decoded {len(slices)} slices in {seconds:.1f} s, {len(slices) / max(seconds, 1e-3):,.0f} a second")
+
+
+def _pixel_mm(sources, inspected, how, enlarged):
+    """Side of a pixel in mm, where all volumes agree; None where it is not known."""
+    if how.voxel_size:
+        return how.voxel_size * enlarged if sources[0].slice_index is None else None
+    sizes = {about["voxel"] for about in inspected if "voxel" in about}
+    if len(sizes) != 1:
+        return None
+    size = [float(part) for part in sizes.pop().removesuffix(" mm").split(" x ")]
+    return max(one for axis, one in enumerate(size) if axis != PLANES[how.plane]) * enlarged

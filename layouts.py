@@ -1,28 +1,89 @@
 """How data folders are laid out: which files are slices or volumes, and whose they are.
 
-Four layouts are known: OASIS as PNG, ADNI as JPEG, BIDS volumes, and any folder of images whose person a regular
-expression can read from the path. A new one is a function `find_NAME` from the data folder to a list of `Source`, and a
-line in `NAMES` and in `find`. Everything a user can get wrong raises `UserError` with one line that names the file and
-what to do. Nothing heavy is imported.
+A layout is a regular expression over paths, with the groups `subject`, `session`, `slice`, `label` and `split`. Those
+that are known stand in `LAYOUTS`, and a new one goes there; `--subject-regex` gives one for all else. What lies in the
+folder and is not used is said in a notice. Everything a user can get wrong raises `UserError` with one line that names
+the file and what to do. Nothing heavy is imported.
 """
 
 import collections
-import csv
 import dataclasses
+import os
 import re
 from pathlib import Path
 
-from files import UserError, in_a_line
+from files import UserError
+from participants import labels_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-
-# Each layout with what is looked for.
-NAMES = {
-    "oasis": "keras_png_slices_{train,validate,test}/case_NNN_slice_K.nii.png",
-    "adni": "AD_NC/{train,test}/{AD,NC}/ID_SLICE.jpeg",
-    "bids": "sub-*/[ses-*/]anat/*_T1w.nii[.gz]",
-    "images": "PNG, JPEG and TIFF files",
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".img", ".mgz", ".mgh")
+# Folders that are a data set's own split, by the names that people give them.
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training", "tr"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "ts"), "test"),
 }
+SPLIT = f"(?P<split>(?i:{'|'.join(SPLIT_NAMES)}))"
+CLASSES = "(?P<label>(?i:ADNI_)?(?i:AD|NC|CN|MCI|EMCI|LMCI|SMC|pMCI|sMCI|HC|FTD))"  # of folders without a split
+PICTURE, NIFTI = r"\.(?i:jpe?g|png)", r"\.(?i:nii(?:\.gz)?)"
+MOST_CLASSES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What a layout is called, what it looks like, its expressions, and what of it is known and not wanted."""
+
+    looks: str
+    patterns: tuple[str, ...]
+    aside: str = ""
+    aside_is: str = ""
+
+
+LAYOUTS = {
+    "oasis": Layout(
+        "keras_png_slices_{train,validate,test}/case_NNN_slice_K.nii.png",
+        (
+            r"(?:keras_png_slices_data/)?keras_png_slices_(?P<split>train|validate|test)/"
+            r"(?P<subject>case_\d+)_slice_(?P<slice>\d+)(?:\.nii)?\.png",
+        ),
+        aside=r"(?:.*/)?keras_png_slices_seg_\w+/.*",
+        aside_is="label maps",
+    ),
+    "oasis-kaggle": Layout(
+        "CLASS/OAS1_NNNN_MRn_mpr-n_NNN.jpg",
+        (rf"(?:[^/]+/)?(?P<label>[^/]+)/(?P<subject>OAS1_\d+)_(?P<session>MR\d+_mpr-\d+)_(?P<slice>\d+){PICTURE}",),
+    ),
+    "adni": Layout(
+        "{train,val,test}/CLASS/[PERSON/]ID_SLICE.jpeg or {AD,CN,MCI,...}/[PERSON/]ID_SLICE.jpeg",
+        tuple(
+            rf"(?:AD_NC/)?{folders}/{person}_(?P<slice>\d+){PICTURE}"
+            for folders in (rf"{SPLIT}/(?P<label>[^/]+)", CLASSES)
+            for person in (r"(?P<subject>[^/]+)", r"(?P<subject>[^/]+)/(?P<session>[^/]+)")
+        ),
+    ),
+    "bids": Layout(
+        "sub-*/[ses-*/]anat/*_T1w.nii[.gz]",
+        (rf"(?P<subject>sub-[^/]+)/(?:(?P<session>ses-[^/]+)/)?(?:.*/)?anat/[^/]*_T1w{NIFTI}",),
+    ),
+    "ixi": Layout("IXINNN-SITE-NNNN-T1.nii.gz", (rf"(?:[^/]+/)?(?P<subject>IXI\d+)-[^/]+-T1{NIFTI}",)),
+    "oasis1": Layout(
+        "[discN/]OAS1_NNNN_MRn/PROCESSED/MPRAGE/T88_111/*_masked_gfc.img",
+        (r"(?:disc\d+/)?(?P<subject>OAS1_\d+)_(?P<session>MR\d+)/PROCESSED/MPRAGE/T88_111/[^/]*_masked_gfc\.(?i:img)",),
+        aside=r"(?:disc\d+/)?OAS1_\d+_MR\d+/.*",
+        aside_is="raw scans, and volumes without brain mask",
+    ),
+    "adni-archive": Layout(
+        "[ADNI/]NNN_S_NNNN/SEQUENCE/DATE/IMAGE/*.nii",
+        (rf"(?:[^/]+/)?(?P<subject>\d{{3}}_S_\d{{4,5}})/[^/]+/(?P<session>\d{{4}}-\d\d-\d\d[^/]*/[^/]+)/[^/]+{NIFTI}",),
+    ),
+    "freesurfer": Layout(
+        "SUBJECT/mri/T1.mgz",
+        (r"(?!fsaverage)(?P<subject>[^/]+)/mri/T1\.(?i:mgz)",),
+        aside=r"[^/]+/mri/.*|fsaverage\w*/.*",
+        aside_is="other volumes of FreeSurfer's",
+    ),
+}
+NAMES = (*LAYOUTS, "regex")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,122 +98,163 @@ class Source:
     split: str = ""
 
 
-def _files(folder, pattern="*"):
-    """Paths below a folder by a pattern, in the order of their names; nothing that is hidden, or lies in what is."""
-    found = folder.glob(pattern)
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+# ----------------------------------------------------------------------------------------------------------------
+# What lies in a folder
+# ----------------------------------------------------------------------------------------------------------------
 
 
-def _images(folder, pattern="*"):
-    return [path for path in _files(folder, pattern) if path.suffix.lower() in IMAGE_SUFFIXES]
+def _kind(name):
+    """ "image", "volume" or nothing, by the ending of a file's name."""
+    name = name.lower()
+    return "image" if name.endswith(IMAGE_SUFFIXES) else "volume" if name.endswith(VOLUME_SUFFIXES) else ""
 
 
-def _match(path, pattern, example):
-    found = re.fullmatch(pattern, path.name, re.DOTALL)  # a name may hold a newline
-    if not found:
-        raise UserError(f"{path}: the name is not like {example}; rename or remove the file, or give another --layout")
-    return found
+def _walk(folder):
+    """Paths of all files below, relative to the folder, in order; links are followed once, what is hidden is not."""
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if real in seen:
+            folders[:] = []
+            continue
+        seen.add(real)
+        start = os.path.relpath(place, folder)
+        found += [name if start == "." else f"{start}/{name}" for name in sorted(names) if not name.startswith(".")]
+        # An image that is a folder, or a link to nowhere, is named when it is opened.
+        found += [
+            f"{start}/{name}".removeprefix("./") for name in folders if _kind(name) and not _holds_any(place, name)
+        ]
+    return sorted(name.replace(os.sep, "/") for name in found)
 
 
-def find_oasis(data_dir):
-    """OASIS as PNG: keras_png_slices_{train,validate,test}/case_NNN_slice_K.nii.png; label maps are left aside."""
-    sources = []
-    for folder_name, split in (("train", "train"), ("validate", "validation"), ("test", "test")):
-        for base in (data_dir, data_dir / "keras_png_slices_data"):
-            for path in _images(base / f"keras_png_slices_{folder_name}"):
-                found = _match(path, r"(case_\d+)_slice_(\d+)(\.nii)?\.png", "case_001_slice_0.nii.png")
-                sources.append(Source(path, found[1], slice_index=int(found[2]), split=split))
-    return sources
+def _holds_any(place, name):
+    return any(os.scandir(os.path.join(place, name)))
 
 
-def find_adni(data_dir):
-    """ADNI as JPEG: AD_NC/{train,test}/{AD,NC}/<id>_<slice>.jpeg; the validation set is cut from train."""
-    base = data_dir / "AD_NC" if (data_dir / "AD_NC").is_dir() else data_dir
-    sources = []
-    for folder, split in (("train", ""), ("test", "test")):
-        for label in ("AD", "NC"):
-            for path in _images(base / folder / label):
-                found = _match(path, r"(.+)_(\d+)\.(jpe?g|png)", "218391_78.jpeg")
-                sources.append(Source(path, found[1], slice_index=int(found[2]), label=label, split=split))
-    return sources
+def _natural(text):
+    """A key by which 2 comes before 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
 
 
-def find_bids(data_dir, label_column=None):
-    """BIDS: sub-*/[ses-*/]anat/*_T1w.nii[.gz], with labels from a column of participants.tsv where there is one."""
-    paths = [p for p in _files(data_dir, "sub-*/**/anat/*_T1w.nii*") if p.name.endswith((".nii", ".nii.gz"))]
-    labels = _participant_labels(data_dir / "participants.tsv", label_column) if paths else {}
-    sources = []
-    for path in paths:
-        folders = path.relative_to(data_dir).parts
-        session = next((f for f in folders if f.startswith("ses-")), "")
-        sources.append(Source(path, folders[0], session, label=labels.get(folders[0], "")))
-    return sources
+def _first(names, number=None):
+    """How many, and the first of them."""
+    return f"{len(names) if number is None else number} ({names[0]} the first)" if names else "none"
 
 
-def _participant_labels(path, column):
-    if not path.is_file():
-        if column:
-            raise UserError(f"{path}: not found, so there is no column {column!r} to take labels from")
-        return {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter="\t")
-            columns, rows = reader.fieldnames or [], list(reader)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a table of UTF-8 text ({in_a_line(error)}); mend or remove it") from error
-    column = column or next((c for c in ("diagnosis", "group") if c in columns), None)
-    if column is None:
-        return {}
-    for needed in ("participant_id", column):
-        if needed not in columns:
-            raise UserError(f"{path}: no column {needed!r}; it has {', '.join(columns) or 'none'}")
-    labels = {}
-    for row in rows:
-        if row[column] not in (None, "", "n/a") and row["participant_id"]:
-            labels["sub-" + row["participant_id"].removeprefix("sub-")] = row[column]
-    return labels
+# ----------------------------------------------------------------------------------------------------------------
+# Whose they are
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def _pattern(subject_regex):
-    """The compiled expression, and which of its groups is the person."""
+    """The compiled expression of --subject-regex; an only group without a name is the person."""
     try:
         pattern = re.compile(subject_regex)
     except re.error as error:
         raise UserError(f"--subject-regex {subject_regex!r} is not a regular expression: {error}") from error
     if not pattern.groups or (pattern.groupindex and "subject" not in pattern.groupindex):
         raise UserError(f"--subject-regex {subject_regex!r}: give the person's part a group, like (?P<subject>P\\d+)")
-    return pattern, "subject" if pattern.groupindex else 1
+    known = ("subject", "session", "slice", "label", "split")
+    unknown = [name for name in pattern.groupindex if name not in known]
+    if unknown:
+        raise UserError(f"--subject-regex {subject_regex!r}: group {unknown[0]!r} is none of {', '.join(known)}")
+    return pattern
 
 
-def find_images(data_dir, subject_regex):
-    """Any folder of images: the regular expression is searched in each path relative to the folder.
+def _match(layout, names):
+    """Those of the names that a known layout's first fitting expression takes, with their groups."""
+    found = {}
+    for pattern in LAYOUTS[layout].patterns:
+        compiled = re.compile(pattern, re.DOTALL)  # a name may hold a newline
+        found |= {name: match for name in names if name not in found and (match := compiled.fullmatch(name))}
+    return {name: found[name].groupdict() for name in names if name in found}
 
-    Its group `subject` (or its only group, if none has a name) is the person; groups `session`, `slice` and `label` are
-    optional. Without `slice`, a person's slices are numbered in the order of their names.
-    """
-    pattern, subject_group = _pattern(subject_regex)
-    paths = _images(data_dir, "**/*")
-    sources, unmatched = [], []
-    numbers = collections.Counter()
-    for path in paths:
-        found = pattern.search(path.relative_to(data_dir).as_posix())
-        if not found or not found[subject_group]:
-            unmatched.append(path)
-            continue
-        groups = found.groupdict()
-        subject, session = found[subject_group], groups.get("session") or ""
-        index = groups.get("slice")
-        if index is not None and not index.isdecimal():
-            raise UserError(f"{path}: --subject-regex read the slice number {index!r}, which is not a number")
-        number = int(index) if index is not None else numbers[subject, session]
-        numbers[subject, session] += 1
-        sources.append(Source(path, subject, session, number, groups.get("label") or ""))
-    if unmatched:
+
+def _sources(data_dir, matched):
+    """Sources of matched names; slices without a number are counted in natural order."""
+    sources, numbers = [], collections.Counter()
+    for name in sorted(matched, key=_natural):
+        groups = {key: value or "" for key, value in matched[name].items()}
+        subject, session, index = groups["subject"], groups.get("session", ""), groups.get("slice", "")
+        split = groups.get("split", "")
+        if split and split.lower() not in SPLIT_NAMES:
+            raise UserError(f"{data_dir / name}: split {split!r} is none of {', '.join(SPLIT_NAMES)}")
+        number = None
+        if _kind(name) == "image":
+            if index and not index.isdecimal():
+                raise UserError(f"{data_dir / name}: read the slice number {index!r}, which is not a number")
+            number = int(index) if index else numbers[subject, session]
+            numbers[subject, session] += 1
+        split = SPLIT_NAMES.get(split.lower(), "")
+        sources.append(Source(data_dir / name, subject, session, number, groups.get("label", ""), split))
+    if not any(source.split == "validation" for source in sources):  # which is then cut from those for training
+        sources = [dataclasses.replace(one, split="" if one.split == "train" else one.split) for one in sources]
+    return sorted(sources, key=lambda source: source.path)
+
+
+def _by_regex(data_dir, names, subject_regex):
+    """Sources by --subject-regex, and notices."""
+    pattern = _pattern(subject_regex)
+    matched, notices = {}, []
+    for name in names:
+        found = pattern.search(name)
+        if found and found["subject" if pattern.groupindex else 1]:
+            matched[name] = found.groupdict() if pattern.groupindex else {"subject": found[1]}
+    others = [name for name in names if name not in matched]
+    if not matched:
+        _refuse_nothing(data_dir, names)
+        raise UserError(f"--subject-regex {subject_regex!r} matches none of {len(names)} files, such as {names[0]}")
+    for group in pattern.groupindex:
+        if not any(groups[group] for groups in matched.values()):
+            raise UserError(
+                f"--subject-regex {subject_regex!r}: its group {group!r} matches in none of {len(matched)} files"
+            )
+    kinds = collections.Counter(map(_kind, matched))
+    if len(kinds) > 1:
         raise UserError(
-            f"--subject-regex {subject_regex!r} matches {len(sources)} of {len(paths)} images, not {unmatched[0]}; "
-            "widen it, or move the other images away"
+            f"--subject-regex {subject_regex!r} matches {kinds['image']} images and {kinds['volume']} volumes; "
+            "let it end in the suffix of those that are meant"
         )
-    return sources
+    if others:
+        notices.append(f"files that --subject-regex does not match are left out: {_first(others)}")
+    if "split" not in pattern.groupindex:
+        of = {
+            name: [SPLIT_NAMES[p.lower()] for p in name.split("/")[:-1] if p.lower() in SPLIT_NAMES] for name in matched
+        }
+        if all(of.values()) and len({splits[0] for splits in of.values()}) > 1:
+            for name, splits in of.items():
+                matched[name]["split"] = splits[0]
+            notices.append("the folders' own split into train, validation and test is kept, as their names say it")
+    return _sources(data_dir, matched), notices
+
+
+def _refuse_people_for_classes(data_dir, sources):
+    """Raises UserError where a folder named as a class seems to be a person."""
+    labels = collections.defaultdict(set)
+    for source in sources:
+        labels[source.subject_id].add(source.label)
+    number = len({source.label for source in sources})
+    torn = sum(len(of_one) > 1 for of_one in labels.values())
+    if number > MOST_CLASSES or torn > len(labels) / 2:
+        raise UserError(
+            f"{data_dir}: {number} folders would be classes and {len(labels)} names people, {torn} of them in several "
+            "classes; if the folders are people, say so by --subject-regex, like '(?P<subject>[^/]+)/[^/]+$'"
+        )
+
+
+def _refuse_half_of_a_split(data_dir, sources, layout):
+    """Raises UserError where the folder is one of a data set's train, validation and test."""
+    here = data_dir.resolve()
+    if here.name.lower() in SPLIT_NAMES and not any(source.split for source in sources):
+        beside = sorted(
+            path.name for path in here.parent.iterdir() if path.name.lower() in SPLIT_NAMES and path.is_dir()
+        )
+        if len(beside) > 1:
+            raise UserError(
+                f"{data_dir}: found {len(sources)} files; did you mean --data-dir {here.parent} ({layout}), "
+                f"with {', '.join(beside)}?"
+            )
 
 
 def _checked(sources):
@@ -177,6 +279,11 @@ def _checked(sources):
     return sources
 
 
+# ----------------------------------------------------------------------------------------------------------------
+# Finding
+# ----------------------------------------------------------------------------------------------------------------
+
+
 def check(data_dir, layout=None, subject_regex=None, label_column=None):
     """Raises UserError where these options do not go together, or the folder is not there; arguments as for `find`."""
     if data_dir is None:
@@ -186,16 +293,14 @@ def check(data_dir, layout=None, subject_regex=None, label_column=None):
         return
     if not Path(data_dir).is_dir():
         raise UserError(f"{data_dir}: no such folder; give --data-dir the folder that holds the images")
-    if layout == "images" and not subject_regex:
-        raise UserError("--layout images needs --subject-regex, to read from each path whose slice it is")
+    if layout == "regex" and not subject_regex:
+        raise UserError("--layout regex needs --subject-regex, to read from each path whose slice it is")
     if subject_regex:
-        if layout not in (None, "images"):
-            raise UserError(f"--subject-regex is for --layout images, not {layout}")
+        if layout not in (None, "regex"):
+            raise UserError(f"--subject-regex is for --layout regex, not {layout}")
         _pattern(subject_regex)
-    if label_column and (subject_regex or layout not in (None, "bids")):
-        raise UserError(
-            f"--label-column {label_column}: for BIDS participants.tsv, not for --layout {layout or 'images'}"
-        )
+    if label_column and layout in ("oasis", "adni", "oasis-kaggle"):
+        raise UserError(f"--label-column {label_column}: for tables of participants, not for --layout {layout}")
 
 
 def find(data_dir, layout=None, subject_regex=None, label_column=None):
@@ -204,34 +309,92 @@ def find(data_dir, layout=None, subject_regex=None, label_column=None):
     Args:
         data_dir: The folder.
         layout: One of `NAMES`; None recognises it.
-        subject_regex: For "images", and implies it.
-        label_column: Column of participants.tsv that holds the label, for "bids".
+        subject_regex: Searched in each path relative to the folder; gives layout "regex".
+        label_column: Column of the table of participants that holds the label.
 
     Returns:
-        The layout's name and a list of `Source`, ordered by path.
+        The layout's name, a list of `Source` ordered by path, and notices about what is not used.
 
     Raises:
         UserError: If the folder does not exist or holds nothing that the layout names.
     """
     check(data_dir, layout, subject_regex, label_column)
     data_dir = Path(data_dir)
-    finders = {
-        "oasis": lambda: find_oasis(data_dir),
-        "adni": lambda: find_adni(data_dir),
-        "bids": lambda: find_bids(data_dir, label_column),
-        "images": lambda: find_images(data_dir, subject_regex) if subject_regex else [],
-    }
-    layout = "images" if subject_regex else layout
-    for name in [layout] if layout else finders:
-        sources = finders[name]()
-        if sources:
-            if label_column and name != "bids":
-                raise UserError(
-                    f"--label-column {label_column}: for BIDS participants.tsv, and {data_dir} is laid out as {name}"
-                )
-            return name, _checked(sorted(sources, key=lambda source: source.path))
-    wanted = NAMES.get(layout) or (
-        ", ".join(f"{what} ({name})" for name, what in NAMES.items() if name != "images")
-        + "; for other folders of images give --subject-regex"
-    )
-    raise UserError(f"{data_dir}: no images found; looked for {wanted}")
+    everything = _walk(data_dir)
+    names = [name for name in everything if _kind(name)]
+    if subject_regex:
+        layout = "regex"
+        sources, notices = _by_regex(data_dir, names, subject_regex)
+    else:
+        tried = [layout] if layout else list(LAYOUTS)
+        layout, matched = next(((name, found) for name in tried if (found := _match(name, names))), (layout, {}))
+        if not matched:
+            _refuse_nothing(data_dir, names, tried, everything)
+        sources = _sources(data_dir, matched)
+        _refuse_half_of_a_split(data_dir, sources, layout)
+        if layout == "adni":
+            _refuse_people_for_classes(data_dir, sources)
+        aside = re.compile(LAYOUTS[layout].aside or "(?!)", re.DOTALL)
+        others = [name for name in names if name not in matched]
+        known, unknown = ([name for name in others if bool(aside.fullmatch(name)) is so] for so in (True, False))
+        notices = [f"{LAYOUTS[layout].aside_is} are left aside: {_first(known)}"] * bool(known)
+        if unknown:
+            notices.append(
+                f"images or volumes that are not like {LAYOUTS[layout].looks} are left out: {_first(unknown)}"
+            )
+    if not any(source.label for source in sources):
+        labels, more = labels_of(data_dir, sources, label_column)
+        sources = [dataclasses.replace(source, label=label) for source, label in zip(sources, labels, strict=True)]
+        notices += more
+    elif label_column:
+        raise UserError(f"--label-column {label_column}: the labels of {data_dir} are in its paths ({layout})")
+    return layout, _checked(sources), notices
+
+
+def _refuse_nothing(data_dir, names, tried=(), everything=()):
+    """Raises UserError where no file is used, with what may have been meant."""
+    kinds = collections.Counter(map(_kind, names))
+    found = " and ".join(f"{kinds[kind]} {kind}s" for kind in ("image", "volume") if kinds[kind])
+    if not names:
+        scans = [name for name in everything if _is_dicom(data_dir / name)]
+        if scans:
+            raise UserError(
+                f"{data_dir}: holds DICOM files ({scans[0]}); convert them first, for example: "
+                f"dcm2niix -z y -o FOLDER {data_dir}"
+            )
+        if not tried:
+            raise UserError(f"{data_dir}: no images found; looked for PNG, JPEG and TIFF, NIfTI, Analyze and MGH files")
+    elif tried:
+        above = data_dir.resolve()
+        for up in range(1, 3):
+            prefix = "/".join(above.parts[-up:])
+            for layout in tried:
+                number = len(_match(layout, [f"{prefix}/{name}" for name in names]))
+                if number:
+                    meant = above.parents[up - 1]
+                    raise UserError(f"{data_dir}: found {found}; did you mean --data-dir {meant} ({layout})?")
+        for down in range(1, 4):
+            below = {name: name.split("/", down) for name in names if name.count("/") >= down}
+            for layout in tried:
+                matched = _match(layout, sorted({parts[-1] for parts in below.values()}))
+                folders = [parts[:-1] for parts in below.values() if parts[-1] in matched]
+                if folders:
+                    meant = data_dir.joinpath(*folders[0])
+                    raise UserError(f"{data_dir}: found {found}; did you mean --data-dir {meant} ({layout})?")
+        raise UserError(
+            f"{data_dir}: found {found}, such as {names[0]}, in no known layout ({', '.join(tried)}); say whose they "
+            r"are by --subject-regex, like '(?P<subject>P\d+)_(?P<slice>\d+)'"
+        )
+    if tried:
+        wanted = "; ".join(f"{LAYOUTS[name].looks} ({name})" for name in tried)
+        raise UserError(f"{data_dir}: no images found; looked for {wanted}; for other folders give --subject-regex")
+
+
+def _is_dicom(path):
+    if path.suffix.lower() in (".dcm", ".ima", ".dicom"):
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False

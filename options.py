@@ -73,13 +73,16 @@ class Training:
         "auto", "of the computation; auto is bfloat16 where the hardware has it", ("auto", "float32", "bfloat16")
     )
     devices: int = option(1, "devices that share each batch, under JAX; 0 for all", least=0)
+    dry_run: bool = option(
+        False, "read the data, say what they are, write splits.csv and preview.png, and stop", everyday=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
     """data"""
 
-    layout: str = option(None, "how the data folder is laid out (default: recognised)", tuple(layouts.NAMES), kind=str)
+    layout: str = option(None, "how the data folder is laid out (default: recognised)", layouts.NAMES, kind=str)
     image_size: int = option(
         None,
         "side of the square slices in pixels (default: what holds the native ones)",
@@ -87,17 +90,25 @@ class Data:
         kind=int,
         everyday=True,
     )
-    num_slices: int = option(32, "axial slices taken from each volume", least=1)
+    num_slices: int = option(32, "slices taken from each volume", least=1)
     slice_spacing: float = option(2.0, "distance between them in mm", above=0)
+    slice_middle: float = option(
+        None, "mm from the top of the head to the middle slice (default: 60, less in small heads)", above=0, kind=float
+    )
+    plane: str = option("axial", "plane of the slices of volumes", ("axial", "coronal", "sagittal"))
+    voxel_size: float = option(
+        None, "mm to which volumes are resampled, the same along all axes (default: as they are)", above=0, kind=float
+    )
+    background: str = option("keep", "black sets all outside the head to 0", ("keep", "black"))
     subject_regex: str = option(
         None,
-        "regular expression, searched in each image's path; its group 'subject' is the person, 'session', 'slice' and "
-        "'label' are optional",
+        "regular expression, searched in the path of each image or volume; its group 'subject' is the person; "
+        "'session', 'slice', 'label' and 'split' are optional",
         kind=str,
     )
     label_column: str = option(
         None,
-        "column of a BIDS participants.tsv that holds the label (default: diagnosis or group, where there is one)",
+        "column of participants.tsv that holds the label (default: diagnosis or group, where there is one)",
         kind=str,
         everyday=True,
     )
@@ -218,7 +229,7 @@ def train(argv=None):
     """Reads the command line of train.py.
 
     Returns:
-        A namespace: `stage`, `run_dir`, `devices`, and `options`, what config.json keeps of them, as plain JSON values:
+        A namespace: `stage`, `run_dir`, `devices`, `dry_run`, and `options`, what config.json keeps, as JSON values:
         a dictionary for each group, and `precision`, which may still be "auto".
     """
     parser, given = _read("Train a VQ-VAE on brain slices and a PixelCNN prior on its codes.", TRAIN, argv)
@@ -250,7 +261,8 @@ def train(argv=None):
     data["data_dir"] = str(data_dir.resolve()) if data_dir else None
     data["cache_dir"] = str(data["cache_dir"].resolve())
     options = {**values, "precision": command["precision"]}
-    return argparse.Namespace(stage=command["stage"], run_dir=run_dir, devices=command["devices"], options=options)
+    command |= {"run_dir": run_dir, "options": options}
+    return argparse.Namespace(**{name: command[name] for name in ("stage", "run_dir", "devices", "dry_run", "options")})
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import json
 import math
 import platform
 import tempfile
+import textwrap
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +37,14 @@ try:
 except ImportError:  # on Windows
     fcntl = None
 
-WHERE_AND_HOW_CALLED = ("options.data.data_dir", "options.data.cache_dir", "data.title", "data.credit", "data.notices")
+WHERE_AND_HOW_CALLED = (
+    "options.data.data_dir",
+    "options.data.cache_dir",
+    "data.title",
+    "data.credit",
+    "data.notices",
+    "data.about",
+)
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -102,6 +110,7 @@ def open_run(run_dir, options, data):
             "labels": data.labels,
             "splits": dataset.count(data.slices),
             "notices": data.notices,
+            "about": data.about,
         },
         "splits_sha256": dataset.splits_sha256(data.slices),
     }
@@ -121,11 +130,16 @@ def open_run(run_dir, options, data):
         return
     packages = (keras.backend.backend(), "keras", "numpy", "scipy", "scikit-image", "pillow", "nibabel", "nilearn")
     config["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    write_splits(run_dir, data)
+    write_text(path, json.dumps(config, indent=2) + "\n")
+
+
+def write_splits(run_dir, data):
+    """Writes splits.csv and, where files were skipped, bad_files.txt."""
     columns = ["path", "subject_id", "session", "slice_index", "label", "split", "slice_position"]
     write_text(run_dir / "splits.csv", data.slices[columns].to_csv(index=False, lineterminator="\n"))
     if data.bad_files:
         write_text(run_dir / "bad_files.txt", "".join(f"{name}\t{reason}\n" for name, reason in data.bad_files))
-    write_text(path, json.dumps(config, indent=2) + "\n")
 
 
 def _refuse_if_different(path, config):
@@ -138,7 +152,7 @@ def _refuse_if_different(path, config):
 
     def compare(a, b, name):
         if isinstance(a, dict) and isinstance(b, dict):
-            for key in sorted({*a, *b}):
+            for key in sorted({*a, *b} if name == "models" else a):  # options that are new since then had one way to be
                 compare(a.get(key), b.get(key), f"{name}.{key}")
         elif a != b and name not in free:
             differences.append(f"{name} was {a!r} and is now {b!r}")
@@ -188,8 +202,9 @@ def read_config(run_dir):
 
 
 def footer(config):
-    """Title and credit of a run's data, for the foot of a picture."""
-    return "\n".join(dict.fromkeys(filter(None, (config["data"]["title"], config["data"]["credit"]))))
+    """Title and credit of a run's data, for the foot of a picture; a licence in full stands in the report."""
+    lines = dict.fromkeys(filter(None, (config["data"]["title"], config["data"]["credit"])))
+    return "\n".join(textwrap.shorten(line, 150, placeholder=" …") for line in lines)
 
 
 def read_splits(run_dir):

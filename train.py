@@ -26,6 +26,7 @@ import devices
 import modules
 import runs
 import sharpening
+from evaluation import figures
 from files import UserError
 
 INITIAL_SLICES = 128  # whose encoder outputs the codebook starts from
@@ -197,14 +198,48 @@ STAGES = {"vqvae": train_vqvae, "prior": train_prior, "sharp": train_sharp}
 
 
 def tell(data, run_dir):
-    """Says what the data are."""
+    """Says what the data are: what was found, whose it is, what it was like and what was done to it."""
+    slices, about = data.slices, data.about
+    people = slices.drop_duplicates(["subject_id", "label"])
+
+    def listed(counts):
+        shown = [f"{name} ({number})" for name, number in list(counts.items())[:4]]
+        return ", ".join([*shown, *[f"{len(counts) - 4} more"] * (len(counts) > 4)])
+
     print(f"data: {data.title}")
-    print(f"      {len(data.slices)} slices of {data.image_size} x {data.image_size}, layout {data.layout}")
-    counts = dataset.count(data.slices).items()
-    print("      " + ", ".join(f"{split}: {n['people']} people, {n['slices']} slices" for split, n in counts))
+    print(f"      layout {data.layout}, {len(slices)} slices of {data.image_size} x {data.image_size} pixels")
+    for split, number in dataset.count(slices).items():
+        print(f"      {split}: {number['people']} people, {number['slices']} slices")
+    if data.labels:
+        none = people.subject_id[people.label == ""].nunique()
+        print(f"      labels, by people: {listed(people.label[people.label != ''].value_counts())}, none ({none})")
+    sessions = slices.groupby("subject_id").session.nunique()
+    if sessions.max() > 1:
+        print(f"      {sessions.sum()} sessions of {len(sessions)} people")
+    if about["voxel_size"]:
+        print(f"      volumes: voxels of {listed(about['voxel_size'])}; orientation {listed(about['orientation'])}")
+    scale = f", {about['pixel_mm']:.3g} mm a pixel" if about["pixel_mm"] else ""
+    plane = f"{about['plane']} slices, " if about["plane"] else ""
+    print(f"      {plane}native size {listed(about['native_pixels'])}{scale}")
+    low, high = about["values_before"]
+    sample = data.images[slices.row[:: max(1, len(slices) // 200)]]
+    print(f"      values {low:.4g} to {high:.4g} before, 0 to 255 after (mean {sample.mean():.0f})")
     skipped = f"{len(data.bad_files)} unusable files are left out, listed in {run_dir / 'bad_files.txt'}"
     for notice in [*data.notices, *[skipped] * bool(data.bad_files)]:
         print(f"note: {notice}" if len(notice) < 400 else f"note: {notice[:360]} … (all of it in config.json)")
+
+
+def preview(path, data):
+    """Draws a contact sheet: some people of each split at three heights."""
+    columns = []
+    for split, most in (("train", 4), ("validation", 3), ("test", 3)):
+        people = data.of(split).subject_id.unique()
+        for person in people[np.unique(np.linspace(0, len(people) - 1, min(most, len(people))).round().astype(int))]:
+            mine = data.slices[data.slices.subject_id == person].sort_values("slice_position", kind="stable")
+            some = mine.iloc[[len(mine) * part // 4 for part in (3, 2, 1)]]
+            label = " ".join(dict.fromkeys(filter(None, some.label)))
+            columns.append((f"{split}\n{person}\n{label}", data.pixels(some), some.slice_index.tolist()))
+    figures.preview(path, columns, data.about["plane"], data.about["pixel_mm"], f"{data.title}\n{data.credit}"[:300])
 
 
 def run(command):
@@ -224,7 +259,14 @@ def run(command):
         tell(data, run_dir)
         if devices.is_first():
             stack.enter_context(runs.alone_in(run_dir))
-        runs.open_run(run_dir, options, data)
+        if not command.dry_run:
+            runs.open_run(run_dir, options, data)
+        if devices.is_first() and not (run_dir / "preview.png").exists() or command.dry_run:
+            preview(run_dir / "preview.png", data)
+        if command.dry_run:
+            runs.write_splits(run_dir, data)
+            print(f"nothing was trained; look at {run_dir / 'preview.png'} and {run_dir / 'splits.csv'}")
+            return
         for stage in ("vqvae", "prior") if command.stage == "all" else (command.stage,):
             STAGES[stage](run_dir, data, options)
     sharp = " --decoder sharp" * (command.stage == "sharp")

@@ -162,9 +162,12 @@ def frechet_distance(a, b):
 def mmd(a, b):
     """Squared maximum mean discrepancy, unbiased (Gretton et al. 2012, lemma 6), under a Gaussian kernel.
 
-    The kernel's length is the median distance within b, the real slices. Around 0, also below it, for sets of one kind.
+    The kernel's length is the median distance within b, the real slices; None where that is 0. Around 0, also below it,
+    for sets of one kind.
     """
     length = np.median(cdist(b, b)[np.triu_indices(len(b), 1)])
+    if length == 0:  # real slices that are all alike
+        return None
     kernel = tfp.math.psd_kernels.ExponentiatedQuadratic(length_scale=length)
     within = [(k.sum() - np.trace(k)) / (len(x) * (len(x) - 1)) for x in (a, b) for k in [kernel.matrix(x, x)]]
     return float(sum(within) - 2 * kernel.matrix(a, b).mean())

@@ -258,7 +258,7 @@ def test_mistakes_that_show_once_the_data_are_read_are_one_line(place, capsys):
     for arguments, message in (
         (["--prior-num-blocks", "2", "--prior-attention-every", "0"], "receptive field"),
         (["--num-embeddings", "20000"], "cannot initialise a codebook"),
-        (["--label-column", "sex"], "--label-column sex: for BIDS participants.tsv"),
+        (["--label-column", "sex"], "are in its paths (adni)"),
         (["--validation-fraction", "0.6", "--test-fraction", "0.6"], "together below 1"),
     ):
         run = f"bad{len(message)}"
@@ -502,7 +502,7 @@ def test_a_sharp_decoder_for_the_same_codes_and_few_samples(place, output, tmp_p
 def test_slices_without_detail_are_measured_all_the_same(data, place):
     """Equal slices: no power in any band, nothing for principal components."""
     flat = np.full_like(data.images, 100)
-    even = dataset.Data(flat, data.slices, "flat", "", "images", "", [], [])
+    even = dataset.Data(flat, data.slices, "flat", "", "regex", "", [], [], {})
     codes, per_slice, ratios = evaluate.reconstruct(runs.load_vqvae(place / "run"), even)
     assert ratios == [None] * 8
     json.dumps(ratios, allow_nan=False)

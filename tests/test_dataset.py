@@ -107,8 +107,8 @@ def test_volume_axes_come_from_the_affine(tmp_path):
     turned = np.zeros((4, 4))  # posterior, superior, right, as IXI's volumes lie
     turned[0, 2], turned[1, 0], turned[2, 1], turned[3, 3] = 2, -2, 2, 1
     nibabel.save(nibabel.Nifti1Image(voxels[:, ::-1].transpose(1, 2, 0), turned), tmp_path / "psr.nii.gz")
-    numbers, slices = decoding._read_volume(tmp_path / "ras.nii.gz", 16, 2.0)
-    same_numbers, same_slices = decoding._read_volume(tmp_path / "psr.nii.gz", 16, 2.0)
+    numbers, slices = decoding._read_volume(tmp_path / "ras.nii.gz", decoding.How(num_slices=16))[:2]
+    same_numbers, same_slices = decoding._read_volume(tmp_path / "psr.nii.gz", decoding.How(num_slices=16))[:2]
     assert numbers == same_numbers
     np.testing.assert_array_equal(slices, same_slices)
     brightest = np.argwhere(slices[numbers.index(35)] == 255)
@@ -125,7 +125,7 @@ def test_any_folder_with_a_subject_regex(tmp_path, cache_dir):
     regex = r"(?P<label>[ab])/P(?P<subject>\d)-(?P<slice>\d)"
     data = dataset.load(tmp_path / "x", subject_regex=regex, cache_dir=cache_dir)
     slices, _ = dataset.split(data.slices, 0)
-    assert data.layout == "images"
+    assert data.layout == "regex"
     assert len(slices) == 48
     assert set(of_person(slices, "3").label) == {"b"}
     assert_nobody_twice(slices)
@@ -152,7 +152,8 @@ def test_larger_slices_are_averaged_and_not_picked(tmp_path, cache_dir):
 
 def test_pixels_of_a_volume_become_square(tmp_path):
     write_volume(tmp_path / "a.nii.gz", np.random.default_rng(0), shape=(24, 60, 70), affine=np.diag([2.0, 1, 2, 1]))
-    _, stack = decoding._read_volume(tmp_path / "a.nii.gz", 8, 4)
+    how = decoding.How(num_slices=8, slice_spacing_mm=4)
+    _, stack, _, _ = decoding._read_volume(tmp_path / "a.nii.gz", how)
     assert stack.shape == (8, 30, 24)
 
 
@@ -313,8 +314,8 @@ def volume_with(path, how):
         voxels = np.stack([voxels, voxels], axis=-1)
     elif how == "zero":
         voxels[:] = 0
-    elif how == "NaN":
-        voxels[0, 0, 0] = np.nan
+    elif how == "infinite":
+        voxels[0, 0, 0] = np.inf
     elif how == "flat":
         voxels = voxels[:, :, :10]
     elif how == "one value but for a few voxels":
@@ -337,14 +338,14 @@ def volume_with(path, how):
     ("how", "message"),
     [
         ("4-D", "a 4-D image"),
-        ("zero", "every voxel is 0"),
-        ("NaN", "NaN"),
+        ("zero", "every value is 0"),
+        ("infinite", "infinite"),
         ("flat", "10 axial slices of 2 mm do not hold"),
-        ("one value but for a few voxels", "nearly every voxel is 100"),
-        ("truncated", "truncated or damaged|not a readable NIfTI"),
-        ("no axes", "the affine names no axes"),
+        ("one value but for a few voxels", "nearly every value is 100"),
+        ("truncated", "truncated or damaged|not a readable volume"),
+        ("no axes", "its header claims voxels of 0 x 0 x 0 mm"),
         ("empty", "the file is empty"),
-        ("text", "not a readable NIfTI volume"),
+        ("text", "not a readable volume"),
     ],
 )
 def test_bad_volumes_are_named_or_skipped(tmp_path, cache_dir, how, message):
@@ -379,18 +380,17 @@ def test_16_bit_and_colour_slices_are_converted_and_said(tmp_path, cache_dir):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"no images found; looked for keras_png_slices.*AD_NC.*sub-\*"),
+        ({}, r"no images found; looked for keras_png_slices.*CLASS.*sub-\*"),
         ({"layout": "oasis"}, "no images found; looked for keras_png_slices"),
-        ({"layout": "images"}, "--layout images needs --subject-regex"),
+        ({"layout": "regex"}, "--layout regex needs --subject-regex"),
         ({"subject_regex": "(a"}, "not a regular expression"),
         ({"subject_regex": "a"}, "give the person's part a group"),
         ({"subject_regex": r"(?P<slice>\d)_(P\d)"}, "give the person's part a group"),
         (
             {"label_column": "dx", "layout": "adni"},
-            "--label-column dx: for BIDS participants.tsv, not for --layout adni",
+            "--label-column dx: for tables of participants, not for --layout adni",
         ),
-        ({"label_column": "dx", "subject_regex": "(a)"}, "--label-column dx: for BIDS participants.tsv, not for"),
-        ({"subject_regex": "(a)", "layout": "adni"}, "is for --layout images"),
+        ({"subject_regex": "(a)", "layout": "adni"}, "is for --layout regex"),
         ({"subject_regex": "(a)"}, "no images found"),
     ],
 )
@@ -407,12 +407,12 @@ def test_a_folder_that_does_not_exist(tmp_path, cache_dir):
 
 def test_a_regex_that_matches_nothing(tmp_path, cache_dir):
     write_image(tmp_path / "x" / "a.png", np.zeros((16, 16), "uint8"))
-    with pytest.raises(UserError, match="matches 0 of 1 images, not .*a.png"):
+    with pytest.raises(UserError, match="matches none of 1 files, such as a.png"):
         dataset.load(tmp_path / "x", subject_regex=r"sub(\d+)", cache_dir=cache_dir)
 
 
 def test_a_label_column_where_there_are_no_columns(tmp_path, cache_dir):
-    with pytest.raises(UserError, match="--label-column dx: for BIDS participants.tsv, and .* laid out as oasis"):
+    with pytest.raises(UserError, match="--label-column dx: no participants.tsv in .*oasis to take labels from"):
         dataset.load(write_oasis(tmp_path / "oasis"), label_column="dx", cache_dir=cache_dir)
 
 

@@ -52,7 +52,7 @@ def test_a_preset_wins_over_the_demo_and_the_command_line_over_both(tmp_path):
         (["--label-column", "sex"], "--label-column sex: says how to read --data-dir, which is not given"),
         (["--data-dir", "nowhere"], "nowhere: no such folder"),
         (["--data-dir", "tests", "--subject-regex", "(x"], "not a regular expression"),
-        (["--data-dir", "tests", "--layout", "images"], "--layout images needs --subject-regex"),
+        (["--data-dir", "tests", "--layout", "regex"], "--layout regex needs --subject-regex"),
         (["--data-dir", "tests", "--run-dir", "tests/run"], "--run-dir tests/run: lies inside the data folder tests"),
         (["--data-dir", "tests", "--cache-dir", "tests/c"], "--cache-dir tests/c: lies inside the data folder tests"),
     ],

@@ -45,7 +45,7 @@ def test_ad_people_have_larger_ventricles(people):
 def test_cohort_is_written_as_adni_is_and_only_once(tmp_path):
     folder = tmp_path / "cohort"
     phantom.make_cohort(folder, num_people=5)
-    layout, sources = layouts.find(folder)
+    layout, sources, _ = layouts.find(folder)
     assert layout == "adni"
     assert len(sources) == 5 * 20
     assert {source.label for source in sources} == {"AD", "NC"}

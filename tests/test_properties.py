@@ -61,16 +61,16 @@ def test_an_adni_name_is_read_back(person, number, suffix):
         path = Path(folder) / "AD_NC" / "train" / "NC" / f"{person}_{number}.{suffix}"
         path.parent.mkdir(parents=True)
         path.touch()
-        (source,) = layouts.find_adni(Path(folder))
+        _, (source,), _ = layouts.find(Path(folder))
     assert (source.subject_id, source.slice_index, source.label) == (person, number, "NC")
 
 
 @given(names.filter(lambda name: "_" not in name))
 @settings(deadline=None, max_examples=50)
-def test_a_name_of_another_kind_is_named(name):
+def test_a_name_of_another_kind_is_said(name):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train" / "AD" / f"{name}.png"
         path.parent.mkdir(parents=True)
         path.touch()
-        with pytest.raises(UserError, match="the name is not like 218391_78.jpeg"):
-            layouts.find_adni(Path(folder))
+        with pytest.raises(UserError, match="found 1 images, such as"):
+            layouts.find(Path(folder))

@@ -179,7 +179,7 @@ def test_training_slices_given_as_samples_are_caught(rng):
     split = np.repeat(["train", "test"], [14 * 4, 6 * 4])
     rows = [(f"{i}", people[i], "", i % 4, (i % 4) / 4, "", split[i], i) for i in range(len(images))]
     pixels = (images * 255).round().astype("uint8")
-    data = dataset.Data(pixels, pd.DataFrame(rows, columns=dataset.COLUMNS), "made up", "", "images", "", [], [])
+    data = dataset.Data(pixels, pd.DataFrame(rows, columns=dataset.COLUMNS), "made up", "", "regex", "", [], [], {})
     stolen = np.arange(1, 31)  # of training people
     extract = realism.TextureFeatures(48)
 

@@ -1,0 +1,114 @@
+"""Labels from tables of participants as people write them: participants.tsv, and sessions.tsv of a person's visits.
+
+Columns may be separated by tabs, commas or semicolons, stand in any case, and begin with a byte-order mark; ids may
+lack `sub-` or leading zeros; missing values may be written in any of the usual ways. What was assumed is a notice.
+"""
+
+import collections
+import csv
+
+from files import UserError, in_a_line
+
+MISSING = {"", "n/a", "na", "nan", "none", "null", "nil", "-", ".", "?", "missing"}
+ID_COLUMNS = ("participant_id", "subject_id", "subject", "participant", "id", "ptid")
+LABEL_COLUMNS = ("diagnosis", "group", "dx", "dx_group", "diagnostic_group")
+
+
+def read(path):
+    """Rows of a table as dictionaries, its columns in lower case, blanks trimmed, and its separator."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        header = text.partition("\n")[0]
+        separator = max("\t,;", key=header.count)
+        rows = list(csv.reader(text.splitlines(), delimiter=separator, strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a table of UTF-8 text ({in_a_line(error)}); mend or remove it") from error
+    columns = [cell.strip().lower() for cell in rows[0]] if rows else []
+    return columns, [dict(zip(columns, [cell.strip() for cell in row], strict=False)) for row in rows[1:]], separator
+
+
+def _key(name):
+    """An id without `sub-` or `ses-`, leading zeros and case."""
+    return name.lower().removeprefix("sub-").removeprefix("ses-").lstrip("0") or "0"
+
+
+def labels_of(data_dir, sources, column=None):
+    """The label of each source from the data folder's tables, "" where it is not known, and notices.
+
+    Args:
+        data_dir: The data folder.
+        sources: A list of `layouts.Source`.
+        column: Name of the column, in any case; None takes the first of the usual names, where there is one.
+
+    Raises:
+        UserError: If the column, or a table, is asked for and not there, or nobody has a label in it.
+    """
+    tables = [path for name in ("participants.tsv", "participants.csv") if (path := data_dir / name).is_file()]
+    visits = sorted({path for source in sources for path in _sessions_tables(data_dir, source)})
+    if not tables and not visits:
+        if column:
+            raise UserError(f"--label-column {column}: no participants.tsv in {data_dir} to take labels from")
+        return [""] * len(sources), []
+    notices, of_person, of_visit, seen, read_from = [], {}, {}, [], []
+    for path in [*tables, *visits]:
+        columns, rows, separator = read(path)
+        seen += columns
+        wanted = [column.lower()] if column else [name for name in LABEL_COLUMNS if name in columns]
+        if not wanted or wanted[0] not in columns:
+            continue
+        name = wanted[0]
+        ids = "session_id" if path in visits else next((one for one in ID_COLUMNS if one in columns), None)
+        if ids not in columns:
+            raise UserError(
+                f"{path}: no column {'session_id' if path in visits else ID_COLUMNS[0]!r}; it has {', '.join(columns)}"
+            )
+        if separator != "\t":
+            notices.append(f"{path.name} is not separated by tabs but by {separator!r}, and read so")
+        read_from.append(path)
+        for row in rows:
+            value = row.get(name, "")
+            label = "" if value.lower() in MISSING else value
+            if path in visits:
+                of_visit[path.parent.name, _key(row[ids])] = label
+            elif row.get(ids):
+                of_person.setdefault(_key(row[ids]), {})[row[ids]] = label
+    if not read_from:
+        if column:
+            first = (tables or visits)[0]
+            raise UserError(f"{first}: no column {column!r}; it has {', '.join(dict.fromkeys(seen)) or 'none'}")
+        return [""] * len(sources), notices
+    labels = [_label(source, of_person, of_visit) for source in sources]
+    if not any(labels):
+        people = len({source.subject_id for source in sources})
+        message = (
+            f"{read_from[0]}: 0 of {people} people have a label in it; its ids are like {next(iter(of_person), '')!r}"
+        )
+        if column:
+            raise UserError(f"--label-column {column}: {message}")
+        notices.append(message)
+    folded = collections.defaultdict(set)
+    for label in labels:
+        folded[label.lower()].add(label)
+    for spellings in folded.values():
+        if len(spellings) > 1:
+            notices.append(f"labels that differ in case alone are taken for different: {', '.join(sorted(spellings))}")
+    return labels, notices
+
+
+def _sessions_tables(data_dir, source):
+    """BIDS's table of a person's visits, where it is there."""
+    path = data_dir / source.subject_id / f"{source.subject_id}_sessions.tsv"
+    return [path] if path.is_file() else []
+
+
+def _label(source, of_person, of_visit):
+    visit = of_visit.get((source.subject_id, _key(source.session)))
+    if visit is not None:
+        return visit
+    rows = of_person.get(_key(source.subject_id), {})
+    exact = [
+        label for name, label in rows.items() if name.removeprefix("sub-") == source.subject_id.removeprefix("sub-")
+    ]
+    if exact:
+        return exact[0]
+    return next(iter(rows.values())) if len(rows) == 1 else ""  # ids that agree but for zeros, if only one does
