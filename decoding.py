@@ -28,6 +28,7 @@ FEWEST_PIXELS, MOST_PIXELS = 16, 4096  # along a side
 MOST_VOXELS = 10**8  # of at most four bytes, 0.4 GB; a brain at half a millimetre has fewer
 MIDDLE_BELOW_TOP_MM = 60  # from the top of the head to the middle of the brain, roughly the upper thalamus
 MIDDLE_OF_SMALL_HEADS = 0.45  # share of the height of what is shown, where that comes to less: infants, cropped brains
+BONE_MM = 8  # gap between brain and scalp that is closed
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # and the axis, of right, anterior, superior, that they stand on
 DARKEST = 10  # of 255; a slice without a brighter pixel is black
 
@@ -89,7 +90,11 @@ def _read_image(path, scale, how):
         low, high = scale
         pixels = np.nan_to_num((pixels - low) * (255 / ((high - low) or 1)), nan=0.0)
         pixels = np.clip(pixels, 0, 255).round().astype("uint8")
-    return np.where(head(pixels), pixels, 0).astype("uint8") if how.background == "black" else pixels
+    return (
+        np.where(head(pixels, max(1, max(pixels.shape) // 32)), pixels, 0).astype("uint8")
+        if how.background == "black"
+        else pixels
+    )
 
 
 def _open_volume(path):
@@ -143,33 +148,30 @@ def _voxel_size(volume):
     return [float(size) for size in nibabel.affines.voxel_sizes(volume.affine)]
 
 
-def head(voxels):
+def head(voxels, gap):
     """What is inside the head: bool, shape of `voxels`, a volume or a slice.
 
-    The largest piece of the smoothed image above half of Otsu's threshold, closed over gaps of 4 elements, its holes
-    filled in every plane, and one more element on every side.
+    The smoothed image above half of Otsu's threshold, closed over gaps of so many elements on either side (bone lies
+    between brain and scalp), its largest piece, holes filled in every plane, and one more element all around.
     """
     smooth = ndimage.gaussian_filter(voxels.astype("float32"), 1.0)
     if smooth.min() == smooth.max():
         return np.zeros(voxels.shape, bool)
-    gap = 4
-    above = np.pad(smooth > threshold_otsu(smooth) / 2, gap)
-    labels, number = ndimage.label(above)
+    closed = ndimage.binary_closing(np.pad(smooth > threshold_otsu(smooth) / 2, gap), iterations=gap)
+    labels, number = ndimage.label(closed[(slice(gap, -gap),) * voxels.ndim])
     largest = labels == np.argmax(np.bincount(labels.ravel(), minlength=number + 1)[1:]) + 1
-    closed = ndimage.binary_closing(largest, iterations=gap)[(slice(gap, -gap),) * voxels.ndim]
-    if voxels.ndim == 2:
-        return ndimage.binary_dilation(ndimage.binary_fill_holes(closed))
-    for axis in range(3):
-        planes = np.moveaxis(closed, axis, 0)  # a view: filled in place
-        for plane in planes:
+    for axis in range(3) if voxels.ndim == 3 else ():
+        for plane in np.moveaxis(largest, axis, 0):  # a view: filled in place
             plane |= ndimage.binary_fill_holes(plane)
-    return ndimage.binary_dilation(closed)
+    if voxels.ndim == 2:
+        largest = ndimage.binary_fill_holes(largest)
+    return ndimage.binary_dilation(largest)
 
 
-def _without_spoilers(path, values):
+def _without_spoilers(path, values, far):
     """Float values without what would spoil a scale, and names of what was found.
 
-    NaN is background. Values far above all others, as a hot voxel has, are cut. Where there are negative values and a
+    NaN is background. Single values `far` times above all others, as a hot voxel has, are cut. Where there are negative values and a
     fifth of all are 0 to the bit, as with z-scores inside a mask, those are background.
     """
     found = []
@@ -184,10 +186,12 @@ def _without_spoilers(path, values):
     if low == high:
         raise BadFile(path, f"every value is {low:g}")
     step = max(1, round((values.size / 2**15) ** (1 / values.ndim)))
-    most = float(np.percentile(values[(slice(None, None, step),) * values.ndim], 99.9))
-    if most > low and high - low > 8 * (most - low):
+    some = values[(slice(None, None, step),) * values.ndim].ravel()
+    rank = max(8, some.size // 1000)  # a few elements, or one in a thousand, may be spoilt
+    most = float(np.partition(some, -rank)[-rank]) if some.size > rank else high
+    if most > low and high - low > far * (most - low):
         found.append("spike")
-        values = np.minimum(values, np.percentile(values, 99.95))
+        values = np.minimum(values, most)
     if low < 0:
         found.append("negative")
         if (values == 0).mean() > 0.2:
@@ -213,7 +217,7 @@ def _read_volume(path, how):
         voxels = np.asanyarray(volume.dataobj, dtype="float32")
     except Exception as error:
         raise BadFile(path, f"truncated or damaged ({in_a_line(error)})") from error
-    voxels, found = _without_spoilers(path, voxels)
+    voxels, found = _without_spoilers(path, voxels, far=8)
     if how.voxel_size:
         volume = nibabel.Nifti1Image(voxels, volume.affine)
         low = float(voxels.min())
@@ -224,7 +228,8 @@ def _read_volume(path, how):
     if low >= high:
         raise BadFile(path, f"nearly every value is {low:g}")
     if how.background == "black":
-        voxels = np.where(head(voxels), voxels, low)
+        gap = max(1, round(BONE_MM / max(_voxel_size(volume))))
+        voxels = np.where(head(voxels, gap), voxels, low)
 
     axis = PLANES[how.plane]
     along_mm = _voxel_size(volume)[axis]
@@ -301,7 +306,7 @@ def _inspect(source, how):
             kind = "floating-point" if image.mode == "F" else "16-bit"
             if np.isfinite(values).all() and values.min() == values.max():  # a black slice is no bad file
                 return about | {"kinds": [kind], "scale": (min(0.0, float(values.min())), float(values.max()))}
-            values, found = _without_spoilers(source.path, values)
+            values, found = _without_spoilers(source.path, values, far=2.5)  # their scale is their maximum
             scale = (min(0.0, float(values.min())), float(values.max()))
             return about | {"kinds": [kind, *found], "scale": scale}
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
