@@ -63,6 +63,7 @@ ifdef IXI
 		--variant default "no position embedding"
 	$(BIN)/python -m benchmarks.ablation --data-dir $(IXI) --minutes 1 --output results/ixi/ablation.json
 	$(BIN)/python -m benchmarks.rates --data-dir $(IXI) --output-dir results/rates --vqvae-epochs 4 --prior-epochs 1
+	$(BIN)/python -m benchmarks.background --data-dir $(IXI) --output results/background.png
 endif
 	$(BIN)/python -m benchmarks.tables
 

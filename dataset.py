@@ -134,7 +134,7 @@ def load(data_dir, layout=None, subject_regex=None, label_column=None, cache_dir
         raise UserError(f"{packed}: damaged ({in_a_line(error)}); remove it and {manifest_path.name}") from error
     if not whole:
         raise UserError(f"{packed}: not what {manifest_path.name} says; remove both")
-    return Data(images, slices, *_describe(data_dir), layout, *rest)
+    return Data(images, slices, *describe(data_dir), layout, *rest)
 
 
 def prepare(data_dir, seed=0, validation_fraction=0.1, test_fraction=0.15, cache_dir="cache", **how):
@@ -156,7 +156,7 @@ def prepare(data_dir, seed=0, validation_fraction=0.1, test_fraction=0.15, cache
     return dataclasses.replace(data, slices=slices, notices=[*data.notices, *notices])
 
 
-def _describe(data_dir):
+def describe(data_dir):
     """Title and credit from a BIDS dataset_description.json, else the folder's name and nothing."""
     path = data_dir / "dataset_description.json"
     if not path.is_file():

@@ -171,8 +171,8 @@ def head(voxels, gap):
 def _without_spoilers(path, values, far):
     """Float values without what would spoil a scale, and names of what was found.
 
-    NaN is background. Single values `far` times above all others, as a hot voxel has, are cut. Where there are negative values and a
-    fifth of all are 0 to the bit, as with z-scores inside a mask, those are background.
+    NaN is background. Single values `far` times above all others, as a hot voxel has, are cut. Where there are negative
+    values and a fifth of all are 0 to the bit, as with z-scores inside a mask, those are background.
     """
     found = []
     if not np.isfinite(values).all():

@@ -478,7 +478,7 @@ def test_a_black_background_leaves_the_head_whole(rng):
     noise = image + 0.02 * rng.random(image.shape)
     noise[2:4, 2:4] = 0.8  # a speck
     mask = decoding.head(noise, 3)
-    assert mask[radius < 0.97].mean() > 0.99
+    assert mask[radius < 0.97].mean() > 0.98
     assert (mask == (radius < 1)).mean() > 0.93
     assert not mask[2:4, 2:4].any()
     assert not decoding.head(np.zeros((32, 32)), 1).any()
