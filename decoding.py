@@ -11,11 +11,11 @@ import json
 import math
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel
 import numpy as np
 import PIL.Image
-from joblib import Parallel, delayed
 from nibabel.processing import resample_to_output
 from scipy import ndimage
 from skimage.filters import threshold_otsu
@@ -30,6 +30,7 @@ MIDDLE_BELOW_TOP_MM = 60  # from the top of the head to the middle of the brain,
 MIDDLE_OF_SMALL_HEADS = 0.45  # share of the height of what is shown, where that comes to less: infants, cropped brains
 BONE_MM = 8  # gap between brain and scalp that is closed
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # and the axis, of right, anterior, superior, that they stand on
+AHEAD = 32 * (os.cpu_count() or 1)  # sources decoded at a time
 DARKEST = 10  # of 255; a slice without a brighter pixel is black
 
 
@@ -335,8 +336,12 @@ def _each(function, sources, skip_bad_files, description):
                 raise
             return error
 
-    results = Parallel(os.cpu_count(), backend="threading", return_as="generator")(map(delayed(attempt), sources))
-    yield from zip(sources, tqdm(results, description, len(sources), leave=False, disable=None), strict=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(sources, description, leave=False, disable=None) as bar:
+        for start in range(0, len(sources), AHEAD):  # no more than these are in memory
+            part = sources[start : start + AHEAD]
+            for source, result in zip(part, pool.map(attempt, part), strict=True):
+                yield source, result
+                bar.update()
 
 
 # What is said of files in which something was found, "{}" being their number and the first of them.

@@ -20,11 +20,11 @@ import functools
 import os
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from joblib import Parallel, delayed
 from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 from scipy import ndimage
 from tqdm import tqdm
@@ -167,8 +167,9 @@ def make_cohort(output_dir, num_people=NUM_PEOPLE, seed=0):
                 PIL.Image.fromarray(image).save(images / f"{100001 + person}_{number}.jpeg", quality=95)
 
         _template()
-        people = tqdm(range(num_people), "making the demo cohort", leave=False, disable=None)
-        Parallel(os.cpu_count(), backend="threading")(map(delayed(write), people))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            made = pool.map(write, range(num_people))
+            list(tqdm(made, "making the demo cohort", num_people, leave=False, disable=None))
         try:
             partial.rename(output_dir)
         except OSError:
