@@ -63,7 +63,7 @@ def resolve_precision(choice):
 
 
 def set_precision(precision):
-    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
+    keras.config.set_dtype_policy({"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision])
 
 
 def build_models(image_size, num_labels, options, vqvae_fingerprint=""):

@@ -202,9 +202,9 @@ def tell(data, run_dir):
     slices, about = data.slices, data.about
     people = slices.drop_duplicates(["subject_id", "label"])
 
-    def listed(counts):
-        shown = [f"{name} ({number})" for name, number in list(counts.items())[:4]]
-        return ", ".join([*shown, *[f"{len(counts) - 4} more"] * (len(counts) > 4)])
+    def listed(counts, most=4):
+        shown = [f"{name} ({number})" for name, number in list(counts.items())[:most]]
+        return ", ".join([*shown, *[f"{len(counts) - most} more"] * (len(counts) > most)])
 
     print(f"data: {data.title}")
     print(f"      layout {data.layout}, {len(slices)} slices of {data.image_size} x {data.image_size} pixels")
@@ -212,7 +212,7 @@ def tell(data, run_dir):
         print(f"      {split}: {number['people']} people, {number['slices']} slices")
     if data.labels:
         none = people.subject_id[people.label == ""].nunique()
-        print(f"      labels, by people: {listed(people.label[people.label != ''].value_counts())}, none ({none})")
+        print(f"      labels, by people: {listed(people.label[people.label != ''].value_counts(), 30)}, none ({none})")
     sessions = slices.groupby("subject_id").session.nunique()
     if sessions.max() > 1:
         print(f"      {sessions.sum()} sessions of {len(sessions)} people")

@@ -20,7 +20,7 @@ import losses
 import modules
 import options
 import train
-from benchmarks import race, report
+from benchmarks import race
 from evaluation import metrics, realism
 from files import UserError
 
@@ -29,10 +29,6 @@ DEFAULTS, TRAINING = options.VQVAE(), options.VQVAETraining()
 FACTOR, FILTERS = DEFAULTS.downsampling, DEFAULTS.base_filters
 NUM_EMBEDDINGS, EMBEDDING_DIM = DEFAULTS.num_embeddings, DEFAULTS.embedding_dim
 GRID = SIZE // FACTOR
-
-# ----------------------------------------------------------------------------------------------------------------
-# A VQ-VAE of any parts
-# ----------------------------------------------------------------------------------------------------------------
 
 default_loss = partial(losses.reconstruction_loss, kind=DEFAULTS.loss, ssim_weight=DEFAULTS.ssim_weight)
 
@@ -59,7 +55,9 @@ class Assembled(modules.VQVAE):
         self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction_loss")
         self.commitment_tracker = keras.metrics.Mean(name="commitment_loss")
         self.usage_tracker = modules.CodebookUsage(quantizer.num_embeddings)
-        self.build((None, *encoder.input_shape[1:]))
+        if not quantizer.built:
+            quantizer.build(encoder.output_shape)
+        self.built = True
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         loss = super().compute_loss(x, y, y_pred)
@@ -149,6 +147,7 @@ class FiniteScalarQuantizer(layers.Layer):
     """Each number of a vector is rounded to one of a few levels (Mentzer et al., arXiv:2309.15505); no codebook.
 
     Call arguments and results as `modules.VectorQuantizer`; there is nothing to commit to, so z_q is z_e's own output.
+    The number and length of a codebook's entries, `sizes`, are of no use here.
     """
 
     update = "none"
@@ -272,11 +271,6 @@ def even_use(model, outputs):
     return 0.01 * (each + ops.sum(mean * ops.log(mean + 1e-9)))
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# The variants
-# ----------------------------------------------------------------------------------------------------------------
-
-
 def averaged(learning_rate):
     """The optimiser of train.py; the weights that are kept are an average over about 20 steps."""
     average = {"use_ema": True, "ema_momentum": 1 - 1 / 20}
@@ -355,11 +349,6 @@ VARIANTS = {
 }
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# The benchmark
-# ----------------------------------------------------------------------------------------------------------------
-
-
 def prepare(data_dir):
     """The people of a folder, or the demo's, if their slices have `SIZE` pixels."""
     data = dataset.prepare(**options.train(["--data-dir", str(data_dir)] if data_dir else []).options["data"])
@@ -407,22 +396,19 @@ def quality(images, outputs, codes, numbers, people):
     }
 
 
-def run(args):
+def begin(args):
     data = prepare(args.data_dir)
     training, images = (data.images[data.of(split).row] for split in ("train", "validation"))
     people = data.of("validation").subject_id
-    race.compare(
-        args,
-        VARIANTS,
-        lambda name, variant, seconds: enter(name, variant, training, seconds),
+    return (
+        lambda name, seconds: enter(name, VARIANTS[name], training, seconds),
         lambda one, _: quality(images, *reconstruct(one.model, images), people),
-        data=data.title,
-        people="validation",
+        {"data": data.title, "people": "validation"},
     )
 
 
 where = (Path, None, "as for train.py; without it, the demo cohort")
-main = report.command(run, __doc__, data_dir=where, **race.flags(VARIANTS))
+main = race.command(begin, VARIANTS, __doc__, data_dir=where)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,6 +8,7 @@ started again by the same command until they end. Then the models' weights, the 
 bit for bit.
 """
 
+import itertools
 import os
 import shutil
 import signal
@@ -21,14 +22,16 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
+import phantom
 import runs
 from benchmarks import report
 from files import UserError
 
-SMALL = (
-    "--image-size 32 --base-filters 8 --num-embeddings 32 --embedding-dim 8 --codebook-update ema "
-    "--restart-threshold 0.1 --prior-filters 16 --prior-dropout 0.1 --vqvae-epochs 6 --prior-epochs 6 --sharp-epochs 6"
-).split()
+SMALL = {
+    **{"image-size": 32, "base-filters": 8, "num-embeddings": 32, "embedding-dim": 8, "restart-threshold": 0.1},
+    **{"codebook-update": "ema", "prior-filters": 16, "prior-dropout": 0.1},
+    **{"vqvae-epochs": 6, "prior-epochs": 6, "sharp-epochs": 6},
+}
 STAGES = ("vqvae", "prior", "sharp")
 
 
@@ -36,14 +39,13 @@ def differences(run_dir, other):
     """What differs between two finished runs: a list of words, empty where nothing does."""
     found, folders = [path.name for path in run_dir.glob("*.partial*")], (run_dir, other)
     for stage in STAGES:
-        if not (other / f"{stage}.keras").exists():
-            continue
-        a, b = (runs.read_history(folder / f"{stage}_history.csv") for folder in folders)
-        if [{**row, "seconds": 0} for row in a] != [{**row, "seconds": 0} for row in b]:
-            found.append(f"{stage}_history.csv")
-        a, b = (keras.saving.load_model(folder / f"{stage}.keras", compile=False).get_weights() for folder in folders)
-        if not all(np.array_equal(*pair) for pair in zip(a, b, strict=True)):
-            found.append(f"{stage}.keras")
+        if (other / f"{stage}.keras").exists():
+            a, b = (runs.read_history(folder / f"{stage}_history.csv") for folder in folders)
+            if [row | {"seconds": 0} for row in a] != [row | {"seconds": 0} for row in b]:
+                found.append(f"{stage}_history.csv")
+            a, b = (keras.saving.load_model(one / f"{stage}.keras", compile=False).get_weights() for one in folders)
+            if not all(np.array_equal(*pair) for pair in zip(a, b, strict=True)):
+                found.append(f"{stage}.keras")
     a, b = (np.load(folder / "codes.npz")["codes"] for folder in folders)
     return found + ["codes.npz"] * (not np.array_equal(a, b))
 
@@ -54,52 +56,42 @@ def epochs(run_dir):
 
 
 def train(folder, name, phase=None, after_s=0.0):
-    """Both commands of a run in a folder, all and then sharp, on the cohort there.
-
-    They are killed `after_s` seconds after the beginning of a phase, where one is given: "start" or a stage.
+    """Both commands of a run, all and then sharp, killed so long after the beginning of a phase, where one is given.
 
     Returns:
-        When each phase began, a dictionary; whether they came to their end.
+        When each phase, "start" or a stage, began, a dictionary; whether the commands came to their end.
     """
-    log, begun, timers = folder / "train.log", {}, []
-    data = ("--data-dir", folder / "cohort", "--cache-dir", folder / "cache", "--run-dir", folder / name)
-
-    def begins(one, process):
-        begun[one] = time.perf_counter()
-        if one == phase:
-            timers.append(threading.Timer(after_s, process.kill))
-            timers[0].start()
-
+    log, begun, timer = folder / "train.log", {}, None
+    where = {"data-dir": folder / "cohort", "cache-dir": folder / "cache", "run-dir": folder / name}
     for stage in ("all", "sharp"):
-        command = [sys.executable, report.ROOT / "train.py", *data, "--stage", stage, *SMALL]
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        given = sum(((f"--{key}", str(value)) for key, value in {**where, "stage": stage, **SMALL}.items()), ())
+        pipes = {"stdout": subprocess.PIPE, "text": True, "env": os.environ | {"PYTHONUNBUFFERED": "1"}}
         with log.open("w") as errors:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
-        if stage == "all":
-            begins("start", process)
-        for line in process.stdout:
-            if "parameters" in line and line.split(": ")[0] in STAGES:
-                begins(line.split(": ")[0], process)
-        process.stdout.close()
+            process = subprocess.Popen([sys.executable, report.ROOT / "train.py", *given], stderr=errors, **pipes)
+        with process.stdout as lines:
+            for line in itertools.chain(["start: parameters"] if stage == "all" else [], lines):
+                what = line.split(": ")[0]
+                if what in ("start", *STAGES) and "parameters" in line:
+                    begun[what] = time.perf_counter()
+                    if what == phase:
+                        timer = threading.Timer(after_s, process.kill)
+                        timer.start()
         if process.wait() == -signal.SIGKILL:
             return begun, False
         if process.returncode:
             raise UserError(f"train.py: {log.read_text().strip().splitlines()[-1]}")
-    for timer in timers:
+    if timer:
         timer.cancel()
     return begun, True
 
 
 def run(args):
-    import phantom  # which loads nilearn
-
-    folder, rows = args.runs_dir, []
+    folder, rows, rng = args.runs_dir, [], np.random.default_rng(args.seed)
     report.clear(folder)
     phantom.make_cohort(folder / "cohort", 20, seed=0)
     begun, _ = train(folder, "alone")
     lengths = dict(zip(begun, np.diff([*begun.values(), time.perf_counter()]).tolist(), strict=True))
     about = {"phases_s": {phase: round(length, 1) for phase, length in lengths.items()}}
-    rng = np.random.default_rng(args.seed)
     for number in tqdm(range(args.number), "killed runs", disable=None):
         name, kills = f"killed{number}", []
         for phase, length in lengths.items():
@@ -120,8 +112,8 @@ main = report.command(
     __doc__,
     runs_dir=(Path, Path("runs/kills"), "an earlier one is removed"),
     output=(Path, Path("results/kills.json"), "a JSON file"),
-    number=(report.at_least(1), 5, "runs to kill, four times each"),
-    seed=(report.at_least(0), 0, "of the moments"),
+    number=(report.number(1), 5, "runs to kill, four times each"),
+    seed=(report.number(0), 0, "of the moments"),
 )
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from all over it, as `train.py` feeds them.
 import os
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +23,15 @@ import runs
 import train
 from benchmarks import report, worker
 
-SIZE = 256
-PER_PERSON = 32
-DISTINCT = 320  # slices
+SIZE, PER_PERSON, DISTINCT = 256, 32, 320  # pixels, slices, slices
 
 
 def make_originals(folder):
     """The slices that all others are links to, beside the cohort that they come from."""
-    phantom.make_cohort(folder.parent / "cohort", 16, seed=0)
+    cohort, rng = folder.parent / "cohort", np.random.default_rng(0)
+    phantom.make_cohort(cohort, 16, seed=0)
     folder.mkdir()
-    rng = np.random.default_rng(0)
-    for index, path in enumerate(sorted((folder.parent / "cohort").rglob("*.jpeg"))[:DISTINCT]):
+    for index, path in enumerate(sorted(cohort.rglob("*.jpeg"))[:DISTINCT]):
         image = np.asarray(PIL.Image.open(path).convert("L").resize((SIZE, SIZE)), float)
         noisy = image + rng.normal(0, 3, image.shape) * (image > 0)
         PIL.Image.fromarray(noisy.clip(0, 255).astype("uint8")).save(folder / f"{index:03d}.png")
@@ -52,34 +49,40 @@ def make(folder, number):
             os.link(files[(person * PER_PERSON + k) % len(files)], target)
 
 
-def work(folder, steps):
-    """Decodes, or opens, the folder's cache, and takes training steps; what it took."""
-    start = time.perf_counter()
+def prepare(folder):
+    """The folder's data, decoded or from the cache, how they are trained on, and the seconds that it took."""
     how = options.train(["--data-dir", str(folder), "--cache-dir", str(folder.parent / "cache")]).options
-    how["precision"] = runs.resolve_precision(how["precision"])
-    data = dataset.prepare(**how["data"])
-    found = {"slices": len(data.slices), "prepare_s": time.perf_counter() - start, "peak_mib": worker.peak_mib()}
-    if not steps:
-        return found
+    seconds, data = report.timed(lambda: dataset.prepare(**how["data"]))
+    return data, how | {"precision": runs.resolve_precision(how["precision"])}, seconds
+
+
+def decode(folder):
+    """The first columns of a row: what it takes to decode the folder."""
+    data, _, seconds = prepare(folder)
+    number = len(data.slices)
+    found = {"slices": number, "cache_gb": number * SIZE**2 / 1e9, "decoding_s": seconds}
+    return found | {"decoded_per_second": number / seconds, "decoding_peak_mib": worker.peak_mib()}
+
+
+def fit(folder, steps):
+    """The other columns: what it takes to open the cache and to train."""
+    data, how, seconds = prepare(folder)
     model, _ = runs.build_models(data.image_size, 0, how)
     model.compile(optimizer=train.vqvae_optimizer(1e-4))
     batches = dataset.image_batches(data, "train", how["vqvae_training"]["batch_size"], seed=0)
     batches.set_epoch(0)
-    reading = stepping = 0.0
-    for index in range(-3, steps):  # the first three compile
-        start = time.perf_counter()
-        batch = batches[(index + 3) % len(batches)][0]
-        between = time.perf_counter()
-        model.train_on_batch(batch)
-        if index >= 0:
-            reading, stepping = reading + between - start, stepping + time.perf_counter() - between
-    start = time.perf_counter()
-    for index in range(len(batches)):  # a whole epoch of reading, so that every slice has been in memory
-        batches[index]
-    return found | {
+    times = []
+    for index in range(3 + steps):  # the first three compile
+        reading, batch = report.timed(lambda index=index: batches[index % len(batches)][0])
+        times.append((reading, report.timed(lambda batch=batch: model.train_on_batch(batch))[0]))
+    reading, stepping = np.sum(times[3:], axis=0).tolist()
+    # A whole epoch of reading, so that every slice has been in memory.
+    epoch_s, _ = report.timed(lambda: [len(batches[index]) for index in range(len(batches))])
+    return {
+        "opening_s": seconds,
         "images_per_second": steps * batches.batch_size / (reading + stepping),
         "share_in_steps": stepping / (reading + stepping),
-        "reading_images_per_second": batches.number / (time.perf_counter() - start),
+        "reading_images_per_second": batches.number / epoch_s,
         "training_peak_mib": worker.peak_mib(),
     }
 
@@ -91,19 +94,10 @@ def run(args):
     for number in args.slices:
         folder = args.work_dir / f"slices{number}"
         make(folder, number)
-        built, trained = (report.alone(work, folder, steps) for steps in (0, args.steps))  # for the memory of each
-        row = {
-            "slices": built["slices"],
-            "cache_gb": built["slices"] * SIZE**2 / 1e9,
-            "decoding_s": built["prepare_s"],
-            "decoded_per_second": built["slices"] / built["prepare_s"],
-            "decoding_peak_mib": built["peak_mib"],
-            "opening_s": trained["prepare_s"],
-        }
-        rows.append(row | {name: value for name, value in trained.items() if name not in built})
+        rows.append(report.alone(decode, folder) | report.alone(fit, folder, args.steps))
         report.write(args.output, rows, image_size=SIZE)
-        shutil.rmtree(folder)
-        shutil.rmtree(args.work_dir / "cache")
+        for made in (folder, args.work_dir / "cache"):
+            shutil.rmtree(made)
     shutil.rmtree(args.work_dir)
 
 
@@ -111,8 +105,8 @@ main = report.command(
     run,
     __doc__,
     output=report.OUTPUT,
-    slices=(report.at_least(20 * PER_PERSON), [10_000, 100_000], "of each data set"),
-    steps=(report.at_least(1), 40, "of training"),
+    slices=(report.number(20 * PER_PERSON), [10_000, 100_000], "of each data set"),
+    steps=(report.number(1), 40, "of training"),
     work_dir=(Path, Path("runs/large"), "made and removed"),
 )
 

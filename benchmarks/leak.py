@@ -5,7 +5,7 @@
 Both runs are train.py on one cohort of synthetic people. In one, the regular expression that says whose slice a file is
 tells the truth; in the other it takes every slice for a person of its own, as a split that shuffles slices does. Then
 each model meets people whom neither has seen. A figure that falls between the run's own test slices and those people
-was never a figure of new people. Writes leak.json and leak.png.
+was never a figure of new people.
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ def measure(vqvae, prior, data, training):
     test, images = data.of("test"), data.pixels(data.of("test"))
     codes, per_slice, _ = evaluate.reconstruct(vqvae, data)
     bits = metrics.code_lengths(prior, dataset.prior_inputs(codes, test, data.labels))
-    thinned = [some.reshape(len(some), -1)[:, ::4] for some in (training, images)]
-    nearest = NearestNeighbors(n_neighbors=1).fit(thinned[0]).kneighbors(thinned[1], return_distance=False)[:, 0]
+    known, asked = (some.reshape(len(some), -1)[:, ::4] for some in (training, images))
+    nearest = NearestNeighbors(n_neighbors=1).fit(known).kneighbors(asked, return_distance=False)[:, 0]
     copies = zip(images, training[nearest], strict=True)
     found = {
         "ssim_head": [one["ssim_head"] for one in per_slice],
@@ -52,42 +52,42 @@ def measure(vqvae, prior, data, training):
     return {"slices": len(test), **{name: metrics.over_people(values, people) for name, values in found.items()}}
 
 
-def draw(path, rows, footer):
+def draw(path, rows):
     """Each figure on the run's own test slices and on new people, for both splits."""
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    figure, places = Figure(figsize=(10, 3.2), layout="constrained"), np.arange(len(rows))
     for axis, (name, title) in zip(figure.subplots(1, len(FIGURES)), FIGURES.items(), strict=True):
         ends = []
         for offset, where, colour in ((-0.18, "test", "0.6"), (0.18, "new people", "tab:red")):
             means, intervals = (np.array([row[where][name][key] for row in rows]) for key in ("mean", "ci95"))
-            error = np.abs(intervals.T - means)
-            axis.bar(np.arange(len(rows)) + offset, means, 0.34, yerr=error, capsize=3, color=colour, label=where)
+            style = {"yerr": np.abs(intervals.T - means), "capsize": 3, "color": colour, "label": where}
+            axis.bar(places + offset, means, 0.34, **style)
             ends += [intervals.min(), intervals.max()]
         margin = 0.3 * (max(ends) - min(ends))
         axis.set_ylim(max(0, min(ends) - margin), max(ends) + margin)
-        axis.set_xticks(np.arange(len(rows)), [f"split {row['split']}" for row in rows])
+        axis.set_xticks(places, [f"split {row['split']}" for row in rows])
         axis.set_title(title, fontsize=9)
     axis.legend(frameon=False, fontsize=8)
-    figures.finish(figure, path, footer)
+    figures.finish(figure, path, f"synthetic people; bars cut below; 95 % intervals\n{phantom.CREDIT}")
 
 
 def run(args):
     cohort, new, rows = args.runs_dir / "cohort", args.runs_dir / "new", []
     phantom.make_cohort(cohort, args.num_people, seed=0)
     phantom.make_cohort(new, NEW_PEOPLE, seed=1)
+    epochs = {"vqvae_epochs": args.vqvae_epochs, "prior_epochs": args.prior_epochs}
+    how = {"data_dir": cohort, "cache_dir": args.runs_dir / "cache", "layout": "images", "downsampling": 8, **epochs}
+    how["prior_max_shift"] = 0  # nothing against learning by heart
     for kind, regex in SUBJECT.items():
         run_dir = args.runs_dir / kind.replace(" ", "-")
-        how = {"data_dir": cohort, "layout": "images", "subject_regex": regex, "cache_dir": args.runs_dir / "cache"}
-        epochs = {"vqvae_epochs": args.vqvae_epochs, "prior_epochs": args.prior_epochs}
-        report.train(run_dir, **how, **epochs, downsampling=8, prior_max_shift=0)  # nothing against learning by heart
-        data, vqvae, prior = report.open_run(run_dir)
-        how = runs.read_config(run_dir)["options"]["data"] | {"data_dir": str(new), "test_fraction": 0.8}
-        strangers = dataset.prepare(**how)
+        data, vqvae, prior = report.train(run_dir, subject_regex=regex, **how)
+        asked = runs.read_config(run_dir)["options"]["data"] | {"data_dir": str(new), "test_fraction": 0.8}
+        strangers = dataset.prepare(**asked)
         strangers = dataclasses.replace(strangers, slices=strangers.slices.assign(split="test"))
         training = data.pixels(data.of("train"))
         found = [measure(vqvae, prior, some, training) for some in (data, strangers)]
         rows.append({"split": kind, "test": found[0], "new people": found[1]})
         report.write(args.output_dir / "leak.json", rows, people=args.num_people, new_people=NEW_PEOPLE)
-    draw(args.output_dir / "leak.png", rows, f"synthetic people; bars cut below; 95 % intervals\n{phantom.CREDIT}")
+    draw(args.output_dir / "leak.png", rows)
 
 
 main = report.command(
@@ -95,10 +95,10 @@ main = report.command(
     __doc__,
     "stopped; the same command goes on",
     runs_dir=(Path, Path("runs/leak"), "where both runs go"),
-    output_dir=(Path, Path("results/leak"), "where the figures go"),
-    num_people=(report.at_least(20), 60, "of the cohort"),
-    vqvae_epochs=(report.at_least(1), 12, "of the VQ-VAE"),
-    prior_epochs=(report.at_least(1), 24, "of the prior"),
+    output_dir=(Path, Path("results/leak"), "where leak.json and leak.png go"),
+    num_people=(report.number(20), 60, "of the cohort"),
+    vqvae_epochs=(report.number(1), 12, "of the VQ-VAE"),
+    prior_epochs=(report.number(1), 24, "of the prior"),
 )
 
 if __name__ == "__main__":

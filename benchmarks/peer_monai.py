@@ -2,14 +2,13 @@
 
     runs/monai/bin/python benchmarks/peer_monai.py operations    # what one slice takes
 
-Two configurations of the VQ-VAE: "tutorial" is that of MONAI's 2D VQ-VAE tutorial (GenerativeModels,
-tutorials/generative/2d_vqvae: 256 channels, 256 codes of 32, L1, Adam at 1e-4, never decayed), but for batches of 16
-in place of 64, of which two minutes would see a handful; "matching" has the sizes, batches, loss, optimiser, schedule
-and start of this project as far as MONAI's class lets it (its residual blocks stand at the finer grid, too, and have
-3 x 3 convolutions alone; it has no restarts). The transformer is that of GenerativeModels' 2d_vqvae_transformer
-tutorial at commit 0477a225 (12 layers of 64, 8 heads, Adam at 1e-3, batches of 8), with a token of its own for the
-beginning and torch's fused attention, the same function, faster. All compute in bfloat16 where the processor has it,
-which the tutorials do not and which is faster.
+Of the VQ-VAE, "tutorial" is that of GenerativeModels' tutorials/generative/2d_vqvae (256 channels, 256 codes of 32, L1,
+Adam at 1e-4, never decayed), but for batches of 16 in place of 64, of which two minutes would see a handful; "matching"
+has the sizes, batches, loss, optimiser, schedule and start of this project as far as MONAI's class lets it (its
+residual blocks stand at the finer grid, too, and have 3 x 3 convolutions alone; it has no restarts). The transformer is
+that of 2d_vqvae_transformer there at commit 0477a225 (12 layers of 64, 8 heads, Adam at 1e-3, batches of 8), with a
+token of its own for the beginning and torch's fused attention, the same function, faster. All compute in bfloat16 where
+the processor has it, which the tutorials do not and which is faster.
 """
 
 import math
@@ -27,68 +26,40 @@ from torch.utils.flop_counter import FlopCounterMode
 CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16 = CPU_INFO.exists() and "avx512_bf16" in CPU_INFO.read_text()
 NUM_EMBEDDINGS = 256
-WARM_UP = 0.1  # of the time
 
 
 def autocast():
     return torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16)
 
 
-class Contestant:
-    """Trains `model` by its clock; subclasses say what the loss of a batch is and how it is measured.
+class Contestant(worker.Contestant):
+    """Trains `model`, clipping gradients where the learning rate follows a schedule; subclasses have `loss(batch)`."""
 
-    Args:
-        learning_rate, seconds: Highest rate of the schedule, and its length; None keeps the optimiser's rate.
-    """
-
-    def __init__(self, model, optimizer, examples, batch_size, learning_rate=None, seconds=None):
+    def __init__(self, model, optimizer, examples, batch_size, seconds=None):
+        super().__init__(1, seconds)
         self.model, self.optimizer, self.examples, self.batch_size = model, optimizer, examples, batch_size
-        self.learning_rate, self.seconds = learning_rate, seconds
-        self.steps, self.trained_s = -1, 0.0
-        self.train(1e-9)  # one step that does not count: it prepares the kernels, and nothing is learned
-        self.trained_s = 0.0
+        self.warm_up()
 
-    def train(self, until_s):
-        """Goes on until the clock shows so many seconds."""
+    def step(self, share):
         self.model.train()
-        while self.trained_s < until_s:
-            start = time.perf_counter()
-            rate = 0.0 if self.steps < 0 else self.learning_rate or self.optimizer.defaults["lr"]
-            if self.learning_rate is not None:
-                done = min(1.0, self.trained_s / self.seconds)
-                decay = 0.5 * (1 + math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP)))
-                rate *= min(1.0, done / WARM_UP) * decay
-            self.optimizer.param_groups[0]["lr"] = rate
-            self.optimizer.zero_grad(set_to_none=True)
-            self.loss(self.next_batch()).backward()
-            if self.learning_rate is not None:
-                for parameter in self.model.parameters():  # each by itself, as Keras's clipnorm
-                    torch.nn.utils.clip_grad_norm_([parameter], 1.0)
-            self.optimizer.step()
-            self.steps += 1
-            self.trained_s += time.perf_counter() - start
-        return {}
-
-    def next_batch(self):
-        """The next examples in an order that is drawn anew each epoch."""
+        self.optimizer.param_groups[0]["lr"] = self.optimizer.defaults["lr"] * share
+        self.optimizer.zero_grad(set_to_none=True)
         start = max(0, self.steps) * self.batch_size % len(self.examples)
-        if start < self.batch_size:
+        if start < self.batch_size:  # an epoch begins
             self.order = np.random.default_rng([0, max(0, self.steps)]).permutation(len(self.examples))
-        return self.examples[np.sort(self.order[start : start + self.batch_size])]
+        self.loss(self.examples[np.sort(self.order[start : start + self.batch_size])]).backward()
+        if self.seconds:
+            for parameter in self.model.parameters():  # each by itself, as Keras's clipnorm
+                torch.nn.utils.clip_grad_norm_([parameter], 1.0)
+        self.optimizer.step()
 
     @torch.no_grad()
     def evaluate(self, path):
         """Writes what `measure` finds of the test slices; says what the training was."""
         self.model.eval()
         np.savez(path, **self.measure())
-        examples = self.steps * self.batch_size
-        return {
-            "parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            "training_s": self.trained_s,
-            "steps": self.steps,
-            "epochs": examples / len(self.examples),
-            "examples_per_second": examples / self.trained_s,
-        }
+        parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        return self.row(parameters, self.batch_size, len(self.examples))
 
 
 def build(matching):
@@ -100,29 +71,20 @@ def build(matching):
     return VQVAE(2, 1, 1, num_res_layers=2, num_embeddings=NUM_EMBEDDINGS, **stages, **sizes)
 
 
-def print_operations():
-    """Says how many operations a 128 x 128 slice takes forward and back, two for each multiplication and addition."""
-    for name in ("matching", "tutorial"):
-        with FlopCounterMode(display=False) as counter:
-            outputs, commitment = build(name == "matching")(torch.rand(1, 1, 128, 128))
-            (outputs.mean() + commitment).backward()
-        print(f"MONAI, {name}: {counter.get_total_flops() / 1e9:.2f} GFLOP")
-
-
 class MonaiVQVAE(Contestant):
     """Trained on uint8 slices, shape (n, S, S)."""
 
     def __init__(self, folder, matching, seconds):
         torch.manual_seed(0)
         examples, self.test = (np.load(folder / f"{split}.npy", mmap_mode="r") for split in ("train", "test"))
-        self.ssim_loss = SSIMLoss(spatial_dims=2) if matching else None
-        model = build(matching)
+        self.ssim_loss = SSIMLoss(spatial_dims=2)
+        self.matching, model = matching, build(matching)
         if matching:
             optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-4)
         else:
             optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
         model.to(memory_format=torch.channels_last)
-        super().__init__(model, optimizer, examples, *((4, 3e-3, seconds) if matching else (16,)))
+        super().__init__(model, optimizer, examples, *((4, seconds) if matching else (16,)))
         if matching:
             self.start_codebook()
 
@@ -149,7 +111,7 @@ class MonaiVQVAE(Contestant):
     def loss(self, images):
         x, _, outputs, commitment = self.forward(images)
         loss = (outputs - x).abs().mean() + commitment
-        return loss if self.ssim_loss is None else loss + 0.3 * self.ssim_loss(outputs, x)
+        return loss + 0.3 * self.ssim_loss(outputs, x) if self.matching else loss
 
     def measure(self):
         outputs, codes = [], []
@@ -210,8 +172,12 @@ class MonaiTransformer(Contestant):
 
 def main(name, folder=".", seconds=0):
     folder = Path(folder)
-    if name == "operations":
-        print_operations()
+    if name == "operations":  # of a 128 x 128 slice forward and back, two for each multiplication and addition
+        for kind in ("matching", "tutorial"):
+            with FlopCounterMode(display=False) as counter:
+                outputs, commitment = build(kind == "matching")(torch.rand(1, 1, 128, 128))
+                (outputs.mean() + commitment).backward()
+            print(f"MONAI, {kind}: {counter.get_total_flops() / 1e9:.2f} GFLOP")
     elif name == "transformer":
         worker.serve(lambda: MonaiTransformer(folder))
     else:

@@ -3,18 +3,16 @@
     python -m benchmarks.peers --data-dir ../shared/data/ixi --output-dir results/peers --monai runs/monai/bin/python
     python -m benchmarks.peers --priors runs/ixi4 --output-dir results/peers --monai runs/monai/bin/python --minutes 5
 
-Every contestant is a process of its own; those of MONAI run in another environment (`make peers` makes runs/monai). One
-trains at a time, ten seconds in turn, so that a slow moment of the machine meets all alike; its clock runs only while
-it trains, and starts when everything is compiled. At each budget the test people's slices are reconstructed and
-measured here, by the same functions for all. A contestant whose learning rate follows a schedule is trained anew for
-each budget; one that keeps its rate goes on.
+Every contestant is a process of its own, those of MONAI in another environment (`make peers` makes it). One trains at a
+time, ten seconds in turn. At each budget the test people's slices are reconstructed and measured here, by the same
+functions for all.
 """
 
 import json
 import math
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -31,18 +29,13 @@ from evaluation import figures, metrics
 from files import UserError
 
 BATCHES = (1, 16)  # of samples
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# Contestants
-# ----------------------------------------------------------------------------------------------------------------
+SHOWN = [9, 15, 21]  # of one person's 32 slices: below, at and above the ventricles
 
 
 def tutorial():
     """The VQ-VAE of keras.io's example (examples/generative/vq_vae.py), built from this project's parts.
 
-    Convolutions of 32 and 64, 128 codes of 16 that learn by gradient, commitment cost 0.25, intensities around 0, and
-    the squared error over the variance (of the batch, where the example has that of its data set).
+    Its squared error is over the variance of the batch, where the example has that of its data set.
     """
     x = image = keras.Input((ablation.SIZE, ablation.SIZE, 1))
     x = layers.Rescaling(1.0, -0.5)(x)
@@ -53,72 +46,66 @@ def tutorial():
     for filters in (64, 32):
         x = layers.Conv2DTranspose(filters, 3, 2, padding="same", activation="relu")(x)
     x = layers.Rescaling(1.0, 0.5, dtype="float32")(layers.Conv2DTranspose(1, 3, padding="same")(x))
-    quantizer, l2 = modules.VectorQuantizer(128, 16, restart_threshold=0.0), ablation.loss_of("l2")
-    model = ablation.Assembled(encoder, quantizer, keras.Model(z_q, x), loss=lambda a, b: l2(a, b) / ops.var(a))
+
+    def distance(images, outputs):
+        return ablation.default_loss(images, outputs, kind="l2") / ops.var(images)
+
+    quantizer = modules.VectorQuantizer(128, 16, restart_threshold=0.0)
+    model = ablation.Assembled(encoder, quantizer, keras.Model(z_q, x), distance, from_data=False)
     quantizer.set_codebook(ops.convert_to_numpy(keras.random.uniform((128, 16), -0.05, 0.05, seed=0)))
     return model
 
 
 OURS = "this project"
+LIGHT = ablation.ours(partial(ablation.convolutions, base_filters=24, num_residual_blocks=0))
 KERAS = {
     OURS: ablation.VARIANTS["default"],
-    "this project, light": ablation.Variant(ablation.sized(base_filters=24, num_residual_blocks=0), batch_size=8),
-    "Keras tutorial": ablation.Variant(tutorial, keras.optimizers.Adam, 1e-3, 128, scheduled=False, from_data=False),
+    "this project, light": ablation.trained(LIGHT, batch_size=8),
+    "Keras tutorial": race.Variant(tutorial, keras.optimizers.Adam, 1e-3, batch_size=128, scheduled=False),
     "this project, cosine codebook": ablation.VARIANTS["cosine"],
     "this project, FSQ": ablation.VARIANTS["finite scalar quantisation"],
     "this project, rotation trick": ablation.VARIANTS["rotation trick"],
 }
 MONAI = {"MONAI, matching": "matching", "MONAI, tutorial": "tutorial"}
-GO_ON = ["MONAI, tutorial", *(name for name, one in KERAS.items() if not one.scheduled)]  # from budget to budget
 
 
-class KerasVQVAE:
+def keras_vqvae(folder, name, seconds):
     """A VQ-VAE of this project's parts, as `worker.serve` wants it."""
+    training, test = (np.load(folder / f"{split}.npy", mmap_mode="r") for split in ("train", "test"))
+    one = ablation.enter(name, KERAS[name], training, seconds)
+    one.warm_up()
 
-    def __init__(self, folder, name, seconds):
-        self.test = np.load(folder / "test.npy", mmap_mode="r")
-        training = np.load(folder / "train.npy", mmap_mode="r")
-        self.racer = ablation.enter(name, KERAS[name], training, seconds)
-        self.racer.warm_up()
-
-    def train(self, until_s):
-        """Goes on until the clock shows so many seconds."""
-        self.racer.train(until_s)
-        return {}
-
-    def evaluate(self, path):
-        """Writes reconstructions and codes of the test slices; says what the training was."""
-        trained = self.racer.finish()
-        outputs, codes, number = ablation.reconstruct(self.racer.model, self.test)
+    def evaluate(path):
+        row = one.finish()
+        outputs, codes, number = ablation.reconstruct(one.model, test)
         np.savez(path, outputs=outputs, codes=codes[0], num_embeddings=number[0])
-        return trained
+        return row
+
+    one.evaluate = evaluate
+    return one
 
 
-class KerasPrior(KerasVQVAE):
+def keras_prior(run_dir, seconds):
     """The default prior, trained and measured on the codes of a run."""
+    codes = priors.Codes(run_dir)
+    one = codes.enter("default", seconds)
+    one.warm_up()
 
-    def __init__(self, run_dir, seconds):
-        codes = priors.Codes(run_dir)
-        self.test = codes.inputs["test"]
-        self.racer = codes.enter(OURS, codes.variants["default"], seconds)
-        self.racer.warm_up()
-
-    def evaluate(self, path):
-        """Writes the bits of each test slice; says what the training was."""
-        trained = self.racer.finish()
+    def evaluate(path):
+        row = one.finish()
         runs.set_precision("float32")
-        self.prior = self.racer.variant.build()
-        self.prior.set_weights(self.racer.model.get_weights())
-        np.savez(path, bits=metrics.code_lengths(self.prior, self.test).sum(axis=(1, 2)))
-        return trained
+        one.prior = one.variant.build()
+        one.prior.set_weights(one.model.get_weights())
+        np.savez(path, bits=metrics.code_lengths(one.prior, codes.inputs["test"]).sum(axis=(1, 2)))
+        return row
 
-    def time_samples(self, batch):
-        """Seconds that the sampler takes for a batch, the second time."""
-        sampler = sampling.PixelCNNSampler(self.prior)
-        for _ in range(2):
-            start = time.perf_counter()
-            list(sampler.sample(np.zeros(batch, "int32"), np.full(batch, 0.5, "float32"), 0, batch_size=batch))
-        return {"seconds": time.perf_counter() - start}
+    def time_samples(batch):  # the second time
+        sampler, conditions = sampling.PixelCNNSampler(one.prior), (np.zeros(batch, int), np.full(batch, 0.5))
+        times = [report.timed(lambda: next(sampler.sample(*conditions, 0, batch_size=batch))) for _ in range(2)]
+        return {"seconds": times[1][0]}
+
+    one.evaluate, one.time_samples = evaluate, time_samples
+    return one
 
 
 class Process:
@@ -148,13 +135,12 @@ class Process:
 
 
 def start(args, name, kind, seconds):
-    """The process of a contestant; `kind` is what it is called in its own program."""
+    """The process of a contestant, which its own program knows as `kind`."""
+    program = [sys.executable, "-m", "benchmarks.peers", "--worker"]
     if name.startswith("MONAI"):
-        command = [args.monai, report.ROOT / "benchmarks" / "peer_monai.py"]
-    else:
-        command = [sys.executable, "-m", "benchmarks.peers", "--worker"]
-    folder = args.priors.resolve() if kind == "prior" else args.work_dir
-    return Process(name, [*command, kind, folder, seconds], args.work_dir / f"{stem(name)}.log")
+        program = [args.monai, "benchmarks/peer_monai.py"]
+    folder = args.priors if kind == "prior" else args.work_dir
+    return Process(name, [*program, kind, folder, seconds], args.work_dir / f"{stem(name)}.log")
 
 
 def stem(name):
@@ -162,80 +148,62 @@ def stem(name):
     return name.replace(",", "").replace(" ", "-")
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# The race
-# ----------------------------------------------------------------------------------------------------------------
-
-
-def alternate(processes, trained_s, until_s):
-    """Trains each process from `trained_s[name]` to `until_s`, ten seconds at a time in turn."""
-    turns = [race.TURN_S * turn for turn in range(1, math.ceil(until_s / race.TURN_S))] + [until_s]
-    for turn in tqdm(turns, f"to {until_s:g} s", leave=False, disable=None):
+def train(processes, seconds):
+    """Trains each process for so many seconds, ten at a time in turn."""
+    turns = [race.TURN_S * turn for turn in range(1, math.ceil(seconds / race.TURN_S))] + [seconds]
+    for turn in tqdm(turns, f"to {seconds:g} s", leave=False, disable=None):
         for process in processes:
-            if trained_s.get(process.name, 0) < turn:
-                process.ask("train", turn)
-                trained_s[process.name] = turn
+            process.ask("train", turn)
 
 
-def evaluate(args, process, minutes):
-    """What a contestant has written at a budget, and the beginning of its row."""
-    path = args.work_dir / f"{stem(process.name)}-{minutes:g}.npz"
-    row = {"entry": process.name, "minutes": minutes, **process.ask("evaluate", str(path))}
-    with np.load(path) as found:
-        return dict(found), row
+def compare(args, kinds):
+    """Trains contestants, by name what their program knows them as, at each budget.
+
+    Yields:
+        The process of each; what it has written, a dictionary of arrays; the beginning of its row.
+    """
+    for minutes in sorted(args.minutes):
+        processes = [start(args, name, kind, 60 * minutes) for name, kind in kinds.items()]
+        train(processes, 60 * minutes)
+        for process in processes:
+            path = args.work_dir / f"{stem(process.name)}.npz"
+            row = {"entry": process.name, "minutes": minutes, **process.ask("evaluate", str(path))}
+            with np.load(path) as found:
+                yield process, dict(found), row
+            process.close()
 
 
-def race_vqvaes(args):
+def compare_vqvaes(args):
     data = ablation.prepare(args.data_dir)
     for split in ("train", "test"):
         np.save(args.work_dir / f"{split}.npy", data.images[data.of(split).row])
     images, people = data.images[data.of("test").row], data.of("test").subject_id
     names = args.entry or [*KERAS, *(MONAI if args.monai else {})]
-    output = args.output_dir / "peers.json"
+    output, shown = args.output_dir / "peers.json", {"input": images[SHOWN] / 255}
     rows = json.loads(output.read_text())["rows"] if output.exists() else []
     rows = [row for row in rows if not (row["entry"] in names and row["minutes"] in args.minutes)]
-    racing, trained_s, shown = {}, {}, {}
-    for minutes in sorted(args.minutes):
-        for name in names:
-            if name not in racing or name not in GO_ON:
-                racing[name], trained_s[name] = start(args, name, MONAI.get(name, name), 60 * minutes), 0
-        alternate(racing.values(), trained_s, 60 * minutes)
-        for name, process in racing.items():
-            found, row = evaluate(args, process, minutes)
-            shown[name], codes = found["outputs"], [found["codes"]]
-            quality = ablation.quality(images, shown[name], codes, [int(found["num_embeddings"])], people)
-            rows.append({**row, **quality})
-            report.write(output, rows, data=data.title, people="test", turn_s=race.TURN_S)
-            if name not in GO_ON or minutes == max(args.minutes):
-                process.close()
+    for process, found, row in compare(args, {name: MONAI.get(name, name) for name in names}):
+        told = found["outputs"], [found["codes"]], [int(found["num_embeddings"])]
+        rows.append(row | ablation.quality(images, *told, people))
+        report.write(output, rows, data=data.title, people="test", turn_s=race.TURN_S)
+        shown[process.name.replace(", ", ",\n")] = found["outputs"][SHOWN]
     if len({row["minutes"] for row in rows}) > 1:
-        draw(args.output_dir / "peers.png", rows, report.footer(data))
-    footer = f"after {max(args.minutes):g} minutes\n{report.footer(data)}"
-    show(args.output_dir / "reconstructions.png", {"input": images / 255, **shown}, footer)
+        draw(args.output_dir / "peers.png", rows, f"test people\n{report.footer(data)}")
+    how = ([""] * 3 * len(shown), f"after {max(args.minutes):g} minutes\n{report.footer(data)}", 3, [*shown])
+    figures.image_grid(args.output_dir / "reconstructions.png", np.concatenate([*shown.values()]), *how)
 
 
-def race_priors(args):
+def compare_priors(args):
     codes, rows = priors.Codes(args.priors), []
     grids = {split: codes.inputs[split]["codes"] for split in ("train", "test")}
     np.savez(args.work_dir / "codes.npz", **grids, num_embeddings=codes.vqvae.quantizer.num_embeddings)
     about = {"vqvae_fingerprint": runs.fingerprint(codes.vqvae), "grid": codes.vqvae.grid_size}
-    for minutes in sorted(args.minutes):
-        kinds = {OURS: "prior", "MONAI, transformer": "transformer"}
-        processes = [start(args, name, kind, 60 * minutes) for name, kind in kinds.items()]
-        alternate(processes, {}, 60 * minutes)
-        for process in processes:
-            found, row = evaluate(args, process, minutes)
-            row["bits_per_image"] = metrics.over_people(found["bits"], codes.data.of("test").subject_id)
-            for batch in BATCHES:
-                row[f"seconds_per_sample_batch_{batch}"] = process.ask("time_samples", batch)["seconds"] / batch
-            process.close()
-            rows.append(row)
-            report.write(args.output_dir / "priors.json", rows, data=codes.data.title, people="test", **about)
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# Pictures
-# ----------------------------------------------------------------------------------------------------------------
+    for process, found, row in compare(args, {OURS: "prior", "MONAI, transformer": "transformer"}):
+        row["bits_per_image"] = metrics.over_people(found["bits"], codes.data.of("test").subject_id)
+        for batch in BATCHES:
+            row[f"seconds_per_sample_batch_{batch}"] = process.ask("time_samples", batch)["seconds"] / batch
+        rows.append(row)
+        report.write(args.output_dir / "priors.json", rows, data=codes.data.title, people="test", **about)
 
 
 def draw(path, rows, footer):
@@ -259,20 +227,7 @@ def draw(path, rows, footer):
         axes[0].set_ylim(bottom=ours["ssim_head"] - 0.25)
         axes[1].set_ylim(bottom=ours["psnr_db"] - 7)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
-    figures.finish(figure, path, f"test people\n{footer}")
-
-
-def show(path, outputs, footer):
-    """Three test slices and each contestant's reconstruction of them."""
-    chosen = [9, 15, 21]  # of one person's 32 slices: below, at and above the ventricles
-    shown, names = np.concatenate([some[chosen] for some in outputs.values()]), [*outputs]
-    names = [name.replace(", ", ",\n") for name in outputs]
-    figures.image_grid(path, shown, [""] * len(shown), footer, columns=3, row_names=names)
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# The command
-# ----------------------------------------------------------------------------------------------------------------
+    figures.finish(figure, path, footer)
 
 
 def run(args):
@@ -280,9 +235,11 @@ def run(args):
         raise UserError("give --data-dir for the VQ-VAEs, or --priors for the priors")
     if args.monai is None and (args.priors or any(name in MONAI for name in args.entry)):
         raise UserError("--monai: needed for MONAI's models; see benchmarks/requirements-monai.txt")
-    args.work_dir = args.work_dir.resolve()
+    for name in ("priors", "work_dir", "monai"):  # their processes work in the project's folder
+        if getattr(args, name):
+            setattr(args, name, getattr(args, name).absolute())
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    (race_priors if args.priors else race_vqvaes)(args)
+    (compare_priors if args.priors else compare_vqvaes)(args)
 
 
 command = report.command(
@@ -292,8 +249,8 @@ command = report.command(
     priors=(Path, None, "compare priors, on the codes of this run, and no VQ-VAEs"),
     output_dir=(Path, ..., "where figures and pictures go"),
     work_dir=(Path, Path("runs/peers"), "arrays and logs"),
-    minutes=(report.at_least(0.001, float), [2, 10, 40], "budgets"),
-    entry=(report.one_of([*KERAS, *MONAI]), [], "which (default: all); rows of others that are there are kept"),
+    minutes=(report.MINUTES, [2, 10, 40], "budgets"),
+    entry=([*KERAS, *MONAI], [], "which (default: all); rows of others that are there are kept"),
     monai=(Path, None, "the Python of an environment with MONAI; without it, MONAI is left out"),
 )
 
@@ -304,7 +261,7 @@ def main(argv=None):
         return command(argv)
     _, kind, folder, seconds = argv  # how this program starts itself for a contestant
     folder, seconds = Path(folder), float(seconds)
-    worker.serve(lambda: KerasPrior(folder, seconds) if kind == "prior" else KerasVQVAE(folder, kind, seconds))
+    worker.serve(lambda: keras_prior(folder, seconds) if kind == "prior" else keras_vqvae(folder, kind, seconds))
     return 0
 
 

@@ -2,10 +2,9 @@
 
     python -m benchmarks.priors --run-dir runs/ixi4 --minutes 1.5 --output results/ixi/priors.json
 
-All rows are trained in this process on the same people's slices (`race.py`). The rows that do not say otherwise have
-the recipe of train.py, with the learning rate going by their own clock. The textbook's filters are chosen for as many
-parameters as the default has; it is shown as it is usually trained (Adam at 1e-3, nothing else) and with the recipe
-here. Bits per code are those of the validation people's codes.
+What a row does not say is as in train.py, with the learning rate going by its own clock (`race.py`). The textbook has
+about as many parameters as the default; it is shown as it is usually trained (Adam at 1e-3, nothing else) and with the
+recipe here. Bits per code are those of the validation people's codes.
 """
 
 import math
@@ -21,9 +20,8 @@ import modules
 import options
 import runs
 import train
-from benchmarks import race, report
+from benchmarks import race
 
-TRAINING = options.PriorTraining()
 AVERAGE_STEPS = 50
 
 
@@ -36,8 +34,7 @@ class TextbookConv2D(layers.Layer):
 
     def __init__(self, filters, kernel_size, mask_type, **kwargs):
         super().__init__(**kwargs)
-        self.filters = filters
-        self.size = (kernel_size // 2 + 1, kernel_size)
+        self.filters, self.size = filters, (kernel_size // 2 + 1, kernel_size)
         self.visible = math.prod(self.size) - kernel_size // 2 - (mask_type == "A")
 
     def build(self, input_shape):
@@ -58,12 +55,10 @@ class TextbookPixelCNN(keras.Model):
 
     One 7 x 7 convolution of mask type A, residual blocks (figure 5: 1 x 1 to half the channels, 3 x 3 of type B, 1 x 1
     back), two 1 x 1 layers. It has a single stack, hence a blind spot. Codes enter through an embedding; label and
-    slice position do not.
-
-    Args, inputs and output as for `modules.PixelCNN`; `filters` is the paper's 2h.
+    slice position do not. Inputs and output are those of `modules.PixelCNN`; `filters` is the paper's 2h.
     """
 
-    def __init__(self, num_embeddings, grid_size, filters=256, num_blocks=12, **kwargs):
+    def __init__(self, num_embeddings, grid_size, filters=160, num_blocks=12, **kwargs):
         super().__init__(autocast=False, **kwargs)  # slice positions stay float32
         self.grid_size, half = grid_size, filters // 2
         self.embedding = layers.Embedding(num_embeddings, 64)
@@ -74,13 +69,6 @@ class TextbookPixelCNN(keras.Model):
         self.last = [layers.Dense(filters), layers.Dense(num_embeddings, dtype="float32", name="logits")]
         self.bits_tracker = keras.metrics.Mean(name="bits_per_code")
         self({"codes": np.zeros((1, grid_size, grid_size), "int32")})  # builds every layer
-
-    @staticmethod
-    def parameters(num_embeddings, filters, num_blocks=12):
-        """How many it has, without building it."""
-        k, f, h = num_embeddings, filters, filters // 2
-        block = (f * h + h) + (5 * h * h + h) + (h * f + f)
-        return 64 * k + (24 * 64 * f + f) + num_blocks * block + (f * f + f) + (f * k + k)
 
     def call(self, inputs, training=False):
         x = self.first(self.embedding(inputs["codes"]))
@@ -125,35 +113,27 @@ class NoAttention(modules.PixelCNN):
         pass
 
 
-def muon(learning_rate):
-    """The optimiser of train.py, with the average over a fixed number of steps."""
-    return train.prior_optimizer(learning_rate, AVERAGE_STEPS)
-
-
 def adamw(learning_rate):
     """AdamW where the project takes Muon."""
     average = {"use_ema": True, "ema_momentum": 1 - 1 / AVERAGE_STEPS}
     return keras.optimizers.AdamW(learning_rate, weight_decay=1e-4, clipnorm=1.0, **average)
 
 
-def trained(build, **how):
-    """A `race.Variant`, by default with the recipe of train.py."""
-    recipe = {name: getattr(TRAINING, name) for name in ("learning_rate", "batch_size", "max_shift")}
-    return race.Variant(build, **{"optimizer": muon, **recipe, **how})
-
-
 def make_variants(codebook=None, grid_size=None, num_labels=None):
-    """Each `Variant` by name; `codebook` is NumPy (K, D). Nothing is built."""
+    """Each `race.Variant` by name, none of them built; `codebook` is NumPy (K, D)."""
 
     def ours(kind=modules.PixelCNN, **changes):
         model = kind(*codebook.shape, grid_size, num_labels, **changes)
         model.set_codebook(codebook)
         return model
 
+    def trained(build, **how):
+        recipe = {name: getattr(options.PriorTraining, name) for name in ("learning_rate", "batch_size", "max_shift")}
+        recipe["optimizer"] = lambda learning_rate: train.prior_optimizer(learning_rate, AVERAGE_STEPS)
+        return race.Variant(build, **recipe | how)
+
     def textbook():
-        number, target = len(codebook), race.count(ours())
-        filters = next(f for f in range(32, 1024, 8) if TextbookPixelCNN.parameters(number, f) >= target)
-        return TextbookPixelCNN(number, grid_size, filters)
+        return TextbookPixelCNN(len(codebook), grid_size)
 
     plain = {"optimizer": keras.optimizers.Adam, "learning_rate": 1e-3, "scheduled": False, "max_shift": 0}
     return {
@@ -173,23 +153,23 @@ class Codes:
     """The codes of a run's VQ-VAE: what priors are trained on, split by split, and the variants for it."""
 
     def __init__(self, run_dir):
-        self.config = runs.read_config(run_dir)
-        self.data, self.vqvae = runs.find_data(run_dir, self.config), runs.load_vqvae(run_dir)
+        self.config, self.vqvae = runs.read_config(run_dir), runs.load_vqvae(run_dir)
+        self.data = runs.find_data(run_dir, self.config)
         codes, slices = runs.all_codes(run_dir, self.vqvae, self.data), self.data.slices
         inputs = dataset.prior_inputs(codes, slices, self.data.labels)
         self.inputs = {split: dataset.select(inputs, slices.split == split) for split in dataset.SPLITS}
         codebook = ops.convert_to_numpy(self.vqvae.quantizer.codebook)
         self.variants = make_variants(codebook, self.vqvae.grid_size, len(self.data.labels))
 
-    def enter(self, name, variant, seconds):
+    def enter(self, name, seconds):
         """A `race.Contestant` of a variant."""
-        how = (self.vqvae, variant.max_shift, variant.batch_size)
-        rows = self.data.of("train").row
-        batches = dataset.MovedCodes(self.inputs["train"], self.data.images, rows, *how, seed=0)
-        return race.Contestant(name, variant, batches, seconds)
+        one, data = self.variants[name], self.data
+        how = (self.vqvae, one.max_shift, one.batch_size)
+        batches = dataset.MovedCodes(self.inputs["train"], data.images, data.of("train").row, *how, seed=0)
+        return race.Contestant(name, one, batches, seconds)
 
 
-def run(args):
+def begin(args):
     codes = Codes(args.run_dir)
 
     def measure(one, row):
@@ -197,20 +177,12 @@ def run(args):
         bits = one.model.evaluate(codes.inputs["validation"], **how)["bits_per_code"]
         return {"validation_bits_per_code": bits, "seconds_an_epoch": row["training_s"] / row["epochs"]}
 
-    race.compare(
-        args,
-        codes.variants,
-        codes.enter,
-        measure,
-        data=codes.data.title,
-        splits_sha256=codes.config["splits_sha256"],
-        vqvae_fingerprint=runs.fingerprint(codes.vqvae),
-        precision=runs.resolve_precision("auto"),
-    )
+    about = {"data": codes.data.title, "splits_sha256": codes.config["splits_sha256"]}
+    about |= {"vqvae_fingerprint": runs.fingerprint(codes.vqvae), "precision": runs.resolve_precision("auto")}
+    return codes.enter, measure, about
 
 
-where = (Path, ..., "a run whose VQ-VAE is trained")
-main = report.command(run, __doc__, run_dir=where, **race.flags(make_variants()))
+main = race.command(begin, make_variants(), __doc__, run_dir=(Path, ..., "a run whose VQ-VAE is trained"))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,29 +2,23 @@
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable
 
 import keras
 from tqdm import tqdm
 
 import runs
-from benchmarks import report
+from benchmarks import report, worker
+from files import UserError
 
-COMPILED_AFTER = 5  # steps
-WARM_UP = 0.1  # of the time
-TURN_S = 10.0
+COMPILED_AFTER, TURN_S = 5, 10.0  # steps, seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A model and how it is trained.
+    """A model, which `build` returns, and how it is trained; `optimizer` is a function of the highest learning rate.
 
-    Attributes:
-        build: Function that returns the model.
-        optimizer: Function of the highest learning rate.
-        scheduled: Whether that rate warms up and falls to 0 by the contestant's clock, or stays as it is.
-        precision, max_shift: As for train.py.
+    That rate warms up and falls to 0 by the contestant's clock, or is not scheduled and stays. The rest is train.py's.
     """
 
     build: Callable
@@ -36,62 +30,38 @@ class Variant:
     max_shift: int = 0
 
 
-class Contestant:
-    """A model in training, which can be stopped and gone on with; its clock runs only while it trains.
+class Contestant(worker.Contestant):
+    """A variant in training for so many seconds.
 
     Args:
         name, variant: What its row is called, and its `Variant`.
         batches: `dataset.Batches` of its training data; an epoch's beginning counts as training.
-        seconds: Time that it has in all.
     """
 
     def __init__(self, name, variant, batches, seconds):
+        super().__init__(COMPILED_AFTER, seconds if variant.scheduled else None)
         runs.set_precision(runs.resolve_precision(variant.precision))
         keras.utils.set_random_seed(0)
-        self.name, self.variant, self.batches, self.seconds = name, variant, batches, seconds
-        self.model = variant.build()
+        self.name, self.variant, self.batches, self.model = name, variant, batches, variant.build()
         self.model.compile(optimizer=variant.optimizer(variant.learning_rate))
-        self.steps, self.trained_s = -COMPILED_AFTER, 0.0
 
     def warm_up(self):
-        """The first steps, whose time does not count. Only when all are built: seeding throws away what is compiled."""
-        while self.steps < 0:
-            self._step()
-        start = time.perf_counter()
-        self.batches.set_epoch(0)  # once more, as compiled: the first epoch's beginning counts, like any other's
-        self.trained_s = time.perf_counter() - start
+        """The first steps. Only when all are built: seeding throws away what is compiled."""
+        super().warm_up()
+        # Once more, as compiled: the first epoch's beginning counts, like any other's.
+        self.trained_s, _ = report.timed(lambda: self.batches.set_epoch(0))
 
-    def train(self, until_s):
-        """Goes on until its clock shows so many seconds."""
-        while self.trained_s < until_s:
-            self._step()
-
-    def _step(self):
-        start = time.perf_counter()
+    def step(self, share):
         epoch, index = divmod(self.steps + COMPILED_AFTER, len(self.batches))
         if index == 0:
             self.batches.set_epoch(epoch)
-        rate = self.variant.learning_rate if self.steps >= 0 else 0.0  # nothing is learned while it is compiled
-        if self.variant.scheduled:
-            done = min(1.0, self.trained_s / self.seconds)
-            decay = 0.5 * (1 + math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP)))
-            rate *= min(1.0, done / WARM_UP) * decay
-        self.model.optimizer.learning_rate = rate
+        self.model.optimizer.learning_rate = self.variant.learning_rate * share
         self.model.train_on_batch(self.batches[index][0])
-        self.steps += 1
-        self.trained_s += time.perf_counter() - start
 
     def finish(self):
         """Takes the averaged weights, where there are any; what the row says of the training."""
         self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
-        examples = self.steps * self.batches.batch_size
-        return {
-            "parameters": count(self.model),
-            "training_s": self.trained_s,
-            "steps": self.steps,
-            "epochs": examples / self.batches.number,
-            "examples_per_second": examples / self.trained_s,
-        }
+        return self.row(count(self.model), self.batches.batch_size, self.batches.number)
 
 
 def count(model):
@@ -109,28 +79,27 @@ def race(contestants, seconds):
             one.train(seconds * turn / turns)
 
 
-def flags(variants):
-    """The options that `compare` needs, for `report.command`."""
-    return {
-        "output": report.OUTPUT,
-        "minutes": (report.at_least(0.001, float), 1.5, "training time of each"),
-        "variant": (report.one_of(variants), [], "which (default: all)"),
-    }
-
-
-def compare(args, variants, enter, measure, **about):
-    """Trains the variants that were asked for, measures each and writes its row.
+def command(begin, variants, about, **flags):
+    """The `main` of a benchmark that trains variants, measures each and writes its row.
 
     Args:
-        args: The options of `flags`.
-        enter: Function of a name, a variant and the seconds; returns its `Contestant`.
-        measure: Function of a contestant and the row of its training; returns what else is in the row.
+        begin: Function of the options. It returns one of a name and the seconds, which makes a `Contestant`; one of a
+            contestant and the row of its training, which returns what else is in the row; what the file is about.
+        variants: The names to choose among.
     """
-    seconds, rows = 60 * args.minutes, []
-    names = tqdm(args.variant or variants, "models", leave=False, disable=None)
-    contestants = [enter(name, variants[name], seconds) for name in names]
-    race(contestants, seconds)
-    for one in contestants:
-        row = {"variant": one.name, **one.finish()}
-        rows.append(row | measure(one, row))
-        report.write(args.output, rows, minutes=args.minutes, **about)
+
+    def run(args):
+        enter, measure, told = begin(args)
+        seconds, rows = 60 * args.minutes, []
+        names = tqdm(args.variant or variants, "models", leave=False, disable=None)
+        contestants = [enter(name, seconds) for name in names]
+        race(contestants, seconds)
+        for one in contestants:
+            if one.steps < 1:
+                raise UserError(f"--minutes {args.minutes}: too short for a step of {one.name}")
+            row = {"variant": one.name, **one.finish()}
+            rows.append(row | measure(one, row))
+            report.write(args.output, rows, minutes=args.minutes, **told)
+
+    minutes, which = (report.MINUTES, 1.5, "training time of each"), (list(variants), [], "which (default: all)")
+    return report.command(run, about, output=report.OUTPUT, minutes=minutes, variant=which, **flags)

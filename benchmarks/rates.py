@@ -1,14 +1,12 @@
 """How rate, distortion and prior go together: grids and codebooks of several sizes, each trained and sampled.
 
-    python -m benchmarks.rates --data-dir ../shared/data/ixi --output-dir results/rates --vqvae-epochs 4 --prior-epochs 1
+    python -m benchmarks.rates --data-dir ../shared/data/ixi --vqvae-epochs 4 --prior-epochs 1
 
-For each downsampling factor and number of codes it runs train.py, each with about the same time for training (a grid of
-factor 8 has a quarter of the codes, so its prior gets four times the epochs; rates.json says the seconds), measures the
-test people and draws samples, and writes rates.json, rates.png and samples.png.
+Each runs train.py for about the same time (a grid of factor 8 has a quarter of the codes, so its prior gets four times
+the epochs; rates.json says the seconds), and is measured on the test people.
 """
 
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,75 +21,68 @@ from benchmarks import report
 from evaluation import figures, metrics
 
 SHOWN, HEIGHTS = 8, np.linspace(0.15, 0.85, 8, dtype="float32")
+AXES = {
+    "bits_per_image": "bits per image, under the prior",
+    "seconds_per_sample": f"seconds a sample, in batches of {predict.AT_ONCE}",
+}
 
 
 def measure(args, factor, num_embeddings):
     """Trains one setting; returns its row of the table, some samples, float in [0, 1], and the picture's footer."""
     run_dir = args.runs_dir / f"factor{factor}-codes{num_embeddings}"
-    epochs = {"vqvae_epochs": args.vqvae_epochs, "prior_epochs": max(1, args.prior_epochs * factor**2 // 16)}
-    report.train(run_dir, data_dir=args.data_dir, downsampling=factor, num_embeddings=num_embeddings, **epochs)
-    data, vqvae, prior = report.open_run(run_dir)
+    how = {"vqvae_epochs": args.vqvae_epochs, "prior_epochs": max(1, args.prior_epochs * factor**2 // 16)}
+    how |= {"data_dir": args.data_dir, "downsampling": factor, "num_embeddings": num_embeddings}
+    data, vqvae, prior = report.train(run_dir, **how)
     sampler, heights = sampling.PixelCNNSampler(prior), np.tile(HEIGHTS, predict.AT_ONCE // SHOWN)
     for _ in range(2):  # the first call compiles
-        start = time.perf_counter()
-        images = next(predict.draw(sampler, vqvae, np.zeros(len(heights), "int32"), heights, seed=0))
-        seconds = time.perf_counter() - start
+        drawn = predict.draw(sampler, vqvae, np.zeros(len(heights), "int32"), heights, seed=0)
+        seconds, images = report.timed(lambda drawn=drawn: next(drawn))
     test = data.of("test")
     codes, per_slice, _ = evaluate.reconstruct(vqvae, data)
     bits = metrics.code_lengths(prior, dataset.prior_inputs(codes, test, data.labels)).mean(axis=(1, 2))
-    found = metrics.summarise(per_slice, test.subject_id)
-    bits_per_code = metrics.over_people(bits, test.subject_id)["mean"]
-    return (
-        {
-            "downsampling": factor,
-            "num_embeddings": num_embeddings,
-            **{name: found[name]["mean"] for name in ("ssim", "ssim_head", "psnr_db")},
-            **{f"{name}_ci95": found[name]["ci95"] for name in ("ssim", "ssim_head")},
-            "codes_in_use": metrics.codebook_metrics(codes, num_embeddings, factor**2)["codes_in_use"],
-            "bits_per_code": bits_per_code,
-            "bits_per_image": bits_per_code * codes[0].size,
-            "seconds_per_sample": seconds / len(images),
-            "vqvae_parameters": vqvae.count_params(),
-            "prior_parameters": prior.count_params(),
-            **{
-                f"{stage}_training_s": sum(row["seconds"] for row in rows)
-                for stage, rows in runs.read_histories(run_dir).items()
-            },
-        },
-        images[:SHOWN],
-        report.footer(data),
-    )
+    found, bits = metrics.summarise(per_slice, test.subject_id), metrics.over_people(bits, test.subject_id)["mean"]
+    history = runs.read_histories(run_dir).items()
+    row = {
+        "downsampling": factor,
+        "num_embeddings": num_embeddings,
+        **{name: found[name]["mean"] for name in ("ssim", "ssim_head", "psnr_db")},
+        **{f"{name}_ci95": found[name]["ci95"] for name in ("ssim", "ssim_head")},
+        "codes_in_use": metrics.codebook_metrics(codes, num_embeddings, factor**2)["codes_in_use"],
+        "bits_per_code": bits,
+        "bits_per_image": bits * codes[0].size,
+        "seconds_per_sample": seconds / len(images),
+        "vqvae_parameters": vqvae.count_params(),
+        "prior_parameters": prior.count_params(),
+        **{f"{stage}_training_s": sum(epoch["seconds"] for epoch in epochs) for stage, epochs in history},
+    }
+    return row, images[:SHOWN], report.footer(data)
 
 
 def plot(path, rows, footer):
     """SSIM inside the head against bits per image, and time a sample, for each setting."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    titles = {
-        "bits_per_image": "bits per image, under the prior",
-        "seconds_per_sample": f"seconds a sample, in batches of {predict.AT_ONCE}",
-    }
-    for axis, (key, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+    axes = figure.subplots(1, 2)
+    for axis, (key, title) in zip(axes, AXES.items(), strict=True):
         for colour, factor in enumerate(sorted({row["downsampling"] for row in rows})):
             same = [row for row in rows if row["downsampling"] == factor]
-            y = [row["ssim_head"] for row in same]
+            x, y = ([row[name] for row in same] for name in (key, "ssim_head"))
             ends = np.array([row["ssim_head_ci95"] or [row["ssim_head"]] * 2 for row in same])
             error = np.abs(ends.T - y) if key == "bits_per_image" else None
-            style = {"color": f"C{colour}", "label": f"factor {factor}", "marker": "o"}
-            axis.errorbar([row[key] for row in same], y, error, capsize=2, **style)
-            for row in same:
+            axis.errorbar(x, y, error, capsize=2, color=f"C{colour}", label=f"factor {factor}", marker="o")
+            for row, *place in zip(same, x, y, strict=True):
                 style = {"xytext": (0, 6), "ha": "center", "textcoords": "offset points", "fontsize": 7}
-                axis.annotate(row["num_embeddings"], (row[key], row["ssim_head"]), **style)
+                axis.annotate(row["num_embeddings"], place, **style)
         axis.set(xlabel=title, ylabel="SSIM inside the head, test people")
         axis.margins(0.08, 0.12)
-    axis.legend(frameon=False, title="number at a point: codes", title_fontsize=8)
+    axes[0].legend(frameon=False, title="number at a point: codes", title_fontsize=8)
     figures.finish(figure, path, footer)
 
 
 def run(args):
     rows, samples = [], []
     for factor in args.downsampling:
-        for number in args.num_embeddings:
-            row, images, footer = measure(args, factor, number)
+        for num_embeddings in args.num_embeddings:
+            row, images, footer = measure(args, factor, num_embeddings)
             rows.append(row)
             samples.append(images)
             report.write(args.output_dir / "rates.json", rows, batch=predict.AT_ONCE)
@@ -108,11 +99,11 @@ main = report.command(
     "stopped; the same command goes on",
     data_dir=(Path, None, "as for train.py; without it, the demo cohort"),
     runs_dir=(Path, Path("runs/rates"), "where the runs go"),
-    output_dir=(Path, Path("results/rates"), "where the figures go"),
+    output_dir=(Path, Path("results/rates"), "where rates.json, rates.png and samples.png go"),
     downsampling=(int, [4, 8], "pixels a code along each side"),
     num_embeddings=(int, [64, 256, 512], "codes"),
-    vqvae_epochs=(report.at_least(1), 8, "of the VQ-VAE"),
-    prior_epochs=(report.at_least(1), 2, "of the prior at factor 4; more at larger factors"),
+    vqvae_epochs=(report.number(1), 8, "of the VQ-VAE"),
+    prior_epochs=(report.number(1), 2, "of the prior at factor 4; more at larger factors"),
 )
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ import math
 import multiprocessing
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,7 +25,24 @@ import runs
 from files import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def number(least, most=math.inf, kind=int):
+    """The type of an option that is a finite number within limits."""
+
+    def parse(text):
+        value = kind(text)
+        if not least <= value <= most or value == math.inf:
+            limits = f"{least} or more" if most == math.inf else f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text}: must be {limits}")
+        return value
+
+    parse.__name__ = kind.__name__  # which argparse names where there is no number
+    return parse
+
+
 OUTPUT = (Path, ..., "a JSON file")
+MINUTES = number(0.001, kind=float)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,67 +50,37 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def at_least(least, kind=int):
-    """The type of an option that is a finite number from `least` on."""
-
-    def number(text):
-        value = kind(text)
-        if not least <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text}: must be {least} or more")
-        return value
-
-    return number
-
-
-def one_of(names):
-    """The type of an option that is one of these words."""
-
-    def name(text):
-        if text not in names:
-            raise argparse.ArgumentTypeError(f"{text}: choose among {', '.join(names)}")
-        return text
-
-    return name
-
-
 def command(run, about, when_stopped="stopped; what was measured is written", **flags):
     """The `main(argv=None)` of a benchmark, which calls `run` with its options and returns the exit status.
 
     Args:
         about: The benchmark's docstring, whose first line `--help` shows.
-        when_stopped: What is said after Ctrl-C.
-        flags: Type, default and meaning of each option; without a default (`...`) it must be given, and one whose
-            default is a list takes several values.
+        flags: Type (or list of words), default and meaning of each option. One without a default (`...`) must be given,
+            one whose default is a list takes several values.
     """
     parser = _Parser(description=about.partition("\n")[0], allow_abbrev=False)
     for name, (kind, default, meaning) in flags.items():
-        how = {"type": kind, "default": default, "required": default is ...}
-        if kind is bool:
-            how = {"action": "store_true"}
-        elif isinstance(default, list):
-            how["nargs"] = "+"
+        how = {"default": default, "required": default is ..., "nargs": "+" if isinstance(default, list) else None}
+        how |= {"choices": kind, "metavar": "NAME"} if isinstance(kind, list) else {"type": kind}
+        how = {"action": "store_true"} if kind is bool else how
         meaning += " (default: %(default)s)" * (default not in (..., None, False, []))
         parser.add_argument("--" + name.replace("_", "-"), help=meaning, **how)
     return lambda argv=None: files.exit_status(lambda: run(parser.parse_args(argv)), when_stopped)
 
 
 def train(run_dir, **options):
-    """Runs train.py, or goes on with what an earlier call began; an option of None is left out."""
+    """Runs train.py with the options that are not None, or goes on; returns what `open_run` does."""
     given = [(f"--{name.replace('_', '-')}", value) for name, value in options.items() if value is not None]
     arguments = [str(part) for part in ("--run-dir", run_dir, *sum(given, ()))]
     if subprocess.run([sys.executable, ROOT / "train.py", *arguments], check=False).returncode:
         raise UserError(f"train.py {' '.join(arguments)}: failed")
+    return open_run(run_dir)
 
 
 def open_run(run_dir):
     """Data, VQ-VAE and prior of a run."""
     data, vqvae = runs.find_data(run_dir, runs.read_config(run_dir)), runs.load_vqvae(run_dir)
     return data, vqvae, runs.load_prior(run_dir, vqvae)
-
-
-def footer(data):
-    """Title and credit of a `dataset.Data`, for the foot of a picture."""
-    return runs.footer({"data": vars(data)})
 
 
 def clear(folder):
@@ -110,6 +99,23 @@ def alone(function, *arguments):
             raise UserError(f"the process of {function.__name__}{arguments} ended before its time") from error
 
 
+def timed(call):
+    """Seconds that a call takes, and what it returns."""
+    start = time.perf_counter()
+    found = call()
+    return time.perf_counter() - start, found
+
+
+def footer(data):
+    """Title and credit of a `dataset.Data`, for the foot of a picture."""
+    return runs.footer({"data": vars(data)})
+
+
+def power_above_half(row):
+    """Mean share of power that a row's reconstructions keep in the bands above half of Nyquist."""
+    return float(np.nanmean(np.array(row["power_ratio"][losses.BANDS // 2 :], float)))
+
+
 def write(path, rows, **about):
     """Writes a JSON file with what a benchmark is about, the machine and the rows so far; says the last row."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,20 +124,12 @@ def write(path, rows, **about):
     print(", ".join(f"{name} {value}" for name, value in shown.items() if not isinstance(value, list)), flush=True)
 
 
-def power_above_half(row):
-    """Mean share of power that a row's reconstructions keep in the bands above half of Nyquist."""
-    return float(np.nanmean(np.array(row["power_ratio"][losses.BANDS // 2 :], float)))
-
-
 def describe():
     """Processor, cores, memory in GiB, accelerators, versions of what computes: a dictionary of JSON values."""
-    processor, cpu_info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if cpu_info.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpu_info.read_text().splitlines() if "model name" in line]
-        processor = names[0] if names else processor
-    backend = keras.backend.backend()
+    cpu_info, backend = Path("/proc/cpuinfo"), keras.backend.backend()
+    names = re.findall(r"model name\s*:\s*(.*)", cpu_info.read_text()) if cpu_info.exists() else []
     return {
-        "processor": processor,
+        "processor": next(iter(names), platform.processor() or platform.machine()),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "accelerators": devices.gpus(),

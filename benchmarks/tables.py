@@ -8,6 +8,7 @@ agree with the files.
 
 import json
 import sys
+from functools import partial
 
 import files
 from benchmarks import report
@@ -21,6 +22,72 @@ RUNS = {
     "demo": "demo, 128×128, factor 8",
     "demo256": "demo, 256×256, factor 8",
 }
+
+
+def interval(name, digits, mean="[mean]", ends="[ci95]"):
+    """The format of a mean and its interval."""
+    low, high = f"{{{name}{ends}[0]:.{digits}f}}", f"{{{name}{ends}[1]:.{digits}f}}"
+    return f"{{{name}{mean}:.{digits}f}} ({low}–{high})"
+
+
+# By file of results/: the head of its table, and the format of a row; `more` says what is not in the file.
+LISTINGS = {
+    "sampling.json": (
+        "codes | batch | textbook loop (s) | cached (s) | teacher-forced pass (s) | times faster than the loop | "
+        "cached / pass | exact",
+        "{grid}×{grid} | {batch} | {naive_s:,.0f} | {cached_s:.2f} | {teacher_forced_s:.3f} | {speedup:,.0f} | "
+        "{cached_over_teacher_forced:.1f} | {equal}",
+    ),
+    "ixi/priors.json": (
+        "prior | bits per code, validation people | against the default | parameters | seconds an epoch | "
+        "epochs in {minutes:g} min",
+        "{variant} | {validation_bits_per_code:.3f} | {worse} | {parameters:,} | {seconds_an_epoch:.0f} | {epochs:.1f}",
+    ),
+    "ixi/ablation.json": (
+        "variant | SSIM, head | PSNR (dB) | SSIM | power kept above half of Nyquist | bits per pixel, entropy | "
+        "images/s",
+        "{variant} | {ssim_head:.3f} | {psnr_db:.2f} | {ssim:.3f} | {power:.2f} | {entropy_bits_per_pixel:.3f} | "
+        "{examples_per_second:.0f}",
+    ),
+    "peers/priors.json": (
+        "prior, test people | parameters | minutes | epochs | slices/s | bits per image | seconds a sample, alone | "
+        "in a batch of 16",
+        "{entry} | {parameters:,} | {minutes:g} | {epochs:.2f} | {examples_per_second:.1f} | "
+        + interval("bits_per_image", 0)
+        + " | {seconds_per_sample_batch_1:.3g} | {seconds_per_sample_batch_16:.3g}",
+    ),
+    "large.json": (
+        "slices of 256×256 | cache (GB) | decoding (s) | decoded/s | peak MiB, decoding | peak MiB, training | "
+        "images/s, training | of that time in steps | images/s, reading alone",
+        "{slices:,} | {cache_gb:.1f} | {decoding_s:.0f} | {decoded_per_second:,.0f} | {decoding_peak_mib:,.0f} | "
+        "{training_peak_mib:,.0f} | {images_per_second:.1f} | {share_in_steps:.1%} | {reading_images_per_second:,.0f}",
+    ),
+    "training.json": (
+        "stage | pixels | codes | batch | images/s | GFLOP an image | of {giga:.0f} GFLOP/s",
+        "{name} | {image_size} | {grid}×{grid} | {batch} | {images_per_second:.1f} | {giga:.2f} | "
+        "{share_of_matrix_rate:.0%}",
+    ),
+    "rates/rates.json": (
+        "factor | codes | SSIM | SSIM, head | PSNR (dB) | bits per code | bits per image | seconds a sample",
+        f"{{downsampling}} | {{num_embeddings}} | {{ssim:.3f}} | {interval('ssim_head', 3, '', '_ci95')} | "
+        "{psnr_db:.2f} | {bits_per_code:.3f} | {bits_per_image:,.0f} | {seconds_per_sample:.3f}",
+    ),
+}
+
+
+def more(row, first):
+    """What a table shows of a row beside what the file says."""
+    found = {}
+    if "exact" in row:
+        found["equal"] = "yes" if row["exact"] else f"but for {row['different_codes']} codes"
+    if "power_ratio" in row:
+        found["power"] = report.power_above_half(row)
+    if "stage" in row:
+        found |= {"name": "VQ-VAE" if row["stage"] == "vqvae" else "prior", "giga": row["operations_per_image"] / 1e9}
+    if "validation_bits_per_code" in row:
+        bits, default = (one["validation_bits_per_code"] for one in (row, first))
+        found["worse"] = "" if row is first else f"{bits / default - 1:+.1%}"
+    return found
 
 
 def load(name):
@@ -37,15 +104,12 @@ def table(head, rows):
     return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
 
 
-def listing(head, cells, rows):
-    """A table with a line for each row, a dictionary: `head` and the format `cells` are text with | between cells."""
-    return table(head.split(" | "), [cells.format(**row).split(" | ") for row in rows])
-
-
-def interval(name, digits, mean="[mean]", ends="[ci95]"):
-    """The format of a mean and its interval."""
-    low, high = f"{{{name}{ends}[0]:.{digits}f}}", f"{{{name}{ends}[1]:.{digits}f}}"
-    return f"{{{name}{mean}:.{digits}f}} ({low}–{high})"
+def listing(name):
+    """A table with a line for each row of a file, as `LISTINGS` says."""
+    found, (head, cells) = load(name), LISTINGS[name]
+    rows = [cells.format(**row, **more(row, found["rows"][0])).split(" | ") for row in found["rows"]]
+    giga = found.get("matrix_operations_per_second", 0) / 1e9
+    return table(head.format(**found, giga=giga).split(" | "), rows)
 
 
 def results():
@@ -92,131 +156,54 @@ def realism(title, runs):
     return table([title, *names, "training people", "how to read it"], rows)
 
 
-def sampling():
-    """Times of the sampler."""
-    rows = load("sampling.json")["rows"]
-    for row in rows:
-        row["equal"] = "yes" if row["exact"] else f"but for {row['different_codes']} codes"
-    return listing(
-        "codes | batch | textbook loop (s) | cached (s) | teacher-forced pass (s) | times faster than the loop | "
-        "cached / pass | exact",
-        "{grid}×{grid} | {batch} | {naive_s:,.0f} | {cached_s:.2f} | {teacher_forced_s:.3f} | {speedup:,.0f} | "
-        "{cached_over_teacher_forced:.1f} | {equal}",
-        rows,
-    )
-
-
-def priors():
-    """Variants of the prior."""
-    found = load("ixi/priors.json")
-    first, *others = found["rows"]
-    for row in others:
-        row["worse"] = f"{row['validation_bits_per_code'] / first['validation_bits_per_code'] - 1:+.1%}"
-    return listing(
-        "prior | bits per code, validation people | against the default | parameters | seconds an epoch | "
-        f"epochs in {found['minutes']:g} min",
-        "{variant} | {validation_bits_per_code:.3f} | {worse} | {parameters:,} | {seconds_an_epoch:.0f} | {epochs:.1f}",
-        [first | {"worse": ""}, *others],
-    )
-
-
 def peers():
     """This project's VQ-VAE and its peers: what each costs, and its quality at each budget."""
-    found = load("peers/peers.json")["rows"]
-    budgets = sorted({row["minutes"] for row in found})
-    rows = {row["entry"]: {f"at {minutes:g}": "" for minutes in budgets} for row in found}
-    for row in sorted(found, key=lambda row: row["minutes"]):
-        told = "{ssim_head:.3f} / {psnr_db:.2f} / {ssim:.3f} / {:.2f}".format(report.power_above_half(row), **row)
-        rows[row["entry"]] |= row | {f"at {row['minutes']:g}": told}
-    return listing(
-        "VQ-VAE | parameters | bits per pixel, raw / entropy | codes in use | images/s | peak MiB | "
-        + " | ".join(f"{minutes:g} min" for minutes in budgets),
-        "{entry} | {parameters:,} | {bits_per_pixel:.3f} / {entropy_bits_per_pixel:.3f} | {codes_in_use:.0%} | "
-        "{examples_per_second:.1f} | {peak_mib:,.0f} | " + " | ".join(f"{{at {minutes:g}}}" for minutes in budgets),
-        rows.values(),
-    )
-
-
-def peers_priors():
-    """The default prior and MONAI's transformer on the same codes."""
-    return listing(
-        "prior, test people | parameters | minutes | epochs | slices/s | bits per image | seconds a sample, alone | "
-        "in a batch of 16",
-        "{entry} | {parameters:,} | {minutes:g} | {epochs:.2f} | {examples_per_second:.1f} | "
-        + interval("bits_per_image", 0)
-        + " | {seconds_per_sample_batch_1:.3g} | {seconds_per_sample_batch_16:.3g}",
-        load("peers/priors.json")["rows"],
-    )
-
-
-def ablation():
-    """Variants of the VQ-VAE."""
-    rows = load("ixi/ablation.json")["rows"]
-    return listing(
-        "variant | SSIM, head | PSNR (dB) | SSIM | power kept above half of Nyquist | bits per pixel, entropy | images/s",
-        "{variant} | {ssim_head:.3f} | {psnr_db:.2f} | {ssim:.3f} | {power:.2f} | {entropy_bits_per_pixel:.3f} | "
-        "{examples_per_second:.0f}",
-        [row | {"power": report.power_above_half(row)} for row in rows],
-    )
-
-
-def large():
-    """Large made data sets: decoding, memory and speed."""
-    return listing(
-        "slices of 256×256 | cache (GB) | decoding (s) | decoded/s | peak MiB, decoding | peak MiB, training | "
-        "images/s, training | of that time in steps | images/s, reading alone",
-        "{slices:,} | {cache_gb:.1f} | {decoding_s:.0f} | {decoded_per_second:,.0f} | {decoding_peak_mib:,.0f} | "
-        "{training_peak_mib:,.0f} | {images_per_second:.1f} | {share_in_steps:.1%} | {reading_images_per_second:,.0f}",
-        load("large.json")["rows"],
-    )
-
-
-def training():
-    """Speed of both stages, and the share of the machine's matrix-product rate."""
-    found, names = load("training.json"), {"vqvae": "VQ-VAE", "prior": "prior"}
-    return listing(
-        "stage | pixels | codes | batch | images/s | GFLOP an image | "
-        f"of {found['matrix_operations_per_second'] / 1e9:.0f} GFLOP/s",
-        "{name} | {image_size} | {grid}×{grid} | {batch} | {images_per_second:.1f} | {giga:.2f} | "
-        "{share_of_matrix_rate:.0%}",
-        [row | {"name": names[row["stage"]], "giga": row["operations_per_image"] / 1e9} for row in found["rows"]],
-    )
-
-
-def rates():
-    """Settings of rate and distortion."""
-    return listing(
-        "factor | codes | SSIM | SSIM, head | PSNR (dB) | bits per code | bits per image | seconds a sample",
-        "{downsampling} | {num_embeddings} | {ssim:.3f} | "
-        + interval("ssim_head", 3, "", "_ci95")
-        + " | {psnr_db:.2f} | "
-        "{bits_per_code:.3f} | {bits_per_image:,.0f} | {seconds_per_sample:.3f}",
-        load("rates/rates.json")["rows"],
-    )
+    found = sorted(load("peers/peers.json")["rows"], key=lambda row: row["minutes"])
+    budgets = {f"{row['minutes']:g} min": "" for row in found}
+    rows = {row["entry"]: budgets for row in found}
+    for row in found:
+        told = "{ssim_head:.3f} / {psnr_db:.2f} / {ssim:.3f} / {power:.2f}".format(**row, **more(row, row))
+        rows[row["entry"]] = rows[row["entry"]] | row | {f"{row['minutes']:g} min": told}
+    cells = {
+        "VQ-VAE": "{entry}",
+        "parameters": "{parameters:,}",
+        "bits per pixel, raw / entropy": "{bits_per_pixel:.3f} / {entropy_bits_per_pixel:.3f}",
+        "codes in use": "{codes_in_use:.0%}",
+        "images/s": "{examples_per_second:.1f}",
+        "peak MiB": "{peak_mib:,.0f}",
+        **{name: f"{{{name}}}" for name in budgets},
+    }
+    return table([*cells], [[cell.format(**row) for cell in cells.values()] for row in rows.values()])
 
 
 def leak():
     """The same training, split by slice and by person."""
     places = {"test": "its own test slices", "new people": "new people"}
-    found = load("leak/leak.json")["rows"]
-    return listing(
-        "split | measured on | SSIM inside the head | the same of the nearest training slice | bits per code",
-        " | ".join(["{split}", "{place}", *(interval(n, 3) for n in ("ssim_head", "copy_ssim_head", "bits_per_code"))]),
-        [row[key] | {"split": row["split"], "place": place} for row in found for key, place in places.items()],
-    )
+    cells = [interval(name, 3) for name in ("ssim_head", "copy_ssim_head", "bits_per_code")]
+    head = ["split", "measured on", "SSIM inside the head", "the same of the nearest training slice", "bits per code"]
+    rows = [
+        [row["split"], place, *(cell.format(**row[key]) for cell in cells)]
+        for row in load("leak/leak.json")["rows"]
+        for key, place in places.items()
+    ]
+    return table(head, rows)
 
 
 PAGES = {
     "README.md": [
         results,
-        lambda: baselines("ixi"),
-        lambda: realism("IXI, against the test people", {"ixi": ", plain", "ixi_sharp": ", sharp"}),
-        *(peers, peers_priors, sampling, leak, training, large),
+        partial(baselines, "ixi"),
+        partial(realism, "IXI, against the test people", {"ixi": ", plain", "ixi_sharp": ", sharp"}),
+        *(
+            peers,
+            leak,
+            *(partial(listing, f"{name}.json") for name in ("peers/priors", "sampling", "training", "large")),
+        ),
     ],
     "results/README.md": [
-        *(lambda name=name: baselines(name) for name in ("ixi8", "demo", "demo256")),
-        lambda: realism("demo, against the test people", {"demo": ""}),
-        *(ablation, priors, rates),
+        *(partial(baselines, name) for name in ("ixi8", "demo", "demo256")),
+        partial(realism, "demo, against the test people", {"demo": ""}),
+        *(partial(listing, f"{name}.json") for name in ("ixi/ablation", "ixi/priors", "rates/rates")),
     ],
 }
 

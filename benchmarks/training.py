@@ -1,14 +1,12 @@
 """How fast both stages train on this machine, and what share of its matrix-product rate they reach.
 
     python -m benchmarks.training --output results/training.json --seconds 5
-    KERAS_BACKEND=jax python -m benchmarks.training --output results/training_gpu.json --batch 128 --image-size 256
 
 A step is what `train.py` does: one batch of random slices, or of random codes, with the defaults, at the precision that
 `--precision auto` finds. Floating-point operations are those of the forward pass, counted by the backend in its own
 graph (two for each multiplication with addition), times three, since the backward pass takes twice as many. The
-machine's rate is that of one large product of two square matrices at the same precision. Each step is given its batch
-from the host's memory and waited for, which `train.py` does not do under JAX on an accelerator: there, these are lower
-bounds.
+machine's rate is that of one large product of two square matrices at the same precision. Each step is waited for, which
+`train.py` does not do under JAX on an accelerator: there, these are lower bounds.
 """
 
 import sys
@@ -59,13 +57,6 @@ def forward_operations(model, batch):
     return counter.get_total_flops()
 
 
-def matrix_rate(precision, least_s):
-    """Floating-point operations a second of the product of two square matrices."""
-    size = 8192 if devices.gpus() else 2048
-    matrix = ops.cast(np.random.default_rng(0).standard_normal((size, size)), precision)
-    return 2 * size**3 / seconds_each(lambda: float(ops.matmul(matrix, matrix)[0, 0]), least_s)
-
-
 def measure(image_size, batch_size, stage, precision, least_s):
     """A row: images/s of one stage, its operations, and the rate they come to."""
     how = options.train(["--image-size", str(image_size), "--preset", "default"]).options | {"precision": precision}
@@ -77,43 +68,43 @@ def measure(image_size, batch_size, stage, precision, least_s):
         batch = rng.random((batch_size, image_size, image_size, 1), "float32")
     else:
         model, optimizer = prior, train.prior_optimizer(1e-4, 100)
-        batch = {
-            "codes": rng.integers(0, prior.num_embeddings, (batch_size, grid, grid), "int32"),
-            "label": np.zeros(batch_size, "int32"),
-            "slice_position": rng.random(batch_size, "float32"),
-        }
+        codes = rng.integers(0, prior.num_embeddings, (batch_size, grid, grid), "int32")
+        batch = {"codes": codes, "label": codes[:, 0, 0] * 0, "slice_position": rng.random(batch_size, "float32")}
     operations = 3 * forward_operations(model, batch) / batch_size
     model.compile(optimizer=optimizer)
-    seconds = seconds_each(lambda: model.train_on_batch(batch), least_s)
+    rate = batch_size / seconds_each(lambda: model.train_on_batch(batch), least_s)
     return {
         "stage": stage,
         "image_size": image_size,
         "grid": grid,
         "batch": batch_size,
         "parameters": model.count_params(),
-        "images_per_second": batch_size / seconds,
+        "images_per_second": rate,
         "operations_per_image": operations,
-        "operations_per_second": operations * batch_size / seconds,
+        "operations_per_second": operations * rate,
     }
 
 
 def run(args):
-    precision = runs.resolve_precision("auto")
-    rate, rows = matrix_rate(precision, min(args.seconds, 5.0)), []
+    precision, size, rows = runs.resolve_precision("auto"), 8192 if devices.gpus() else 2048, []
+    matrix = ops.cast(np.random.default_rng(0).standard_normal((size, size)), precision)
+    seconds = seconds_each(lambda: float(ops.matmul(matrix, matrix)[0, 0]), min(args.seconds, 5.0))
+    about = {"precision": precision, "matrix_operations_per_second": 2 * size**3 / seconds}
     for image_size in args.image_size:
         for stage in ("vqvae", "prior"):
             row = measure(image_size, args.batch, stage, precision, args.seconds)
-            rows.append({**row, "share_of_matrix_rate": row["operations_per_second"] / rate})
-            report.write(args.output, rows, precision=precision, matrix_operations_per_second=rate)
+            share = row["operations_per_second"] / about["matrix_operations_per_second"]
+            rows.append({**row, "share_of_matrix_rate": share})
+            report.write(args.output, rows, **about)
 
 
 main = report.command(
     run,
     __doc__,
     output=report.OUTPUT,
-    image_size=(report.at_least(16), [128, 256], "pixels along a side"),
-    batch=(report.at_least(1), None, "slices of a step (default: that of train.py for each stage)"),
-    seconds=(report.at_least(0, float), 20.0, "for each row"),
+    image_size=(report.number(16), [128, 256], "pixels along a side"),
+    batch=(report.number(1), None, "slices of a step (default: that of train.py for each stage)"),
+    seconds=(report.number(0, kind=float), 20.0, "for each row"),
 )
 
 if __name__ == "__main__":

@@ -47,12 +47,7 @@ def ventricle_share(image):
 
 
 def draw_figure(path, shares, pictures, labels, footer):
-    """Shares by source and label on the left; on the right one picture of each with its ventricles outlined.
-
-    Args:
-        shares: {(source, label): array of shares}.
-        pictures: {(source, label): image}.
-    """
+    """Shares by (source, label) on the left; on the right a picture of each with its ventricles outlined."""
     figure, sources = Figure(figsize=(11, 6), layout="constrained"), list(dict.fromkeys(key[0] for key in shares))
     grid = figure.add_gridspec(len(sources), len(labels) + 1, width_ratios=[2.2, *[1] * len(labels)])
     axis, jitter = figure.add_subplot(grid[:, 0]), np.random.default_rng(0)
@@ -70,45 +65,44 @@ def draw_figure(path, shares, pictures, labels, footer):
     figures.finish(figure, path, footer)
 
 
-def difference(first, last):
-    """Mean of the first shares less that of the last, with a 95 % bootstrap interval."""
+def difference(a, b, axis=-1):
+    """Mean share of the first less that of the second."""
+    return np.mean(a, axis=axis) - np.mean(b, axis=axis)
 
-    def apart(a, b, axis=-1):
-        return np.mean(a, axis=axis) - np.mean(b, axis=axis)
 
-    how = {"method": "percentile", "rng": np.random.default_rng(0)}
-    interval = stats.bootstrap([first, last], apart, **how).confidence_interval
-    return {"difference": float(apart(first, last)), "ci95": [float(interval.low), float(interval.high)]}
+def gather(args, data, vqvae, prior):
+    """Images by source and label: of the cohort, one of each person, their reconstructions, and samples."""
+    nearest = predict.one_of_each(data.slices, args.slice_position, len(data.slices))
+    images = {("cohort", name): data.pixels(nearest[nearest.label == name]) for name in data.labels}
+    for name in data.labels:
+        images["reconstructions", name] = vqvae.decode(vqvae.encode(images["cohort", name][..., None]))[..., 0]
+    wanted = np.repeat(np.arange(1, len(data.labels) + 1, dtype="int32"), args.num_samples)
+    heights = np.full(len(wanted), args.slice_position, "float32")
+    drawn = np.concatenate([*predict.draw(sampling.PixelCNNSampler(prior), vqvae, wanted, heights, seed=0)])
+    return images | {("samples", name): drawn[wanted == k] for k, name in enumerate(data.labels, 1)}
 
 
 def run(args):
     data, vqvae, prior = report.open_run(args.run_dir)
-    labels, number, position = data.labels, args.num_samples, args.slice_position
+    labels, shares, middle = data.labels, {}, {}
     if len(labels) < 2:
         raise UserError(f"{args.run_dir}: its data have {len(labels)} labels; two or more can be compared")
-    nearest = predict.one_of_each(data.slices, position, len(data.slices))
-    images = {("cohort", name): data.pixels(nearest[nearest.label == name]) for name in labels}
-    for name in labels:
-        images["reconstructions", name] = vqvae.decode(vqvae.encode(images["cohort", name][..., None]))[..., 0]
-    wanted = np.repeat(np.arange(1, len(labels) + 1, dtype="int32"), number)
-    heights = np.full(len(wanted), position, "float32")
-    drawn = np.concatenate([*predict.draw(sampling.PixelCNNSampler(prior), vqvae, wanted, heights, seed=0)])
-    images |= {("samples", name): drawn[wanted == k] for k, name in enumerate(labels, 1)}
-    shares, middle, found = {}, {}, {"slice_position": position, "labels": labels}
-    for (source, name), group in images.items():
+    found = {"slice_position": args.slice_position, "labels": labels}
+    for (source, name), group in gather(args, data, vqvae, prior).items():
         values = np.array([ventricle_share(image) for image in group])
-        measured = np.flatnonzero(np.isfinite(values))
-        if len(measured) < 2:
-            raise UserError(f"{args.run_dir}: {len(measured)} heads of {name} among the {source}; 2 are needed")
-        middle[source, name] = group[measured[np.argsort(values[measured])[len(measured) // 2]]]  # the median
-        shares[source, name] = values = values[measured]
+        group, values = group[np.isfinite(values)], values[np.isfinite(values)]
+        if len(values) < 2:
+            raise UserError(f"{args.run_dir}: {len(values)} heads of {name} among the {source}; 2 are needed")
+        middle[source, name], shares[source, name] = group[np.argsort(values)[len(values) // 2]], values
         found[f"{source} {name}"] = {"number": len(values), "mean": float(values.mean())}
         if name == labels[-1]:
-            apart = difference(shares[source, labels[0]], values)
+            groups, rng = [shares[source, labels[0]], values], np.random.default_rng(0)
+            low, high = stats.bootstrap(groups, difference, method="percentile", rng=rng).confidence_interval
+            apart = {"difference": float(difference(*groups)), "ci95": [float(low), float(high)]}
             found[f"{source}: {labels[0]} less {name}"] = apart
     args.output_dir.mkdir(parents=True, exist_ok=True)
     files.write_text(args.output_dir / "ventricles.json", json.dumps(found, indent=2) + "\n")
-    footer = f"slice position {position}; lines: means; pictures: the median of each\n{report.footer(data)}"
+    footer = f"slice position {args.slice_position}; lines: means; pictures: the median of each\n{report.footer(data)}"
     draw_figure(args.output_dir / "ventricles.png", shares, middle, labels, footer)
     for name, values in found.items():
         print(f"{name}: {json.dumps(values)}")
@@ -120,8 +114,8 @@ main = report.command(
     "stopped",
     run_dir=(Path, Path("runs/demo"), "a run whose people have labels"),
     output_dir=(Path, Path("results/demo"), "where the figures go"),
-    slice_position=(report.at_least(0, float), 0.68, "0 is the lowest slice, 1 the highest"),
-    num_samples=(report.at_least(2), 50, "of each label"),
+    slice_position=(report.number(0, 1, float), 0.68, "0 is the lowest slice, 1 the highest"),
+    num_samples=(report.number(2), 50, "of each label"),
 )
 
 if __name__ == "__main__":

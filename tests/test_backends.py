@@ -31,7 +31,7 @@ BACKENDS = [
     for name in ("jax", "torch")
 ]
 needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not here")
-# 27 steps of each stage, the codebook by moving averages.
+# Nine steps an epoch, the codebook by moving averages.
 FEW = {"vqvae_epochs": 2, "prior_epochs": 2, "sharp_epochs": 1, "downsampling": 8, "prior_max_shift": 1}
 FEW |= {"restart_threshold": 0.2, "codebook_update": "ema", "prior_batch_size": 8}
 
@@ -82,7 +82,7 @@ def finish(process):
 
 
 def run_program(folder, backend, number):
-    write_adni(folder / "adni", train=20, test=4, slices=6, height=32)
+    write_adni(folder / "adni", train=10, test=3, slices=4, height=32)
     options = command(folder, "none", **FEW)
     options = options[:2] + options[4:]  # without the run folder
     process = start(folder, ["-c", PROGRAM], None, number, folder, number, *options, backend=backend)
@@ -94,7 +94,7 @@ def run_program(folder, backend, number):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A data set of 216 training slices; under JAX a run of one device, and one of two."""
+    """A data set of 72 training slices; under JAX a run of one device, and one of two."""
     return run_program(tmp_path_factory.mktemp("jax"), "jax", 2)
 
 
