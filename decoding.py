@@ -89,6 +89,8 @@ def _read_image(path, scale, how):
             raise BadFile(path, f"truncated or damaged ({in_a_line(error)})") from error
     if pixels.dtype != "uint8":
         low, high = scale
+        if np.nanmin(pixels) < np.nanmax(pixels):
+            pixels, _ = _without_spoilers(path, pixels, far=2.5, black=low)
         pixels = np.nan_to_num((pixels - low) * (255 / ((high - low) or 1)), nan=0.0)
         pixels = np.clip(pixels, 0, 255).round().astype("uint8")
     return (
@@ -169,11 +171,11 @@ def head(voxels, gap):
     return ndimage.binary_dilation(largest)
 
 
-def _without_spoilers(path, values, far):
+def _without_spoilers(path, values, far, black=None):
     """Float values without what would spoil a scale, and names of what was found.
 
     NaN is background. Single values `far` times above all others, as a hot voxel has, are cut. Where there are negative
-    values and a fifth of all are 0 to the bit, as with z-scores inside a mask, those are background.
+    values and a fifth of all are 0 to the bit, as with z-scores inside a mask, those become `black`, or the lowest.
     """
     found = []
     if not np.isfinite(values).all():
@@ -186,17 +188,23 @@ def _without_spoilers(path, values, far):
     low, high = float(values.min()), float(values.max())
     if low == high:
         raise BadFile(path, f"every value is {low:g}")
-    step = max(1, round((values.size / 2**15) ** (1 / values.ndim)))
-    some = values[(slice(None, None, step),) * values.ndim].ravel()
-    rank = max(8, some.size // 1000)  # a few elements, or one in a thousand, may be spoilt
+    flat = values.ravel(order="K")  # without a copy
+    some = flat[np.random.default_rng(0).integers(0, flat.size, 2**15)] if flat.size > 2**15 else flat
+    rank = max(8, some.size // 100)  # a few elements, or one in a hundred, may be spoilt
     most = float(np.partition(some, -rank)[-rank]) if some.size > rank else high
     if most > low and high - low > far * (most - low):
         found.append("spike")
         values = np.minimum(values, most)
+    outside = values == low
+    if low < 0 and outside.mean() > 0.2:  # a constant background, far below all else
+        rest = float(values[~outside].min())
+        if rest - low > float(values.max()) - rest:
+            values = np.where(outside, rest, values)
+            low = rest
     if low < 0:
         found.append("negative")
         if (values == 0).mean() > 0.2:
-            values = np.where(values == 0, low, values)
+            values = np.where(values == 0, low if black is None else black, values)
     return values, found
 
 
@@ -224,7 +232,10 @@ def _read_volume(path, how):
         low = float(voxels.min())
         volume = resample_to_output(volume, [how.voxel_size] * 3, order=1, cval=low)
         voxels = np.asanyarray(volume.dataobj, dtype="float32")
-    foreground = voxels > threshold_otsu(voxels)
+    try:
+        foreground = voxels > threshold_otsu(voxels)
+    except ValueError as error:  # from NumPy, where all values lie within a rounding error
+        raise BadFile(path, f"its values do not differ enough ({in_a_line(error)})") from error
     low, high = np.percentile(voxels, 0.5), np.percentile(voxels[foreground], 99.5)
     if low >= high:
         raise BadFile(path, f"nearly every value is {low:g}")
@@ -264,7 +275,7 @@ def _read_volume(path, how):
 def _slice_shape(volume, how):
     """Height and width in pixels of a canonical volume's slices, once their pixels are square."""
     shape, sizes = volume.shape, _voxel_size(volume)
-    if how.voxel_size and not np.allclose(sizes, how.voxel_size):
+    if how.voxel_size:
         shape, affine = nibabel.spaces.vox2out_vox(volume, [how.voxel_size] * 3)
         sizes = nibabel.affines.voxel_sizes(affine)
     across, along = (one for one in range(3) if one != PLANES[how.plane])
@@ -348,13 +359,14 @@ def _each(function, sources, skip_bad_files, description):
 FOUND = {
     "colour": "{} colour images are converted to grey",
     "transparent": "what is transparent in {} images is black",
-    "16-bit": "{} 16-bit images are scaled to 8 bits, each scan by its own brightest value",
+    "16-bit": "{} images of more than 8 bits are scaled to 8, each scan by its own brightest value",
     "floating-point": "{} floating-point images are scaled to 8 bits, each scan by its own range",
     "NaN": "NaN in {} files is taken for background",
     "spike": "single values far above all others in {} files are cut, so that the rest keeps its range",
     "negative": "negative values in {} files are kept: the lowest of a scan becomes black",
     "unoriented": "the headers of {} volumes name no orientation: the axes are taken as left, anterior, superior, as "
     "nibabel does; look at preview.png (train.py --dry-run)",
+    "dark": "the slices of {} scans are far darker than those of the others",
     "black": "{} slices are black",
     "copy": "{} slices are equal to one of another person: are they whose they seem to be?",
 }
@@ -423,12 +435,12 @@ def build_cache(data_dir, sources, how, packed, manifest_path):
         else:
             scale = scales.get((source.subject_id, source.session))
             numbers, stack, found = [source.slice_index], _read_image(source.path, scale, how)[None], []
-            values = scale or (0.0, 255.0)
+            values = scale or (float(stack.min()), float(stack.max()))
         return numbers, [_fit_square(image, native_size, image_size) for image in stack], found, values
 
     indices = [source.slice_index for source in sources if source.slice_index is not None]
     lowest, highest = (min(indices), max(indices)) if indices else (0, 0)
-    slices, ranges, digest, owners = [], [], hashlib.sha256(), {}
+    slices, ranges, digest, owners, means = [], [], hashlib.sha256(), {}, collections.defaultdict(list)
 
     def fill(file):
         per_source = how.num_slices if sources[0].slice_index is None else 1
@@ -452,6 +464,7 @@ def build_cache(data_dir, sources, how, packed, manifest_path):
                 file.write(content)
                 digest.update(content + repr(whose).encode())
                 slices.append((name, *whose, len(slices)))
+                means[source.subject_id, source.session].append(image.mean())
                 if image.max() < DARKEST:
                     note(["black"], name)
                 elif owners.setdefault(hash(content), source.subject_id) != source.subject_id:
@@ -466,6 +479,10 @@ def build_cache(data_dir, sources, how, packed, manifest_path):
     write_whole(packed, write)
     for source, about in zip(sources, inspected, strict=True):
         note(about["kinds"], source.path.relative_to(data_dir).as_posix())
+    mean = {" ".join(scan).strip(): np.mean(values) for scan, values in means.items()}
+    note_all = [scan for scan, value in mean.items() if DARKEST / 10 < value < 0.1 * np.median([*mean.values()])]
+    for scan in note_all:
+        note(["dark"], scan)
     notices = [FOUND[kind].format(len(names)) + f" ({names[0]} the first)" for kind, names in kinds.items() if names]
     if image_size > native_size:
         notices.append(f"slices of {native_size} pixels are enlarged to {image_size}, as --image-size asks")

@@ -154,6 +154,8 @@ def draw_samples(folder, args, config, data, vqvae, prior, footer):
 def judge(folder, args, data, vqvae, images, positions, extract, footer):
     """What metrics.json says of samples, and a picture of those nearest to training slices; None if it cannot be."""
     why_not = realism.can_judge(data.slices)
+    if not data.images[data.of("test").row].any():
+        why_not = "every test slice is black"
     if len(images) < FEWEST_JUDGED:
         why_not = f"that takes --num-samples {FEWEST_JUDGED} or more, 1000 to hold"
     if why_not:

@@ -16,14 +16,16 @@ from files import UserError
 from participants import labels_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+NOT_READ = (".bmp", ".gif", ".jp2", ".webp", ".mnc", ".nrrd", ".mha", ".mhd", ".img.gz", ".dcm", ".ima", ".zip", ".tar")
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".img", ".mgz", ".mgh")
 # Folders that are a data set's own split, by the names that people give them.
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "tr"), "train"),
     **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "ts"), "test"),
+    **dict.fromkeys(("test", "testing", "ts", "holdout"), "test"),
 }
-SPLIT = f"(?P<split>(?i:{'|'.join(SPLIT_NAMES)}))"
+SPLIT_FOLDER = rf"(?i:(?:images?|data)?[_-]?(?:{'|'.join(SPLIT_NAMES)})[_-]?(?:set|data|images?)?)"
+SPLIT = f"(?P<split>{SPLIT_FOLDER})"
 CLASSES = "(?P<label>(?i:ADNI_)?(?i:AD|NC|CN|MCI|EMCI|LMCI|SMC|pMCI|sMCI|HC|FTD))"  # of folders without a split
 PICTURE, NIFTI = r"\.(?i:jpe?g|png)", r"\.(?i:nii(?:\.gz)?)"
 MOST_CLASSES = 20
@@ -50,8 +52,11 @@ LAYOUTS = {
         aside_is="label maps",
     ),
     "oasis-kaggle": Layout(
-        "CLASS/OAS1_NNNN_MRn_mpr-n_NNN.jpg",
-        (rf"(?:[^/]+/)?(?P<label>[^/]+)/(?P<subject>OAS1_\d+)_(?P<session>MR\d+_mpr-\d+)_(?P<slice>\d+){PICTURE}",),
+        "[{train,val,test}/]CLASS/OAS1_NNNN_MRn_mpr-n_NNN.jpg",
+        tuple(
+            rf"{folder}(?P<label>[^/]+)/(?P<subject>OAS1_\d+)_(?P<session>MR\d+_mpr-\d+)_(?P<slice>\d+){PICTURE}"
+            for folder in (f"{SPLIT}/", "(?:[^/]+/)?")
+        ),
     ),
     "adni": Layout(
         "{train,val,test}/CLASS/[PERSON/]ID_SLICE.jpeg or {AD,CN,MCI,...}/[PERSON/]ID_SLICE.jpeg",
@@ -63,7 +68,9 @@ LAYOUTS = {
     ),
     "bids": Layout(
         "sub-*/[ses-*/]anat/*_T1w.nii[.gz]",
-        (rf"(?P<subject>sub-[^/]+)/(?:(?P<session>ses-[^/]+)/)?(?:.*/)?anat/[^/]*_T1w{NIFTI}",),
+        (
+            rf"(?P<subject>sub-[^/]+)/(?:(?P<session>ses-[^/]+)/)?(?:.*/)?anat/(?![^/]*(?:_space-|_label-|mask))[^/]*_T1w{NIFTI}",
+        ),
     ),
     "ixi": Layout("IXINNN-SITE-NNNN-T1.nii.gz", (rf"(?:[^/]+/)?(?P<subject>IXI\d+)-[^/]+-T1{NIFTI}",)),
     "oasis1": Layout(
@@ -78,7 +85,7 @@ LAYOUTS = {
     ),
     "freesurfer": Layout(
         "SUBJECT/mri/T1.mgz",
-        (r"(?!fsaverage)(?P<subject>[^/]+)/mri/T1\.(?i:mgz)",),
+        (r"(?!fsaverage)(?P<subject>[^/]+?)(?:\.long\.(?P<session>[^/]+))?/mri/T1\.(?i:mgz)",),
         aside=r"[^/]+/mri/.*|fsaverage\w*/.*",
         aside_is="other volumes of FreeSurfer's",
     ),
@@ -110,15 +117,19 @@ def _kind(name):
 
 
 def _walk(folder):
-    """Paths of all files below, relative to the folder, in order; links are followed once, what is hidden is not."""
-    found, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    """Paths of all files below, relative to the folder, in order; links are followed, what is hidden is not."""
+
+    def refuse(error):
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})")
+
+    found, above = [], {str(folder): set()}
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if real in seen:
+        if real in above[place]:  # a link to a folder that holds it
             folders[:] = []
             continue
-        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        above |= {os.path.join(place, name): above[place] | {real} for name in folders}
         start = os.path.relpath(place, folder)
         found += [name if start == "." else f"{start}/{name}" for name in sorted(names) if not name.startswith(".")]
         # An image that is a folder, or a link to nowhere, is named when it is opened.
@@ -137,9 +148,16 @@ def _natural(text):
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
 
 
-def _first(names, number=None):
+def _first(names):
     """How many, and the first of them."""
-    return f"{len(names) if number is None else number} ({names[0]} the first)" if names else "none"
+    return f"{len(names)} ({names[0]} the first)"
+
+
+def _split_of(folder):
+    """train, validation or test, where a folder's name says so; else nothing."""
+    if not re.fullmatch(SPLIT_FOLDER, folder):
+        return ""
+    return next(SPLIT_NAMES[name] for name in sorted(SPLIT_NAMES, key=len, reverse=True) if name in folder.lower())
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -178,22 +196,23 @@ def _sources(data_dir, matched):
         groups = {key: value or "" for key, value in matched[name].items()}
         subject, session, index = groups["subject"], groups.get("session", ""), groups.get("slice", "")
         split = groups.get("split", "")
-        if split and split.lower() not in SPLIT_NAMES:
+        if split and not _split_of(split):
             raise UserError(f"{data_dir / name}: split {split!r} is none of {', '.join(SPLIT_NAMES)}")
         number = None
         if _kind(name) == "image":
             if index and not index.isdecimal():
                 raise UserError(f"{data_dir / name}: read the slice number {index!r}, which is not a number")
-            number = int(index) if index else numbers[subject, session]
-            numbers[subject, session] += 1
-        split = SPLIT_NAMES.get(split.lower(), "")
+            series = subject, session, name.rpartition("/")[0]
+            number = int(index) if index else numbers[series]
+            numbers[series] += 1
+        split = _split_of(split)
         sources.append(Source(data_dir / name, subject, session, number, groups.get("label", ""), split))
     if not any(source.split == "validation" for source in sources):  # which is then cut from those for training
         sources = [dataclasses.replace(one, split="" if one.split == "train" else one.split) for one in sources]
     return sorted(sources, key=lambda source: source.path)
 
 
-def _by_regex(data_dir, names, subject_regex):
+def _by_regex(data_dir, names, everything, subject_regex):
     """Sources by --subject-regex, and notices."""
     pattern = _pattern(subject_regex)
     matched, notices = {}, []
@@ -203,7 +222,7 @@ def _by_regex(data_dir, names, subject_regex):
             matched[name] = found.groupdict() if pattern.groupindex else {"subject": found[1]}
     others = [name for name in names if name not in matched]
     if not matched:
-        _refuse_nothing(data_dir, names)
+        _refuse_nothing(data_dir, names, everything=everything)
         raise UserError(f"--subject-regex {subject_regex!r} matches none of {len(names)} files, such as {names[0]}")
     for group in pattern.groupindex:
         if not any(groups[group] for groups in matched.values()):
@@ -219,10 +238,15 @@ def _by_regex(data_dir, names, subject_regex):
     if others:
         notices.append(f"files that --subject-regex does not match are left out: {_first(others)}")
     if "split" not in pattern.groupindex:
-        of = {
-            name: [SPLIT_NAMES[p.lower()] for p in name.split("/")[:-1] if p.lower() in SPLIT_NAMES] for name in matched
-        }
-        if all(of.values()) and len({splits[0] for splits in of.values()}) > 1:
+        of = {name: [split for part in name.split("/")[:-1] if (split := _split_of(part))] for name in matched}
+        known = {splits[0] for splits in of.values() if splits}
+        if len(known) > 1:
+            lost = next((name for name in matched if not of[name]), None)
+            if lost:
+                raise UserError(
+                    f"{data_dir}: folders are named as a split into {', '.join(sorted(known))}, and {lost} is in none; "
+                    "say which is which by a group 'split' in --subject-regex, or move it away"
+                )
             for name, splits in of.items():
                 matched[name]["split"] = splits[0]
             notices.append("the folders' own split into train, validation and test is kept, as their names say it")
@@ -236,20 +260,37 @@ def _refuse_people_for_classes(data_dir, sources):
         labels[source.subject_id].add(source.label)
     number = len({source.label for source in sources})
     torn = sum(len(of_one) > 1 for of_one in labels.values())
-    if number > MOST_CLASSES or torn > len(labels) / 2:
+    if number > MOST_CLASSES or torn > len(labels) / 2 or number > max(2, len(labels) / 2):
         raise UserError(
             f"{data_dir}: {number} folders would be classes and {len(labels)} names people, {torn} of them in several "
             "classes; if the folders are people, say so by --subject-regex, like '(?P<subject>[^/]+)/[^/]+$'"
         )
 
 
+def _unusual(sources, everything):
+    """Notices of several volumes in one session, and of files of kinds that are not read."""
+    notices, scans = [], collections.defaultdict(list)
+    for source in sources:
+        if source.slice_index is None:
+            scans[source.subject_id, source.session].append(source.path.name)
+    several = [names for names in scans.values() if len(names) > 1]
+    if several:
+        notices.append(
+            f"{len(several)} sessions have several volumes, and all are used ({several[0][0]} and {several[0][1]} the "
+            "first): name those that are meant by --subject-regex"
+        )
+    kinds = collections.Counter(end for name in everything for end in NOT_READ if name.lower().endswith(end))
+    if kinds:
+        listed = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+        notices.append(f"files of kinds that are not read: {listed}")
+    return notices
+
+
 def _refuse_half_of_a_split(data_dir, sources, layout):
     """Raises UserError where the folder is one of a data set's train, validation and test."""
     here = data_dir.resolve()
-    if here.name.lower() in SPLIT_NAMES and not any(source.split for source in sources):
-        beside = sorted(
-            path.name for path in here.parent.iterdir() if path.name.lower() in SPLIT_NAMES and path.is_dir()
-        )
+    if _split_of(here.name) and not any(source.split for source in sources):
+        beside = sorted(path.name for path in here.parent.iterdir() if _split_of(path.name) and path.is_dir())
         if len(beside) > 1:
             raise UserError(
                 f"{data_dir}: found {len(sources)} files; did you mean --data-dir {here.parent} ({layout}), "
@@ -273,7 +314,10 @@ def _checked(sources):
                 "or tell them apart by --subject-regex with a group 'session'"
             )
         if source.slice_index is None:
-            name = source.path.parent / source.path.name.partition(".")[0]
+            ending = next(
+                end for end in sorted(VOLUME_SUFFIXES, key=len)[::-1] if source.path.name.lower().endswith(end)
+            )
+            name = source.path.parent / source.path.name[: -len(ending)]
             if seen.setdefault(name, source.path) != source.path:
                 raise UserError(f"{seen[name]} and {source.path}: both are one volume; remove one")
     return sources
@@ -324,7 +368,8 @@ def find(data_dir, layout=None, subject_regex=None, label_column=None):
     names = [name for name in everything if _kind(name)]
     if subject_regex:
         layout = "regex"
-        sources, notices = _by_regex(data_dir, names, subject_regex)
+        sources, notices = _by_regex(data_dir, names, everything, subject_regex)
+        _refuse_half_of_a_split(data_dir, sources, layout)
     else:
         tried = [layout] if layout else list(LAYOUTS)
         layout, matched = next(((name, found) for name in tried if (found := _match(name, names))), (layout, {}))
@@ -337,11 +382,12 @@ def find(data_dir, layout=None, subject_regex=None, label_column=None):
         aside = re.compile(LAYOUTS[layout].aside or "(?!)", re.DOTALL)
         others = [name for name in names if name not in matched]
         known, unknown = ([name for name in others if bool(aside.fullmatch(name)) is so] for so in (True, False))
-        notices = [f"{LAYOUTS[layout].aside_is} are left aside: {_first(known)}"] * bool(known)
+        notices = [f"{LAYOUTS[layout].aside_is} are left aside: {_first(known)}"] if known else []
         if unknown:
             notices.append(
                 f"images or volumes that are not like {LAYOUTS[layout].looks} are left out: {_first(unknown)}"
             )
+    notices += _unusual(sources, everything)
     if not any(source.label for source in sources):
         labels, more = labels_of(data_dir, sources, label_column)
         sources = [dataclasses.replace(source, label=label) for source, label in zip(sources, labels, strict=True)]
@@ -356,10 +402,10 @@ def _refuse_nothing(data_dir, names, tried=(), everything=()):
     kinds = collections.Counter(map(_kind, names))
     found = " and ".join(f"{kinds[kind]} {kind}s" for kind in ("image", "volume") if kinds[kind])
     if not names:
-        scans = [name for name in everything if _is_dicom(data_dir / name)]
-        if scans:
+        scan = next((name for name in everything if _is_dicom(data_dir / name)), None)
+        if scan:
             raise UserError(
-                f"{data_dir}: holds DICOM files ({scans[0]}); convert them first, for example: "
+                f"{data_dir}: holds DICOM files ({scan}); convert them first, for example: "
                 f"dcm2niix -z y -o FOLDER {data_dir}"
             )
         if not tried:

@@ -136,7 +136,7 @@ class VQVAE:
     num_embeddings: int = option(256, "entries of the codebook", least=2, most=2**16)
     embedding_dim: int = option(16, "length of each entry", least=1)
     codebook_update: str = option("gradient", "how the codebook learns; ema is moving averages", ("gradient", "ema"))
-    decay: float = option(0.99, "of the moving averages, below 1", least=0, most=1)
+    decay: float = option(0.99, "of the moving averages, below 1", least=0, most=0.9999)
     restart_threshold: float = option(
         0.02, "an entry used less than this share of the even use is moved; 0 never moves one", least=0
     )
@@ -248,6 +248,15 @@ def train(argv=None):
     if data["image_size"] is not None and data["image_size"] % factor:
         parser.error(f"--image-size {data['image_size']}: must be a multiple of --downsampling {factor}")
     data_dir = command["data_dir"]
+    if data["validation_fraction"] + data["test_fraction"] >= 1:
+        parser.error("--validation-fraction and --test-fraction: must be below 1 together")
+    for_volumes = [
+        name for name in ("plane", "voxel_size", "slice_middle", "num_slices", "slice_spacing") if name in given
+    ]
+    if for_volumes and not data_dir:
+        parser.error(f"{_flag('', for_volumes[0])}: says how to read the volumes of --data-dir, which is not given")
+    if data["slice_middle"] and data["plane"] != "axial":
+        parser.error(f"--slice-middle {data['slice_middle']:g}: is for --plane axial, not {data['plane']}")
     try:
         layouts.check(data_dir, data["layout"], data["subject_regex"], data["label_column"])
     except UserError as error:
@@ -319,7 +328,7 @@ class Evaluation:
         None, "where figures and pictures go (default: evaluation in the run folder)", kind=Path, everyday=True
     )
     num_samples: int = option(
-        1000, "slices drawn; from 100 on they are compared with the test people", least=1, everyday=True
+        1000, "slices drawn; from 100 on they are compared with the test people", least=1, most=2000, everyday=True
     )
     features: str = option(
         "texture",

@@ -9,18 +9,33 @@ import csv
 
 from files import UserError, in_a_line
 
-MISSING = {"", "n/a", "na", "nan", "none", "null", "nil", "-", ".", "?", "missing"}
+MISSING = {"", "n/a", "n.a.", "#n/a", "na", "nan", "none", "null", "nil", "-", "-9", ".", "?", "missing", "unknown"}
 ID_COLUMNS = ("participant_id", "subject_id", "subject", "participant", "id", "ptid")
-LABEL_COLUMNS = ("diagnosis", "group", "dx", "dx_group", "diagnostic_group")
+LABEL_COLUMNS = (
+    "diagnosis",
+    "group",
+    "dx",
+    "dx_group",
+    "diagnostic_group",
+    "research_group",
+    "research group",
+    "class",
+)
 
 
 def read(path):
     """Rows of a table as dictionaries, its columns in lower case, blanks trimmed, and its separator."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        header = text.partition("\n")[0]
-        separator = max("\t,;", key=header.count)
-        rows = list(csv.reader(text.splitlines(), delimiter=separator, strict=True))
+        lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        header = lines[0].lower() if lines else ""
+
+        def known(separator):
+            cells = {cell.strip(' "') for cell in header.split(separator)}
+            return len(cells & {*ID_COLUMNS, *LABEL_COLUMNS, "session_id"}), header.count(separator)
+
+        separator = max("\t,;", key=known)
+        rows = list(csv.reader(lines, delimiter=separator, strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a table of UTF-8 text ({in_a_line(error)}); mend or remove it") from error
     columns = [cell.strip().lower() for cell in rows[0]] if rows else []
@@ -43,18 +58,22 @@ def labels_of(data_dir, sources, column=None):
     Raises:
         UserError: If the column, or a table, is asked for and not there, or nobody has a label in it.
     """
-    tables = [path for name in ("participants.tsv", "participants.csv") if (path := data_dir / name).is_file()]
+    names = ("participants.tsv", "participants.csv")
+    tables = sorted(path for path in data_dir.iterdir() if path.name.lower() in names and path.is_file())
     visits = sorted({path for source in sources for path in _sessions_tables(data_dir, source)})
     if not tables and not visits:
         if column:
             raise UserError(f"--label-column {column}: no participants.tsv in {data_dir} to take labels from")
         return [""] * len(sources), []
-    notices, of_person, of_visit, seen, read_from = [], {}, {}, [], []
+    notices, of_person, of_visit, seen, read_from, used, twice = [], {}, {}, [], [], {}, set()
     for path in [*tables, *visits]:
         columns, rows, separator = read(path)
         seen += columns
         wanted = [column.lower()] if column else [name for name in LABEL_COLUMNS if name in columns]
         if not wanted or wanted[0] not in columns:
+            if not column and path in tables:
+                listed = ", ".join(columns) or "nothing"
+                notices.append(f"{path.name} has none of the columns {', '.join(LABEL_COLUMNS[:3])}; it has {listed}")
             continue
         name = wanted[0]
         ids = "session_id" if path in visits else next((one for one in ID_COLUMNS if one in columns), None)
@@ -65,18 +84,32 @@ def labels_of(data_dir, sources, column=None):
         if separator != "\t":
             notices.append(f"{path.name} is not separated by tabs but by {separator!r}, and read so")
         read_from.append(path)
+        used.setdefault(name, []).append(path)
         for row in rows:
             value = row.get(name, "")
             label = "" if value.lower() in MISSING else value
             if path in visits:
-                of_visit[path.parent.name, _key(row[ids])] = label
+                of_visit[_key(path.parent.name), _key(row[ids])] = label
+            elif row.get(ids) and row.get("session_id"):
+                of_visit[_key(row[ids]), _key(row["session_id"])] = label
             elif row.get(ids):
-                of_person.setdefault(_key(row[ids]), {})[row[ids]] = label
+                known = of_person.setdefault(_key(row[ids]), {})
+                if known.setdefault(row[ids], label) != label:
+                    twice.add(row[ids])
     if not read_from:
         if column:
             first = (tables or visits)[0]
             raise UserError(f"{first}: no column {column!r}; it has {', '.join(dict.fromkeys(seen)) or 'none'}")
         return [""] * len(sources), notices
+    if twice:
+        notices.append(
+            f"{len(twice)} people have several labels in the table, and the first is taken: {min(twice)} is one"
+        )
+    if of_visit and of_person and len(used) > 1:
+        of_person = {}
+        notices.append(
+            f"labels are taken from {next(reversed(used))} of the visits' tables alone, not from {next(iter(used))}"
+        )
     labels = [_label(source, of_person, of_visit) for source in sources]
     if not any(labels):
         people = len({source.subject_id for source in sources})
@@ -102,7 +135,7 @@ def _sessions_tables(data_dir, source):
 
 
 def _label(source, of_person, of_visit):
-    visit = of_visit.get((source.subject_id, _key(source.session)))
+    visit = of_visit.get((_key(source.subject_id), _key(source.session)))
     if visit is not None:
         return visit
     rows = of_person.get(_key(source.subject_id), {})

@@ -166,7 +166,7 @@ def run(args):
     if args.data_dir or runs.data_are_at_hand(config, args.cache_dir):
         try:
             data = runs.find_data(args.run_dir, config, args.data_dir, args.cache_dir)
-        except files.UserError as error:
+        except (files.UserError, OSError) as error:
             if args.data_dir:
                 raise
             print(f"note: no reconstructions are shown: {error}")

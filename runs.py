@@ -138,6 +138,7 @@ def write_splits(run_dir, data):
     """Writes splits.csv and, where files were skipped, bad_files.txt."""
     columns = ["path", "subject_id", "session", "slice_index", "label", "split", "slice_position"]
     write_text(run_dir / "splits.csv", data.slices[columns].to_csv(index=False, lineterminator="\n"))
+    (run_dir / "bad_files.txt").unlink(missing_ok=True)
     if data.bad_files:
         write_text(run_dir / "bad_files.txt", "".join(f"{name}\t{reason}\n" for name, reason in data.bad_files))
 

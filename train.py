@@ -259,12 +259,13 @@ def run(command):
         tell(data, run_dir)
         if devices.is_first():
             stack.enter_context(runs.alone_in(run_dir))
-        if not command.dry_run:
-            runs.open_run(run_dir, options, data)
-        if devices.is_first() and not (run_dir / "preview.png").exists() or command.dry_run:
+        new = not (run_dir / "config.json").exists()
+        if not (command.dry_run and new):
+            runs.open_run(run_dir, options, data)  # which refuses other data or settings than those of the run
+        if new and devices.is_first():
+            runs.write_splits(run_dir, data)
             preview(run_dir / "preview.png", data)
         if command.dry_run:
-            runs.write_splits(run_dir, data)
             print(f"nothing was trained; look at {run_dir / 'preview.png'} and {run_dir / 'splits.csv'}")
             return
         for stage in ("vqvae", "prior") if command.stage == "all" else (command.stage,):

@@ -84,7 +84,14 @@ def fit(folder, steps):
         "share_in_steps": stepping / (reading + stepping),
         "reading_images_per_second": batches.number / epoch_s,
         "training_peak_mib": worker.peak_mib(),
+        "training_own_mib": own_mib(),
     }
+
+
+def own_mib():
+    """Memory of this process now, without pages of files, which the system takes back when it needs them."""
+    status = Path("/proc/self/status")
+    return int(status.read_text().split("RssAnon:")[1].split()[0]) / 2**10 if status.exists() else None
 
 
 def run(args):

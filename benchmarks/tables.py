@@ -57,10 +57,12 @@ LISTINGS = {
         + " | {seconds_per_sample_batch_1:.3g} | {seconds_per_sample_batch_16:.3g}",
     ),
     "large.json": (
-        "slices of 256×256 | cache (GB) | decoding (s) | decoded/s | peak MiB, decoding | peak MiB, training | "
+        "slices of 256×256 | cache (GB) | decoding (s) | decoded/s | peak MiB, decoding | "
+        "peak MiB, training, with the file's pages | without them | "
         "images/s, training | of that time in steps | images/s, reading alone",
         "{slices:,} | {cache_gb:.1f} | {decoding_s:.0f} | {decoded_per_second:,.0f} | {decoding_peak_mib:,.0f} | "
-        "{training_peak_mib:,.0f} | {images_per_second:.1f} | {share_in_steps:.1%} | {reading_images_per_second:,.0f}",
+        "{training_peak_mib:,.0f} | {training_own_mib:,.0f} | "
+        "{images_per_second:.1f} | {share_in_steps:.1%} | {reading_images_per_second:,.0f}",
     ),
     "training.json": (
         "stage | pixels | codes | batch | images/s | GFLOP an image | of {giga:.0f} GFLOP/s",

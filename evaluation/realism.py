@@ -268,6 +268,12 @@ def symmetry(image):
     return float(np.corrcoef(head.ravel(), head[:, ::-1].ravel())[0, 1])
 
 
+def _mean_of_finite(values):
+    """Mean of what is finite; None where nothing is."""
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else None
+
+
 def diversity(images, positions, people, rng, pairs=400):
     """Mean MS-SSIM of pairs of images of different people at nearly the same slice position; small is diverse.
 
@@ -391,7 +397,7 @@ def compare(candidates, real, space):
         ),
         "head_area": float(np.mean(areas[0])),
         "head_area_distance": distance(areas),
-        "symmetry": float(np.mean(symmetries[0])) if symmetries[0] else None,
+        "symmetry": _mean_of_finite(symmetries[0]),
         "symmetry_distance": distance(symmetries),
         "power_ratio": power_ratio(radial_power(candidates.images), radial_power(real.images)),
     }
@@ -454,7 +460,7 @@ def judge(samples, positions, data, reconstruct, extract):
         "number": len(test.images),
         "ms_ssim_diversity": diversity(test.images, test.positions, test.people, np.random.default_rng(0)),
         "head_area": float(np.mean([head_area(image) for image in test.images])),
-        "symmetry": float(np.nanmean([symmetry(image) for image in test.images])),
+        "symmetry": _mean_of_finite([symmetry(image) for image in test.images]),
     }
     training = data.of("train").row.to_numpy()
     nearest = NearestTrainingSlice(data.images, training)

@@ -369,7 +369,7 @@ def test_16_bit_and_colour_slices_are_converted_and_said(tmp_path, cache_dir):
     write_image(train / "case_001_slice_1.nii.png", np.stack([grey] * 3, axis=-1))
     data = dataset.load(folder, cache_dir=cache_dir)
     notes = " ".join(data.notices)
-    assert "1 16-bit images" in notes
+    assert "1 images of more than 8 bits" in notes
     assert "1 colour images" in notes
     rows = {path.split("/")[-1]: row for path, row in zip(data.slices.path, data.slices.row, strict=True)}
     np.testing.assert_array_equal(data.images[rows["case_001_slice_1.nii.png"]], grey)
