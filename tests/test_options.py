@@ -49,6 +49,13 @@ def test_a_preset_wins_over_the_demo_and_the_command_line_over_both(tmp_path):
         (["--num-slices", "0"], "--num-slices 0: must be 1 or more"),
         (["--test-fraction", "2"], "--test-fraction 2.0: must be above 0 and at most 1"),
         (["--devices", "-1"], "--devices -1: must be 0 or more"),
+        (["--validation-fraction", "0.6", "--test-fraction", "0.5"], "must be below 1 together"),
+        (["--decay", "1"], "--decay 1.0: must be 0 or more and at most 0.9999"),
+        (["--plane", "coronal"], "--plane: says how to read the volumes of --data-dir, which is not given"),
+        (
+            ["--data-dir", "tests", "--plane", "coronal", "--slice-middle", "50"],
+            "--slice-middle 50: is for --plane axial",
+        ),
         (["--label-column", "sex"], "--label-column sex: says how to read --data-dir, which is not given"),
         (["--data-dir", "nowhere"], "nowhere: no such folder"),
         (["--data-dir", "tests", "--subject-regex", "(x"], "not a regular expression"),
