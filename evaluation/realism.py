@@ -329,8 +329,10 @@ class NearestTrainingSlice:
         moved = []
         for candidate in candidates:
             other = self.images[self.rows[candidate]] / np.float32(255)
-            shift, _, _ = phase_cross_correlation(image, other, normalization=None)
-            moved.append(np.roll(other, shift.astype(int), (0, 1)))
+            if image.any() and other.any():  # black ones lie nowhere
+                shift, _, _ = phase_cross_correlation(image, other, normalization=None)
+                other = np.roll(other, shift.astype(int), (0, 1))
+            moved.append(other)
         likeness = metrics.ms_ssim(np.repeat(image[None], len(moved), axis=0), np.array(moved))
         best = int(np.argmax(likeness))
         return int(candidates[best]), float(likeness[best])

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import dataclasses
 import json
 import re
 import resource
@@ -510,6 +511,31 @@ def test_slices_without_detail_are_measured_all_the_same(data, place):
     found = evaluate.baselines.measure(even, 0.5, 2, 0.1)
     assert found["PCA"]["l1"]["mean"] == pytest.approx(0, abs=1e-6)
     assert found["PCA"]["bits_per_pixel"] == 0
+
+
+def test_black_test_slices_are_told_and_left_out(data):
+    test = data.of("test")
+    images = np.array(data.images)
+    assert evaluate.without_black(data)[1] == []
+    images[test.row[:3]] = 0
+    fewer, faults = evaluate.without_black(dataclasses.replace(data, images=images))
+    assert faults == ["3 of 18 test slices are black and left out of every figure"]
+    assert fewer.of("test").row.tolist() == test.row[3:].tolist()
+    images[test.row] = 0
+    same, faults = evaluate.without_black(dataclasses.replace(data, images=images))
+    assert faults == ["every test slice is black: no figure here means anything"]
+    assert len(same.of("test")) == 18
+
+
+@pytest.mark.parametrize("grey", [0, 100])
+def test_samples_against_equal_test_slices_give_figures_and_no_traceback(data, grey, rng):
+    images = np.array(data.images)
+    images[data.of("test").row] = grey
+    alike = dataclasses.replace(data, images=images)
+    samples = rng.random((20, 32, 32)).astype("float32")
+    extract = evaluate.realism.TextureFeatures(32)
+    found, _ = evaluate.realism.judge(samples, np.full(20, 0.5), alike, lambda some: some, extract)
+    json.dumps(found, allow_nan=False)
 
 
 def test_a_collapsed_codebook_is_said(place, capsys):
