@@ -51,7 +51,7 @@ benchmarks: .venv/run
 	$(BIN)/python -m benchmarks.sampling --output results/sampling.json --naive-steps 2
 	$(BIN)/python -m benchmarks.sampling --memory --grid 32 --batch 64 128 256 512 --output results/sampling_memory.json
 	$(BIN)/python -m benchmarks.leak --output-dir results/leak
-	$(BIN)/python -m benchmarks.kills --output results/kills.json
+	$(BIN)/python -m benchmarks.kills --number 3 --output results/kills.json
 	$(BIN)/python -m benchmarks.training --output results/training.json --seconds 5
 	$(BIN)/python -m benchmarks.large --output results/large.json
 ifdef IXI
