@@ -93,11 +93,9 @@ def _read_image(path, scale, how):
             pixels, _ = _without_spoilers(path, pixels, far=2.5, black=low)
         pixels = np.nan_to_num((pixels - low) * (255 / ((high - low) or 1)), nan=0.0)
         pixels = np.clip(pixels, 0, 255).round().astype("uint8")
-    return (
-        np.where(head(pixels, max(1, max(pixels.shape) // 32)), pixels, 0).astype("uint8")
-        if how.background == "black"
-        else pixels
-    )
+    if how.background == "black":
+        pixels = np.where(head(pixels, max(1, max(pixels.shape) // 32)), pixels, 0).astype("uint8")
+    return pixels
 
 
 def _open_volume(path):
@@ -301,12 +299,11 @@ def _inspect(source, how):
 
     Returns:
         A dictionary: `shape`, height and width of its slices; `kinds`, names of what is notable; `scale`, (low, high)
-        of an image of more than 8 bits; `voxel` and `orientation` of a volume.
+        of an image of more than 8 bits; `voxel`, sizes in mm, and `orientation` of a volume.
     """
     if source.slice_index is None:
         volume, orientation, named = _open_volume(source.path)
-        voxel = " x ".join(f"{size:.3g}" for size in _voxel_size(volume)) + " mm"
-        kinds = [] if named else ["unoriented"]
+        kinds, voxel = [] if named else ["unoriented"], tuple(_voxel_size(volume))
         return {"shape": _slice_shape(volume, how), "kinds": kinds, "voxel": voxel, "orientation": orientation}
     with _open_image(source.path) as image:
         about = {"shape": image.size[::-1], "kinds": []}
@@ -480,13 +477,15 @@ def build_cache(data_dir, sources, how, packed, manifest_path):
     for source, about in zip(sources, inspected, strict=True):
         note(about["kinds"], source.path.relative_to(data_dir).as_posix())
     mean = {" ".join(scan).strip(): np.mean(values) for scan, values in means.items()}
-    note_all = [scan for scan, value in mean.items() if DARKEST / 10 < value < 0.1 * np.median([*mean.values()])]
-    for scan in note_all:
-        note(["dark"], scan)
+    for scan, value in mean.items():
+        if DARKEST / 10 < value < 0.1 * np.median([*mean.values()]):
+            note(["dark"], scan)
     notices = [FOUND[kind].format(len(names)) + f" ({names[0]} the first)" for kind, names in kinds.items() if names]
     if image_size > native_size:
         notices.append(f"slices of {native_size} pixels are enlarged to {image_size}, as --image-size asks")
-    voxels = _most_common(about["voxel"] for about in inspected if "voxel" in about)
+    voxels = _most_common(
+        " x ".join(f"{size:.3g}" for size in about["voxel"]) + " mm" for about in inspected if "voxel" in about
+    )
     if len(voxels) > 1 and not how.voxel_size:
         several = ", ".join(f"{size} ({number})" for size, number in list(voxels.items())[:4])
         notices.append(f"voxels differ in size: {several}; --voxel-size brings all to one")
@@ -514,8 +513,7 @@ def _pixel_mm(sources, inspected, how, enlarged):
     """Side of a pixel in mm, where all volumes agree; None where it is not known."""
     if how.voxel_size:
         return how.voxel_size * enlarged if sources[0].slice_index is None else None
-    sizes = {about["voxel"] for about in inspected if "voxel" in about}
-    if len(sizes) != 1:
+    sizes = np.array([np.delete(about["voxel"], PLANES[how.plane]).max() for about in inspected if "voxel" in about])
+    if len(sizes) < len(sources) or sizes.max() > 1.01 * sizes.min():
         return None
-    size = [float(part) for part in sizes.pop().removesuffix(" mm").split(" x ")]
-    return max(one for axis, one in enumerate(size) if axis != PLANES[how.plane]) * enlarged
+    return float(sizes[0]) * enlarged

@@ -29,7 +29,7 @@ import runs
 import sampling
 from evaluation import baselines, figures, metrics, realism, report
 
-FEWEST_JUDGED, MOST_JUDGED = 100, 2000  # samples
+FEWEST_JUDGED = 100  # samples
 AT_ONCE = 256  # slices
 
 
@@ -143,8 +143,7 @@ def draw_samples(folder, args, config, data, vqvae, prior, footer):
     """Draws the samples that are judged, and pictures of them; returns them and their slice positions."""
     names = config["data"]["labels"]
     sampler = sampling.PixelCNNSampler(prior, args.temperature, args.top_k, args.top_p)
-    number = min(args.num_samples, MOST_JUDGED)
-    labels, positions = predict.choose_conditions(data.of("train"), names, number, args.seed)
+    labels, positions = predict.choose_conditions(data.of("train"), names, args.num_samples, args.seed)
     images = np.concatenate(list(predict.draw(sampler, vqvae, labels, positions, args.seed)))
     predict.show_samples(folder / "samples.png", images, labels, positions, names, footer)
     predict.show_positions(folder / "positions.png", sampler, vqvae, names, args.seed, footer)
@@ -226,7 +225,7 @@ def run(args):
     extract = realism.InceptionFeatures() if args.features == "inception" else realism.TextureFeatures(data.image_size)
     folder = args.output_dir or args.run_dir / f"evaluation{'_sharp' * (args.decoder == 'sharp')}"
     predict.empty(folder, report.PICTURES)
-    footer = runs.footer(config)
+    footer = runs.footer(data.title, data.credit)
     print(f"data: {data.title}")
 
     result, *found = measure(args, config, data, vqvae, prior)

@@ -65,57 +65,39 @@ def labels_of(data_dir, sources, column=None):
         if column:
             raise UserError(f"--label-column {column}: no participants.tsv in {data_dir} to take labels from")
         return [""] * len(sources), []
-    notices, of_person, of_visit, seen, read_from, used, twice = [], {}, {}, [], [], {}, set()
+    notices, of_person, of_visit, names_used, read_from, seen = [], {}, {}, [], [], []
     for path in [*tables, *visits]:
         columns, rows, separator = read(path)
         seen += columns
-        wanted = [column.lower()] if column else [name for name in LABEL_COLUMNS if name in columns]
-        if not wanted or wanted[0] not in columns:
+        name = next((one for one in ([column.lower()] if column else LABEL_COLUMNS) if one in columns), None)
+        if name is None:
             if not column and path in tables:
                 listed = ", ".join(columns) or "nothing"
                 notices.append(f"{path.name} has none of the columns {', '.join(LABEL_COLUMNS[:3])}; it has {listed}")
             continue
-        name = wanted[0]
-        ids = "session_id" if path in visits else next((one for one in ID_COLUMNS if one in columns), None)
-        if ids not in columns:
-            raise UserError(
-                f"{path}: no column {'session_id' if path in visits else ID_COLUMNS[0]!r}; it has {', '.join(columns)}"
-            )
         if separator != "\t":
             notices.append(f"{path.name} is not separated by tabs but by {separator!r}, and read so")
         read_from.append(path)
-        used.setdefault(name, []).append(path)
-        for row in rows:
-            value = row.get(name, "")
-            label = "" if value.lower() in MISSING else value
-            if path in visits:
-                of_visit[_key(path.parent.name), _key(row[ids])] = label
-            elif row.get(ids) and row.get("session_id"):
-                of_visit[_key(row[ids]), _key(row["session_id"])] = label
-            elif row.get(ids):
-                known = of_person.setdefault(_key(row[ids]), {})
-                if known.setdefault(row[ids], label) != label:
-                    twice.add(row[ids])
+        names_used.append(name)
+        _collect(path, columns, rows, name, path.parent.name if path in visits else None, of_person, of_visit)
     if not read_from:
         if column:
             first = (tables or visits)[0]
             raise UserError(f"{first}: no column {column!r}; it has {', '.join(dict.fromkeys(seen)) or 'none'}")
         return [""] * len(sources), notices
+    twice = sorted(name for known in of_person.values() for name, labels in known.items() if len(set(labels)) > 1)
     if twice:
         notices.append(
-            f"{len(twice)} people have several labels in the table, and the first is taken: {min(twice)} is one"
+            f"{len(twice)} people have several labels in the table, and the first is taken: {twice[0]} is one"
         )
-    if of_visit and of_person and len(used) > 1:
+    if of_visit and of_person and len(set(names_used)) > 1:
         of_person = {}
-        notices.append(
-            f"labels are taken from {next(reversed(used))} of the visits' tables alone, not from {next(iter(used))}"
-        )
+        notices.append(f"labels are taken from {names_used[-1]} of the visits' tables alone, not from {names_used[0]}")
     labels = [_label(source, of_person, of_visit) for source in sources]
     if not any(labels):
         people = len({source.subject_id for source in sources})
-        message = (
-            f"{read_from[0]}: 0 of {people} people have a label in it; its ids are like {next(iter(of_person), '')!r}"
-        )
+        example = next((name for known in of_person.values() for name in known), "")
+        message = f"{read_from[0]}: 0 of {people} people have a label in it; its ids are like {example!r}"
         if column:
             raise UserError(f"--label-column {column}: {message}")
         notices.append(message)
@@ -126,6 +108,29 @@ def labels_of(data_dir, sources, column=None):
         if len(spellings) > 1:
             notices.append(f"labels that differ in case alone are taken for different: {', '.join(sorted(spellings))}")
     return labels, notices
+
+
+def _collect(path, columns, rows, name, person, of_person, of_visit):
+    """Adds the labels in column `name` of a table's rows: to those of people, or of visits.
+
+    Args:
+        person: Whose visits the table lists; None for a table of people.
+        of_person: Lists of labels by id as written, by key.
+        of_visit: A label by the keys of person and visit.
+    """
+    ids = "session_id" if person else next((one for one in ID_COLUMNS if one in columns), ID_COLUMNS[0])
+    if ids not in columns:
+        raise UserError(f"{path}: no column {ids!r}; it has {', '.join(columns)}")
+    for row in rows:
+        whose, label = row.get(ids), row.get(name, "")
+        label = "" if label.lower() in MISSING else label
+        visit = whose if person else row.get("session_id")
+        if not whose:
+            continue
+        if visit:
+            of_visit[_key(person or whose), _key(visit)] = label
+        else:
+            of_person.setdefault(_key(whose), {}).setdefault(whose, []).append(label)
 
 
 def _sessions_tables(data_dir, source):
@@ -139,9 +144,7 @@ def _label(source, of_person, of_visit):
     if visit is not None:
         return visit
     rows = of_person.get(_key(source.subject_id), {})
-    exact = [
-        label for name, label in rows.items() if name.removeprefix("sub-") == source.subject_id.removeprefix("sub-")
-    ]
-    if exact:
-        return exact[0]
-    return next(iter(rows.values())) if len(rows) == 1 else ""  # ids that agree but for zeros, if only one does
+    for name, labels in rows.items():
+        if name.removeprefix("sub-") == source.subject_id.removeprefix("sub-"):
+            return labels[0]
+    return next(iter(rows.values()))[0] if len(rows) == 1 else ""  # ids that agree but for zeros, if only one does

@@ -148,7 +148,7 @@ def run(args):
     decoders = runs.load_decoders(args.run_dir, args.decoder)
     *_, vqvae = decoders.values()
     prior = runs.load_prior(args.run_dir, vqvae)
-    names, footer = config["data"]["labels"], runs.footer(config)
+    names, footer = config["data"]["labels"], runs.footer(config["data"]["title"], config["data"]["credit"])
     output_dir = args.output_dir or args.run_dir / f"predictions{'_sharp' * (args.decoder == 'sharp')}"
     empty(output_dir, ["samples.png", "positions.png", "reconstructions.png"])
     print(f"run: {args.run_dir}, trained on {config['data']['title']}")

@@ -153,7 +153,7 @@ def _refuse_if_different(path, config):
 
     def compare(a, b, name):
         if isinstance(a, dict) and isinstance(b, dict):
-            for key in sorted({*a, *b} if name == "models" else a):  # options that are new since then had one way to be
+            for key in sorted(a):  # options that are new since then had one way to be
                 compare(a.get(key), b.get(key), f"{name}.{key}")
         elif a != b and name not in free:
             differences.append(f"{name} was {a!r} and is now {b!r}")
@@ -202,9 +202,9 @@ def read_config(run_dir):
     return config
 
 
-def footer(config):
-    """Title and credit of a run's data, for the foot of a picture; a licence in full stands in the report."""
-    lines = dict.fromkeys(filter(None, (config["data"]["title"], config["data"]["credit"])))
+def footer(title, credit):
+    """Title and credit of data, for the foot of a picture; a licence in full stands in the report."""
+    lines = dict.fromkeys(filter(None, (title, credit)))
     return "\n".join(textwrap.shorten(line, 150, placeholder=" …") for line in lines)
 
 
@@ -214,8 +214,6 @@ def read_splits(run_dir):
     try:
         slices = pd.read_csv(path, dtype=str, keep_default_na=False)
         return slices.astype({"slice_index": int, "slice_position": float})
-    except FileNotFoundError:
-        raise
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: damaged, or of an older version ({in_a_line(error)}); train again") from error
 

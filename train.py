@@ -239,7 +239,7 @@ def preview(path, data):
             some = mine.iloc[[len(mine) * part // 4 for part in (3, 2, 1)]]
             label = " ".join(dict.fromkeys(filter(None, some.label)))
             columns.append((f"{split}\n{person}\n{label}", data.pixels(some), some.slice_index.tolist()))
-    figures.preview(path, columns, data.about["plane"], data.about["pixel_mm"], f"{data.title}\n{data.credit}"[:300])
+    figures.preview(path, columns, data.about["plane"], data.about["pixel_mm"], runs.footer(data.title, data.credit))
 
 
 def run(command):
@@ -262,8 +262,9 @@ def run(command):
         new = not (run_dir / "config.json").exists()
         if not (command.dry_run and new):
             runs.open_run(run_dir, options, data)  # which refuses other data or settings than those of the run
-        if new and devices.is_first():
+        elif devices.is_first():
             runs.write_splits(run_dir, data)
+        if new and devices.is_first():
             preview(run_dir / "preview.png", data)
         if command.dry_run:
             print(f"nothing was trained; look at {run_dir / 'preview.png'} and {run_dir / 'splits.csv'}")

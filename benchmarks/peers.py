@@ -187,9 +187,10 @@ def compare_vqvaes(args):
         rows.append(row | ablation.quality(images, *told, people))
         report.write(output, rows, data=data.title, people="test", turn_s=race.TURN_S)
         shown[process.name.replace(", ", ",\n")] = found["outputs"][SHOWN]
+    footer = runs.footer(data.title, data.credit)
     if len({row["minutes"] for row in rows}) > 1:
-        draw(args.output_dir / "peers.png", rows, f"test people\n{report.footer(data)}")
-    how = ([""] * 3 * len(shown), f"after {max(args.minutes):g} minutes\n{report.footer(data)}", 3, [*shown])
+        draw(args.output_dir / "peers.png", rows, f"test people\n{footer}")
+    how = ([""] * 3 * len(shown), f"after {max(args.minutes):g} minutes\n{footer}", 3, [*shown])
     figures.image_grid(args.output_dir / "reconstructions.png", np.concatenate([*shown.values()]), *how)
 
 

@@ -55,7 +55,7 @@ def measure(args, factor, num_embeddings):
         "prior_parameters": prior.count_params(),
         **{f"{stage}_training_s": sum(epoch["seconds"] for epoch in epochs) for stage, epochs in history},
     }
-    return row, images[:SHOWN], report.footer(data)
+    return row, images[:SHOWN], runs.footer(data.title, data.credit)
 
 
 def plot(path, rows, footer):

@@ -106,11 +106,6 @@ def timed(call):
     return time.perf_counter() - start, found
 
 
-def footer(data):
-    """Title and credit of a `dataset.Data`, for the foot of a picture."""
-    return runs.footer({"data": vars(data)})
-
-
 def power_above_half(row):
     """Mean share of power that a row's reconstructions keep in the bands above half of Nyquist."""
     return float(np.nanmean(np.array(row["power_ratio"][losses.BANDS // 2 :], float)))

@@ -17,6 +17,7 @@ from skimage.filters import threshold_multiotsu
 
 import files
 import predict
+import runs
 import sampling
 from benchmarks import report
 from evaluation import figures, metrics
@@ -102,7 +103,8 @@ def run(args):
             found[f"{source}: {labels[0]} less {name}"] = apart
     args.output_dir.mkdir(parents=True, exist_ok=True)
     files.write_text(args.output_dir / "ventricles.json", json.dumps(found, indent=2) + "\n")
-    footer = f"slice position {args.slice_position}; lines: means; pictures: the median of each\n{report.footer(data)}"
+    about = f"slice position {args.slice_position}; lines: means; pictures: the median of each"
+    footer = f"{about}\n{runs.footer(data.title, data.credit)}"
     draw_figure(args.output_dir / "ventricles.png", shares, middle, labels, footer)
     for name, values in found.items():
         print(f"{name}: {json.dumps(values)}")

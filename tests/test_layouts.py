@@ -272,7 +272,7 @@ def test_labels_that_nobody_has_are_an_error_or_a_notice(tmp_path, load):
     write_bids(tmp_path / "data")
     (tmp_path / "data" / "participants.tsv").write_text("participant_id\tgroup\nX1\tAD\n")
     with pytest.raises(
-        UserError, match="--label-column group: .*0 of 8 people have a label in it; its ids are like 'x1'"
+        UserError, match="--label-column group: .*0 of 8 people have a label in it; its ids are like 'X1'"
     ):
         load(label_column="group", **FEW)
     assert any("0 of 8 people have a label" in notice for notice in load(**FEW).notices)
@@ -528,8 +528,7 @@ def test_a_dry_run_says_what_the_data_are_and_trains_nothing(tmp_path, capsys):
 def test_a_long_licence_is_shortened_under_pictures_alone():
     import runs
 
-    config = {"data": {"title": "x", "credit": "A very long licence. " * 40}}
-    footer = runs.footer(config)
+    footer = runs.footer("x", "A very long licence. " * 40)
     assert len(footer) < 160
     assert footer.endswith(" …")
     assert json.dumps(footer)
