@@ -152,6 +152,7 @@ def _voxel_size(volume):
 def head(voxels, gap):
     """What is inside the head: bool, shape of `voxels`, a volume or a slice.
 
+    For what is kept of a scan: generous, where `evaluation.metrics.head_mask`, which figures are made within, is tight.
     The smoothed image above half of Otsu's threshold, closed over gaps of so many elements on either side (bone lies
     between brain and scalp), its largest piece, holes filled in every plane, and one more element all around.
     """

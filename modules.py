@@ -634,7 +634,7 @@ class PixelCNN(keras.Model):
             reaches across a whole row.
         attention_every: A row attention after each so many blocks, but for the last; 0 for none.
         dropout: Share of gated features dropped in training.
-        vqvae_fingerprint: `VQVAE.fingerprint` of the model whose codes these are; kept with the weights, so that a
+        vqvae_fingerprint: `runs.fingerprint` of the VQ-VAE whose codes these are; kept with the weights, so that a
             prior is not used with codes of another codebook.
         seed: Seed of the dropout.
 

@@ -151,12 +151,23 @@ def history(path, stages, footer):
     finish(figure, path, footer)
 
 
-# What stands at the left, right, top and bottom of a slice of each plane, where the plane is known.
-SIDES = {"axial": "LRAP", "coronal": "LRSI", "sagittal": "PASI"}
+# Marks at the left, right, top and bottom of a slice of each plane, what they mean, and which slice stands at the top.
+SIDES = {
+    "axial": ("LRAP", "L, R: the person's left and right; A, P: anterior, posterior; the highest slice at the top"),
+    "coronal": (
+        "LRSI",
+        "L, R: the person's left and right; S, I: superior, inferior; the most anterior at the top",
+    ),
+    "sagittal": (
+        "PASI",
+        "P, A: posterior, anterior; S, I: superior, inferior; the rightmost slice at the top",
+    ),
+    None: ("", "left and right as in the files; the slice of the highest number at the top"),
+}
 
 
 def preview(path, columns, plane, pixel_mm, footer):
-    """A contact sheet of a data set: a column for each person, slices from high to low, with marks and a scale.
+    """A contact sheet of a data set: a column for each person, the last slice at the top, with marks and a scale.
 
     Args:
         columns: For each person a title, images, float in [0, 1], shape (3, size, size), and their slice numbers.
@@ -167,19 +178,16 @@ def preview(path, columns, plane, pixel_mm, footer):
     figure, axes = _image_axes(3, len(columns), size=1.7)
     size = columns[0][1].shape[1]
     length = round(50 / pixel_mm) if pixel_mm else size // 4
+    marks, meaning = SIDES[plane]
     for column, (title, images, numbers) in zip(axes.T, columns, strict=True):
         column[0].set_title(title, fontsize=7)
         for axis, image, number in zip(column, images, numbers, strict=True):
             axis.imshow(image, **GREY)
             axis.set_xlabel(f"slice {number}", fontsize=6, labelpad=2)
-            for mark, (x, y) in zip(
-                SIDES.get(plane, ""), ((0.04, 0.5), (0.96, 0.5), (0.5, 0.95), (0.5, 0.05)), strict=False
-            ):
+            for mark, (x, y) in zip(marks, ((0.04, 0.5), (0.96, 0.5), (0.5, 0.95), (0.5, 0.05)), strict=False):
                 axis.text(x, y, mark, color="yellow", fontsize=8, ha="center", va="center", transform=axis.transAxes)
     corner = axes[-1, 0]
     corner.plot([size * 0.06, size * 0.06 + length], [size * 0.95] * 2, color="yellow", linewidth=2)
     scale = "50 mm" if pixel_mm else f"{length} pixels"
     corner.text(size * 0.06, size * 0.91, scale, color="yellow", fontsize=7)
-    unknown = "" if plane else "left and right as in the files; "
-    known = {"axial": "L, R: the person's left and right; A, P: anterior, posterior; "}.get(plane, "")
-    finish(figure, path, f"{unknown}{known}the highest slice at the top; the yellow line is {scale}\n{footer}")
+    finish(figure, path, f"{meaning}; the yellow line is {scale}\n{footer}")
