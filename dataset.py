@@ -2,10 +2,10 @@
 
     data = dataset.prepare(data_dir, seed=0)                # recognises the layout, decodes into a cache, splits
     data.slices[data.slices.split == "test"]                # a pandas DataFrame, one row a slice
-    batches = dataset.image_batches(data, "train", batch_size=16, seed=0)
+    batches = dataset.ChangedImages(data, data.image_size, batch_size=16, seed=0)
 
 A slice's way: `layouts.find` names its file and its person, `decoding.build_cache` makes it a square of bytes, `split`
-says for what it may be used, `image_batches` feeds it; once it is a grid of codes, `MovedCodes` does.
+says for what it may be used, `ChangedImages` feeds it; once it is a grid of codes, `ChangedCodes` does.
 """
 
 import collections
@@ -311,33 +311,43 @@ class Batches(keras.utils.PyDataset):
         return (self.fetch(devices.share(rows)),)
 
 
-def image_batches(data, split, batch_size, seed=None):
-    """Batches of images of one split: float32 in [0, 1], shape (batch, image_size, image_size, 1)."""
-    rows = data.of(split).row.to_numpy()
-    return Batches(len(rows), lambda indices: as_float(data.images[rows[indices]]), batch_size, seed)
-
-
 def as_float(images):
     """uint8 images (n, S, S) as float32 in [0, 1], (n, S, S, 1)."""
     return images[..., None].astype("float32") / np.float32(255)
 
 
-def move(images, down, right):
-    """uint8 images (n, S, S), each moved by its own whole number of pixels, (n,) and (n,); what comes in is black."""
-    size, most = images.shape[1], int(max(np.abs(down).max(), np.abs(right).max()))
+def change(images, changes):
+    """Mirrors slices left to right, and moves them by whole pixels; what comes in is black.
+
+    Args:
+        images: uint8, shape (n, S, S).
+        changes: Integers, shape (n, 3): whether each is mirrored, then pixels down and right.
+    """
+    mirrored, down, right = changes.T
+    images = np.where(mirrored[:, None, None] == 1, images[:, :, ::-1], images)
+    size, most = images.shape[1], int(np.abs(changes[:, 1:]).max(initial=0))
     padded = np.pad(images, ((0, 0), (most, most), (most, most)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(1, 2))
     return windows[np.arange(len(images)), most - down, most - right]
 
 
-def encode(vqvae, images, rows, shifts=None):
-    """Codes of some slices, a few hundred in memory at a time.
+def shrink(images, size):
+    """Images (n, S, S), each pixel the mean of the part of the slice that it covers: float32, (n, size, size)."""
+    edges = np.arange(size + 1) * images.shape[1] / size
+    pixels = np.arange(images.shape[1])
+    covered = np.clip(edges[1:, None] - pixels, 0, 1) - np.clip(edges[:-1, None] - pixels, 0, 1)  # (size, S)
+    mean = (covered / covered.sum(axis=1, keepdims=True)).astype("float32")
+    return mean @ images.astype("float32") @ mean.T
+
+
+def encode(vqvae, images, rows, changes=None):
+    """Codes of some slices, a few hundred in memory at a time; slices are shrunk to what the model takes.
 
     Args:
         vqvae: A `modules.VQVAE`.
         images: uint8, shape (m, S, S); may be memory-mapped.
         rows: Which of them, integers, shape (n,).
-        shifts: Pixels by which each is moved down and right before, integers, shape (2, n).
+        changes: What is done to each before, integers, shape (n, 3): see `change`.
 
     Returns:
         uint16, shape (n, grid, grid).
@@ -346,17 +356,28 @@ def encode(vqvae, images, rows, shifts=None):
     for start in range(0, len(rows), ENCODED_AT_ONCE):
         part = slice(start, start + ENCODED_AT_ONCE)
         chosen = images[rows[part]]
-        if shifts is not None:
-            chosen = move(chosen, *shifts[:, part])
-        codes[part] = vqvae.encode(as_float(chosen))
+        if changes is not None:
+            chosen = change(chosen, changes[part])
+        codes[part] = vqvae.encode(_for_model(chosen, vqvae.image_size))
     return codes
 
 
-def prior_inputs(codes, slices, labels):
-    """What a prior is fed for these slices: a dictionary of codes, label (0 unknown) and slice position."""
+def _for_model(images, size):
+    """uint8 images (n, S, S) as float32 in [0, 1] of a model's own size, (n, size, size, 1)."""
+    return as_float(images if images.shape[1] == size else shrink(images, size))
+
+
+def prior_inputs(slices, labels, **codes):
+    """What a prior is fed for these slices: a dictionary of label (0 unknown), slice position, and grids of codes.
+
+    Args:
+        slices: DataFrame of the slices.
+        labels: The labels that the prior knows, in its order.
+        codes: Grids of the slices by the names that the prior has for them, each of shape (n, grid, grid).
+    """
     number = {"": 0} | {name: i for i, name in enumerate(labels, 1)}
     return {
-        "codes": codes,
+        **codes,
         "label": slices.label.map(number).to_numpy("int32"),
         "slice_position": slices.slice_position.to_numpy("float32"),
     }
@@ -365,32 +386,74 @@ def prior_inputs(codes, slices, labels):
 def select(inputs, chosen):
     """Those of `prior_inputs` that are chosen by indices or a mask, codes as int32."""
     batch = {name: values[chosen] for name, values in inputs.items()}
-    return {**batch, "codes": batch["codes"].astype("int32")}
+    return {name: v.astype("int32") if v.dtype == "uint16" else v for name, v in batch.items()}
 
 
-class MovedCodes(Batches):
-    """Batches of a prior's training inputs, whose codes are those of the slices moved a little, anew each epoch.
-
-    A slice moved by a pixel has quite other codes, so that no pattern of codes can be learned by heart.
+class ChangedSlices(Batches):
+    """Batches of training slices, mirrored and moved a little, anew each epoch: more people than there are.
 
     Args:
-        inputs: What `prior_inputs` tells of the training slices.
-        images, rows: All images, uint8, shape (m, image_size, image_size), and which of them are these slices'.
-        vqvae: The model that encodes them.
-        max_shift: Most pixels they are moved, up, down, left and right; 0 leaves the codes of `inputs`.
-        batch_size, seed: As for `Batches`; the shifts, too, depend on the seed and the epoch alone.
+        data: A `Data`.
+        batch_size, seed: As for `Batches`; the changes, too, depend on the seed and the epoch alone.
+        max_shift: Most pixels they are moved, up, down, left and right.
+        mirrored: Share of the slices that are mirrored.
     """
 
-    def __init__(self, inputs, images, rows, vqvae, max_shift, batch_size, seed):
-        self.inputs, self.images, self.image_rows = inputs, images, np.asarray(rows)
-        self.vqvae, self.max_shift = vqvae, max_shift
-        super().__init__(len(self.image_rows), lambda indices: select(self.inputs, indices), batch_size, seed)
+    def __init__(self, data, batch_size, seed, max_shift=0, mirrored=0.0):
+        self.images, self.rows = data.images, data.of("train").row.to_numpy()
+        self.max_shift, self.mirrored = max_shift, mirrored
+        self.changes = np.zeros((len(self.rows), 3), int)
+        super().__init__(len(self.rows), self.fetch, batch_size, seed)
 
     def set_epoch(self, epoch):
-        """Draws the order and the shifts of one epoch, and encodes; to be called when it begins."""
+        """Draws the order and the changes of one epoch; to be called when it begins."""
         super().set_epoch(epoch)
-        if self.max_shift:
-            rng = np.random.default_rng([self.seed, epoch])
-            shifts = rng.integers(-self.max_shift, self.max_shift + 1, (2, self.number))
-            codes = encode(self.vqvae, self.images, self.image_rows, shifts)
-            self.inputs = self.inputs | {"codes": codes}
+        rng = np.random.default_rng([self.seed, epoch, 1])
+        self.changes[:, 0] = rng.random(self.number) < self.mirrored
+        self.changes[:, 1:] = rng.integers(-self.max_shift, self.max_shift + 1, (self.number, 2))
+
+
+class ChangedImages(ChangedSlices):
+    """Batches for a VQ-VAE: float32 in [0, 1], shape (batch, size, size, 1), shrunk where its `size` is smaller."""
+
+    def __init__(self, data, size, *how, **more):
+        self.size = size
+        super().__init__(data, *how, **more)
+
+    def fetch(self, indices):
+        return _for_model(change(self.images[self.rows[indices]], self.changes[indices]), self.size)
+
+
+class ChangedCodes(ChangedSlices):
+    """Batches for a prior: what `prior_inputs` says of the training slices, with the codes of the changed ones.
+
+    A slice moved by a pixel has quite other codes, so that no pattern of codes can be learned by heart. What was
+    changed is told (`change`), so that slices which are drawn without a change are none: distribution augmentation
+    (Jun et al., ICML 2020).
+
+    Args:
+        inputs: What `prior_inputs` tells of the training slices, without codes.
+        encoders: The VQ-VAE behind each grid of codes, by the name that the prior has for it.
+    """
+
+    def __init__(self, inputs, encoders, *how, **more):
+        super().__init__(*how, **more)
+        grids = {name: np.zeros((self.number, *[v.grid_size] * 2), "uint16") for name, v in encoders.items()}
+        self.encoders = encoders
+        self.inputs = {**inputs, **grids, "change": np.zeros((self.number, 3), "float32")}  # until an epoch begins
+
+    def set_epoch(self, epoch):
+        """Draws the order and the changes of one epoch, and encodes; to be called when it begins."""
+        super().set_epoch(epoch)
+        told = self.changes / [1, max(1, self.max_shift), max(1, self.max_shift)]
+        codes = {name: encode(vqvae, self.images, self.rows, self.changes) for name, vqvae in self.encoders.items()}
+        self.inputs = {**self.inputs, **codes, "change": told.astype("float32")}
+
+    def fetch(self, indices):
+        return select(self.inputs, indices)
+
+
+def image_batches(data, split, size, batch_size):
+    """Batches of one split's images, in order and as they are: float32 in [0, 1], shape (batch, size, size, 1)."""
+    rows = data.of(split).row.to_numpy()
+    return Batches(len(rows), lambda indices: _for_model(data.images[rows[indices]], size), batch_size)

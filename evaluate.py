@@ -26,7 +26,6 @@ import dataset
 import decoding
 import predict
 import runs
-import sampling
 from evaluation import baselines, figures, metrics, realism, report
 
 FEWEST_JUDGED = 100  # samples
@@ -69,17 +68,19 @@ def reconstruct(vqvae, data):
     return codes, per_slice, realism.power_ratio(kept, power)
 
 
-def measure(args, config, data, vqvae, prior):
+def measure(args, config, data, models):
     """What metrics.json says of the test people's slices.
 
     Returns:
         The dictionary; the codes of the test slices, a dictionary of metrics for each, bits of each code.
     """
-    test = data.of("test")
+    test, labels, vqvae = data.of("test"), config["data"]["labels"], models.vqvae
     codes, per_slice, power_ratio = reconstruct(vqvae, data)
-    bits = metrics.code_lengths(prior, dataset.prior_inputs(codes, test, config["data"]["labels"]))
-    for one, bits_of_slice in zip(per_slice, bits, strict=True):
-        one["bits_per_code"] = float(bits_of_slice.mean())
+    layout = dataset.encode(models.layout, data.images, test.row.to_numpy())
+    layout_bits = metrics.code_lengths(models.layout_prior, dataset.prior_inputs(test, labels, codes=layout))
+    bits = metrics.code_lengths(models.prior, dataset.prior_inputs(test, labels, codes=codes, layout=layout))
+    for one, of_codes, of_layout in zip(per_slice, bits, layout_bits, strict=True):
+        one["bits_per_code"] = float((of_codes.sum() + of_layout.sum()) / of_codes.size)
     summary = metrics.summarise(per_slice, test.subject_id)
     per_code = summary.pop("bits_per_code")
     codebook = metrics.codebook_metrics(codes, vqvae.quantizer.num_embeddings, vqvae.downsampling**2)
@@ -99,6 +100,7 @@ def measure(args, config, data, vqvae, prior):
             "bits_per_code_ci95": per_code["ci95"],
             "bits_per_image": per_code["mean"] * bits[0].size,
             "bits_per_pixel": rates[1],
+            "layout_bits_per_image": metrics.over_people(layout_bits.sum(axis=(1, 2)), test.subject_id)["mean"],
         },
         "training": {
             stage: {
@@ -139,10 +141,9 @@ def draw_pictures(folder, args, data, decoders, found, footer):
     figures.history(folder / "history.png", runs.read_histories(args.run_dir, args.decoder), footer)
 
 
-def draw_samples(folder, args, config, data, vqvae, prior, footer):
+def draw_samples(folder, args, config, data, models, footer):
     """Draws the samples that are judged, and pictures of them; returns them and their slice positions."""
-    names = config["data"]["labels"]
-    sampler = sampling.PixelCNNSampler(prior, args.temperature, args.top_k, args.top_p)
+    names, vqvae, sampler = config["data"]["labels"], models.vqvae, predict.sampler_of(models, args)
     labels, positions = predict.choose_conditions(data.of("train"), names, args.num_samples, args.seed)
     images = np.concatenate(list(predict.draw(sampler, vqvae, labels, positions, args.seed)))
     predict.show_samples(folder / "samples.png", images, labels, positions, names, footer)
@@ -219,19 +220,17 @@ def write(folder, config, data, result, per_slice, footer):
 def run(args):
     config = runs.read_config(args.run_dir)
     data, faults = without_black(runs.find_data(args.run_dir, config, args.data_dir, args.cache_dir))
-    decoders = runs.load_decoders(args.run_dir, args.decoder)
-    *_, vqvae = decoders.values()
-    prior = runs.load_prior(args.run_dir, vqvae)
+    models = runs.load_models(args.run_dir, args.decoder)
     extract = realism.InceptionFeatures() if args.features == "inception" else realism.TextureFeatures(data.image_size)
     folder = args.output_dir or args.run_dir / f"evaluation{'_sharp' * (args.decoder == 'sharp')}"
     predict.empty(folder, report.PICTURES)
     footer = runs.footer(data.title, data.credit)
     print(f"data: {data.title}")
 
-    result, *found = measure(args, config, data, vqvae, prior)
-    draw_pictures(folder, args, data, decoders, found, footer)
-    images, positions = draw_samples(folder, args, config, data, vqvae, prior, footer)
-    realism_found = judge(folder, args, data, vqvae, images, positions, extract, footer)
+    result, *found = measure(args, config, data, models)
+    draw_pictures(folder, args, data, models.decoders, found, footer)
+    images, positions = draw_samples(folder, args, config, data, models, footer)
+    realism_found = judge(folder, args, data, models.vqvae, images, positions, extract, footer)
     if realism_found:
         result["realism"] = realism_found
     result["faults"] = [*faults, *find_faults(result)]

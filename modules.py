@@ -4,9 +4,12 @@ Read from top to bottom:
 
 1. the VQ-VAE: `VectorQuantizer`, encoder, decoder, `VQVAE`      (van den Oord et al. 2017);
 2. the prior: `MaskedConv2D`, `GatedBlock`, `PixelCNN`           (van den Oord et al. 2016),
-   with `RowAttention`                                           (Chen et al. 2018).
+   with `RowAttention`                                           (Chen et al. 2018);
+   `CodeMap` tells it a grid of codes drawn before               (ibid. 2016, section 2.3).
 
-`sampling.py` draws from the prior. Everything is written in `keras.ops`, so the models run under every Keras backend.
+Both models are used twice. A small VQ-VAE of the slice shrunk to 32 x 32 writes its layout, 8 x 8 codes: outline,
+ventricles, where what lies; a small PixelCNN draws layouts. The large PixelCNN draws the slice's own codes, given the
+layout. `sampling.py` draws from both. Everything is written in `keras.ops`, so the models run under every Keras backend.
 Images are float32 in [0, 1], shape (batch, height, width, 1); grids of codes are int32, shape
 (batch, height / factor, width / factor). Comments at the ends of lines give shapes: B slices a batch, S pixels and H
 (or W) codes along a side, D numbers in a codebook entry, K entries, F filters.
@@ -27,6 +30,7 @@ from keras import layers, ops
 from losses import reconstruction_loss
 
 PACKAGE = "brain_vqvae"
+CHANGES = 3  # numbers that say how a slice was changed before it was encoded: mirrored, moved down, moved right
 AT_ONCE = 32  # images encoded and grids decoded: one size, so that an image is rounded in the same way in every batch
 
 
@@ -611,11 +615,56 @@ class RowAttention(layers.Layer):
         return self.attend(v, *self.queries_keys_values(v), visible=key_row <= query_row[:, None])
 
 
+class CodeMap(layers.Layer):
+    """Features for each place of a grid, from another grid of codes that is known as a whole beforehand.
+
+    Conditioning on a spatial map, after van den Oord et al. 2016, section 2.3: nothing here is masked, since the known
+    codes come before all that are to be drawn. The two grids need not be of one size.
+
+    Args:
+        num_embeddings: Number of the known codes.
+        grid_size: Codes along each side of the known grid.
+        output_size: Places along each side of the grid that is told of it.
+        filters: Channels.
+
+    Call arguments:
+        codes: int32, shape (batch, grid_size, grid_size); -1 where a code is not known.
+
+    Returns:
+        Features, shape (batch, output_size, output_size, filters).
+    """
+
+    def __init__(self, num_embeddings, grid_size, output_size, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.grid_size, self.output_size = grid_size, output_size
+        policy = {"dtype": self.dtype_policy}
+        self.embedding = layers.Embedding(num_embeddings + 1, filters, **policy)  # the first row: not known
+        self.convolutions = [layers.Conv2D(filters, 3, padding="same", **policy) for _ in range(4)]
+        self.out = layers.Conv2D(filters, 3, padding="same", **policy)
+
+    def build(self, input_shape):
+        filters = self.embedding.output_dim
+        self.embedding.build(input_shape)
+        for convolution in self.convolutions:
+            convolution.build((None, self.grid_size, self.grid_size, filters))
+        self.out.build((None, self.output_size, self.output_size, filters))
+        # Row r of the output lies over row `nearest[r]` of the known grid.
+        self.nearest = np.arange(self.output_size) * self.grid_size // self.output_size
+
+    def call(self, codes):
+        x = self.embedding(codes + 1)  # (B, h, w) -> (B, h, w, F)
+        for first, second in zip(self.convolutions[::2], self.convolutions[1::2], strict=True):
+            x = x + second(ops.relu(first(ops.relu(x))))
+        x = ops.take(ops.take(x, self.nearest, axis=1), self.nearest, axis=2)  # (B, H, W, F)
+        return self.out(ops.relu(x))
+
+
 @keras.saving.register_keras_serializable(PACKAGE)
 class PixelCNN(keras.Model):
-    """Gated PixelCNN: p(codes | label, slice position) as a product over codes in raster order.
+    """Gated PixelCNN: p(codes | label, slice position, maps) as a product over codes in raster order.
 
-    `p(x) = prod_i p(x_i | x_1, ..., x_{i-1}, label, position)` (van den Oord et al. 2016, eq. 1 and 3).
+    `p(x) = prod_i p(x_i | x_1, ..., x_{i-1}, h)` (van den Oord et al. 2016, eq. 1 and 3), where h is the label, the
+    slice position, and grids of other codes, if the prior has any (`maps`).
 
     A code enters as a row of a table of its own plus a projection of its entry in the VQ-VAE's codebook, which stays as
     it is (`set_codebook`): codes that look alike begin alike, and a table alone takes long to find out which do.
@@ -625,6 +674,8 @@ class PixelCNN(keras.Model):
         embedding_dim: Length of the codebook's entries, D.
         grid_size: Codes along each side of the square grid.
         num_labels: Number of known labels; a label is 1 ... num_labels, and 0 says that it is not known.
+        maps: The grids of codes that are told beforehand: a dictionary of `num_embeddings` and `grid_size` for each, by
+            the name under which `inputs` has it.
         filters: Channels of both stacks.
         num_blocks: Gated blocks, the first of mask type A.
         vertical_kernel: (rows, columns) of the vertical stack's masked kernels.
@@ -640,7 +691,9 @@ class PixelCNN(keras.Model):
 
     Call arguments:
         inputs: A dictionary: `codes`, int32, shape (batch, grid, grid); `label`, int32, shape (batch,);
-            `slice_position`, float32 in [0, 1] from the lowest slice to the highest, shape (batch,).
+            `slice_position`, float32 in [0, 1] from the lowest slice to the highest, shape (batch,); the grids of
+            `maps`, by their names; `change`, float32, shape (batch, 3): whether the slice is mirrored, how far it is
+            moved down and right, in units of the farthest. Without it, slices are as they are.
 
     Returns:
         Logits, float32, shape (batch, grid, grid, K); those at (r, c) depend only on codes before (r, c).
@@ -655,6 +708,7 @@ class PixelCNN(keras.Model):
         embedding_dim,
         grid_size,
         num_labels=0,
+        maps=None,
         filters=64,
         num_blocks=8,
         vertical_kernel=(2, 3),
@@ -686,6 +740,11 @@ class PixelCNN(keras.Model):
         self.codebook_projection = layers.Dense(filters, use_bias=False, name="codebook_projection")
         self.label_embedding = layers.Embedding(num_labels + 1, filters, name="label_embedding")
         self.position_features = layers.Dense(filters, name="position_features")
+        self.change_features = layers.Dense(filters, use_bias=False, name="change_features")
+        self.maps = {
+            name: CodeMap(**sizes, output_size=grid_size, filters=filters, name=name)
+            for name, sizes in (maps or {}).items()
+        }
         self.blocks = [
             GatedBlock(
                 *(filters, vertical_kernel, horizontal_kernel, "B" if block else "A", self.dilations[block]),
@@ -717,6 +776,9 @@ class PixelCNN(keras.Model):
         self.codebook_projection.build(codebook_shape)
         self.label_embedding.build((None,))
         self.position_features.build((None, 16))
+        self.change_features.build((None, CHANGES))
+        for code_map in self.maps.values():
+            code_map.build((None, code_map.grid_size, code_map.grid_size))
         for block in self.blocks:
             block.build((*grid, filters), (*grid, filters), (None, filters))
         for attention in self.attentions.values():
@@ -733,22 +795,26 @@ class PixelCNN(keras.Model):
         """What enters both stacks for each code: (...) -> (..., filters)."""
         return self.code_embedding(codes) + self.codebook_projection(ops.take(self.codebook, codes, axis=0))
 
-    def condition(self, label, slice_position):
-        """Label (B,) and slice position (B,) as one vector (B, filters); the position enters as 16 cosines."""
-        waves = ops.cos(math.pi * slice_position[:, None] * ops.arange(16, dtype="float32"))  # (B, 16)
-        return ops.silu(self.label_embedding(label) + self.position_features(waves))
+    def condition(self, inputs):
+        """Label (B,), slice position (B,) and change (B, 3) as one vector (B, filters); the position as 16 cosines."""
+        waves = ops.cos(math.pi * inputs["slice_position"][:, None] * ops.arange(16, dtype="float32"))  # (B, 16)
+        found = self.label_embedding(inputs["label"]) + self.position_features(waves)
+        if "change" in inputs:
+            found = found + self.change_features(inputs["change"])
+        return ops.silu(found)
 
-    def grid_positions(self):
-        """Learned embedding of the place in the grid, (grid, grid, filters)."""
-        return ops.cast(self.row_embedding + self.column_embedding, self.compute_dtype)
+    def place(self, inputs):
+        """What is known of each place: a learned embedding of it, and the maps. (B or 1, grid, grid, filters)."""
+        place = ops.cast(self.row_embedding + self.column_embedding, self.compute_dtype)[None]
+        return sum((code_map(inputs[name]) for name, code_map in self.maps.items()), place)
 
     def head(self, v, h):
         """Logits, float32, from the features of both stacks."""
         return self.logits(self.hidden(ops.relu(v + h)))
 
     def call(self, inputs, training=False):
-        condition = self.condition(inputs["label"], inputs["slice_position"])  # (B, F)
-        place = self.grid_positions()  # (H, W, F)
+        condition = self.condition(inputs)  # (B, F)
+        place = self.place(inputs)  # (B, H, W, F)
         v = h = self.embed(inputs["codes"])  # (B, H, W) -> (B, H, W, F)
         for index, block in enumerate(self.blocks):
             v, h = block(v, h, condition, training=training)  # each (B, H, W, F)

@@ -58,8 +58,8 @@ class Training:
     )
     stage: str = option(
         "all",
-        "what to train; all is vqvae and prior, sharp trains a second decoder against a discriminator",
-        ("all", "vqvae", "prior", "sharp"),
+        "what to train; all is the first four, sharp trains a second decoder against a discriminator",
+        ("all", "vqvae", "layout", "layout_prior", "prior", "sharp"),
         everyday=True,
     )
     preset: str = option(
@@ -126,6 +126,14 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """how training slices are changed, anew in each epoch"""
+
+    max_shift: int = option(2, "most pixels by which a slice is moved, up, down, left and right", least=0, most=64)
+    mirrored: float = option(0.5, "share of the slices that are mirrored left to right", least=0, most=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class VQVAE:
     """VQ-VAE (each overrides the preset)"""
 
@@ -146,8 +154,49 @@ class VQVAE:
 
 
 @dataclasses.dataclass(frozen=True)
+class Layout:
+    """layout: a VQ-VAE of the slice shrunk to a few pixels, whose codes are drawn first"""
+
+    image_size: int = option(32, "pixels along a side of the shrunk slice", least=16)
+    downsampling: int = option(4, "its pixels per code along each side", (2, 4, 8, 16))
+    num_embeddings: int = option(64, "entries of its codebook", least=2, most=2**16)
+    embedding_dim: int = option(16, "length of each entry", least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayoutTraining:
+    """training of the layout's VQ-VAE, like that of the other"""
+
+    epochs: int = option(30, "passes over the training people's slices", least=1)
+    batch_size: int = option(16, "slices of a step", least=1)
+    learning_rate: float = option(3e-3, "highest learning rate", above=0)
+    patience: int = option(15, "epochs without a better reconstruction of the validation people, then it ends", least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayoutPrior:
+    """prior of layouts"""
+
+    filters: int = option(64, "channels of both stacks", least=1)
+    num_blocks: int = option(8, "gated blocks, layers of both stacks", least=2)
+    attention_every: int = option(0, "blocks from one row attention to the next; 0 for none", least=0)
+    dropout: float = option(0.1, "share of features dropped in training", least=0, most=0.99)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayoutPriorTraining:
+    """training of the prior of layouts, like that of the other"""
+
+    epochs: int = option(40, "passes over the training people's slices", least=1)
+    batch_size: int = option(16, "slices of a step", least=1)
+    learning_rate: float = option(6e-3, "highest learning rate", above=0)
+    patience: int = option(8, "epochs without fewer bits per code on the validation people, then it ends", least=1)
+    average_over: float = option(0.05, "share of all steps that the average of the weights reaches back", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Prior:
-    """prior"""
+    """prior, given the layout"""
 
     filters: int = option(64, "channels of both stacks", least=1)
     num_blocks: int = option(8, "gated blocks, layers of both stacks", least=2)
@@ -174,9 +223,6 @@ class PriorTraining:
     learning_rate: float = option(6e-3, "highest learning rate", above=0)
     patience: int = option(8, "epochs without fewer bits per code on the validation people, then it ends", least=1)
     average_over: float = option(0.05, "share of all steps that the average of the weights reaches back", above=0)
-    max_shift: int = option(
-        4, "pixels by which each slice is moved, at most, before it is encoded, anew each epoch", least=0, most=64
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,9 +263,14 @@ DEMO = {"image_size": 128, "downsampling": 8, "vqvae_epochs": 12, "prior_epochs"
 TRAIN = {  # each group by the beginning of its flags and its place in config.json
     ("", "command"): Training,
     ("", "data"): Data,
+    ("", "augmentation"): Augmentation,
     ("", "vqvae"): VQVAE,
+    ("layout_", "layout"): Layout,
+    ("layout_prior_", "layout_prior"): LayoutPrior,
     ("prior_", "prior"): Prior,
     ("vqvae_", "vqvae_training"): VQVAETraining,
+    ("layout_", "layout_training"): LayoutTraining,
+    ("layout_prior_", "layout_prior_training"): LayoutPriorTraining,
     ("prior_", "prior_training"): PriorTraining,
     ("sharp_", "sharp_training"): SharpTraining,
 }
@@ -296,7 +347,8 @@ class TrainedRun:
 class Truncation:
     """how codes are drawn"""
 
-    temperature: float = option(1.0, "below 1: likelier and more alike", above=0)
+    layout_temperature: float = option(1.0, "of the layout; below 1: likelier and more alike", above=0)
+    temperature: float = option(1.0, "of the codes, given the layout", above=0)
     top_k: int = option(0, "draw among the k likeliest codes; 0 for all", least=0)
     top_p: float = option(1.0, "draw among the likeliest codes that make up this probability", above=0, most=1)
 

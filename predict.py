@@ -54,7 +54,7 @@ def choose_conditions(training, labels, number, seed, label=None, slice_position
 def draw(sampler, vqvae, labels, positions, seed, noise_index=None, description="samples"):
     """Yields new images a batch at a time, float32 in [0, 1], shape (m, S, S).
 
-    The arguments are those of `PixelCNNSampler.sample`. Progress is shown on standard error, every ten seconds where
+    The arguments are those of `SliceSampler.sample`. Progress is shown on standard error, every ten seconds where
     that is not a terminal.
     """
     pause = 0.1 if sys.stderr.isatty() else 10
@@ -73,6 +73,12 @@ def write_samples(batches, folder):
         picture = PIL.Image.fromarray((image * 255).round().astype("uint8"))
         files.write_whole(folder / f"sample_{i:04d}.png", picture.save)
         yield image
+
+
+def sampler_of(models, args):
+    """The `SliceSampler` of a run at what `options.Truncation` says."""
+    how = (args.layout_temperature, args.temperature, args.top_k, args.top_p)
+    return sampling.SliceSampler(models.layout_prior, models.prior, *how)
 
 
 def show_samples(path, images, labels, positions, names, footer):
@@ -145,22 +151,20 @@ def empty(output_dir, pictures):
 
 def run(args):
     config, slices = runs.read_config(args.run_dir), runs.read_splits(args.run_dir)
-    decoders = runs.load_decoders(args.run_dir, args.decoder)
-    *_, vqvae = decoders.values()
-    prior = runs.load_prior(args.run_dir, vqvae)
+    models = runs.load_models(args.run_dir, args.decoder)
     names, footer = config["data"]["labels"], runs.footer(config["data"]["title"], config["data"]["credit"])
     output_dir = args.output_dir or args.run_dir / f"predictions{'_sharp' * (args.decoder == 'sharp')}"
     empty(output_dir, ["samples.png", "positions.png", "reconstructions.png"])
     print(f"run: {args.run_dir}, trained on {config['data']['title']}")
 
-    sampler = sampling.PixelCNNSampler(prior, args.temperature, args.top_k, args.top_p)
+    sampler = sampler_of(models, args)
     labels, positions = choose_conditions(
         slices[slices.split == "train"], names, args.num_samples, args.seed, args.label, args.slice_position
     )
-    drawn = draw(sampler, vqvae, labels, positions, args.seed)
+    drawn = draw(sampler, models.vqvae, labels, positions, args.seed)
     kept = [image for i, image in enumerate(write_samples(drawn, output_dir / "samples")) if i < 32]
     show_samples(output_dir / "samples.png", kept, labels, positions, names, footer)
-    show_positions(output_dir / "positions.png", sampler, vqvae, names, args.seed, footer, args.label)
+    show_positions(output_dir / "positions.png", sampler, models.vqvae, names, args.seed, footer, args.label)
 
     data = None
     if args.data_dir or runs.data_are_at_hand(config, args.cache_dir):
@@ -172,7 +176,7 @@ def run(args):
             print(f"note: no reconstructions are shown: {error}")
     if data:
         people = one_of_each(data.of("test"), position=0.6, most=8)
-        show_reconstructions(output_dir / "reconstructions.png", data, decoders, people, footer)
+        show_reconstructions(output_dir / "reconstructions.png", data, models.decoders, people, footer)
     print(f"{args.num_samples} new slices: {output_dir / 'samples'}; look at {output_dir / 'samples.png'}")
 
 

@@ -3,8 +3,10 @@
     config.json            resolved options, versions, the data's fingerprint, the split's SHA-256
     splits.csv             path, subject_id, session, slice_index, label, split, slice_position
     vqvae.keras            the best VQ-VAE, by validation reconstruction loss
+    layout.keras           the same of shrunk slices, whose codes are layouts
     codes.npz              the codes of every slice, in the order of splits.csv
-    prior.keras            the best prior, by validation bits per code
+    layout_prior.keras     the best prior of layouts, by validation bits per code
+    prior.keras            the best prior of codes, given the layout
     sharp.keras            the VQ-VAE with its sharp decoder, where that phase was run
     *_history.csv          one row an epoch
     *_state.weights.h5     from which a stopped run goes on
@@ -13,6 +15,7 @@
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -66,25 +69,30 @@ def set_precision(precision):
     keras.config.set_dtype_policy({"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision])
 
 
-def build_models(image_size, num_labels, options, vqvae_fingerprint=""):
-    """Both models of a run, untrained, at its precision.
+VQVAES, PRIORS = ("vqvae", "layout"), ("layout_prior", "prior")  # models of a run, also their stages and files
+
+
+def build(name, image_size, num_labels, options, vqvae_fingerprint=""):
+    """One of `VQVAES` or `PRIORS`, untrained, at the run's precision.
 
     Raises:
         UserError: If the options do not fit each other.
     """
-    seed, vqvae = options["data"]["seed"], options["vqvae"]
+    seed = options["data"]["seed"]
     set_precision(options["precision"])
     keras.utils.set_random_seed(seed)
     try:
-        return modules.VQVAE(image_size, **vqvae, seed=seed), modules.PixelCNN(
-            vqvae["num_embeddings"],
-            vqvae["embedding_dim"],
-            image_size // vqvae["downsampling"],
-            num_labels,
-            vqvae_fingerprint=vqvae_fingerprint,
-            **options["prior"],
-            seed=seed,
-        )
+        if name in VQVAES:
+            return modules.VQVAE(**{"image_size": image_size, **options[name]}, seed=seed)
+        layout = options["layout"]
+        layout_grid = layout["image_size"] // layout["downsampling"]
+        codes, grid, maps = layout, layout_grid, {}
+        if name == "prior":
+            codes = options["vqvae"]
+            grid = image_size // codes["downsampling"]
+            maps = {"layout": {"num_embeddings": layout["num_embeddings"], "grid_size": layout_grid}}
+        sizes = (codes["num_embeddings"], codes["embedding_dim"], grid, num_labels, maps)
+        return modules.PixelCNN(*sizes, vqvae_fingerprint=vqvae_fingerprint, **options[name], seed=seed)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -97,10 +105,10 @@ def open_run(run_dir, options, data):
     Raises:
         UserError: If the folder holds a run of other settings or other data, or the options do not fit each other.
     """
-    models = zip(("vqvae", "prior"), build_models(data.image_size, len(data.labels), options), strict=True)
+    models = {name: build(name, data.image_size, len(data.labels), options) for name in (*VQVAES, *PRIORS)}
     config = {
         "options": options,
-        "models": {name: model.get_config() for name, model in models},
+        "models": {name: model.get_config() for name, model in models.items()},
         "data": {
             "title": data.title,
             "credit": data.credit,
@@ -286,15 +294,16 @@ def read_history(path):
 
 def read_histories(run_dir, decoder="plain"):
     """The histories of the stages behind a run's prior and one of its decoders, by stage."""
-    stages = ("vqvae", "prior", "sharp") if decoder == "sharp" else ("vqvae", "prior")
+    stages = (*VQVAES, *PRIORS, *["sharp"] * (decoder == "sharp"))
     return {stage: read_history(run_dir / f"{stage}_history.csv") for stage in stages}
 
 
-def fingerprint(vqvae):
-    """16 hexadecimal digits that tell a trained VQ-VAE's codes from any other's."""
+def fingerprint(*vqvaes):
+    """16 hexadecimal digits that tell the codes of some trained VQ-VAEs from any others'."""
     digest = hashlib.sha256()
-    for variable in (*vqvae.encoder.weights, vqvae.quantizer.codebook):
-        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable), "float32").tobytes())
+    for vqvae in vqvaes:
+        for variable in (*vqvae.encoder.weights, vqvae.quantizer.codebook):
+            digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable), "float32").tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -315,7 +324,7 @@ def _load(path, kind):
         ) from error
     if not isinstance(model, kind):
         raise UserError(f"{path}: holds a {type(model).__name__}, not a {kind.__name__}; train again in another folder")
-    asked = read_config(path.parent).get("models", {}).get("vqvae" if kind is modules.VQVAE else "prior", {})
+    asked = read_config(path.parent).get("models", {}).get(path.stem.replace("sharp", "vqvae"), {})
     is_now = json.loads(json.dumps(model.get_config()))
     is_now.pop("vqvae_fingerprint", None)  # which `load_prior` checks
     differing = [key for key, value in is_now.items() if asked.get(key, value) != value]
@@ -324,9 +333,9 @@ def _load(path, kind):
     return model
 
 
-def load_vqvae(run_dir):
-    """Loads the VQ-VAE of a run, with its plain decoder, in float32; raises UserError where that cannot be."""
-    return _load(run_dir / "vqvae.keras", modules.VQVAE)
+def load_vqvae(run_dir, name="vqvae"):
+    """Loads one of `VQVAES`, with its plain decoder, in float32; raises UserError where that cannot be."""
+    return _load(run_dir / f"{name}.keras", modules.VQVAE)
 
 
 def load_decoders(run_dir, decoder):
@@ -348,20 +357,48 @@ def load_decoders(run_dir, decoder):
     return {"plain": vqvae, "sharp": sharp}
 
 
-def load_prior(run_dir, vqvae):
-    """Loads the prior in float32, and checks that it was trained on the codes of this VQ-VAE.
+def load_prior(run_dir, name, *vqvaes):
+    """Loads one of `PRIORS` in float32, and checks that it was trained on the codes of these VQ-VAEs.
 
     Raises:
-        UserError: As `load_vqvae`, and if the two do not belong together.
+        UserError: As `load_vqvae`, and if they do not belong together.
     """
-    path = run_dir / "prior.keras"
+    path = run_dir / f"{name}.keras"
     prior = _load(path, modules.PixelCNN)
-    if prior.vqvae_fingerprint != fingerprint(vqvae):
+    if prior.vqvae_fingerprint != fingerprint(*vqvaes):
         raise UserError(
-            f"{path}: was trained on the codes of VQ-VAE {prior.vqvae_fingerprint}, and vqvae.keras is "
-            f"{fingerprint(vqvae)}; remove prior.keras and run train.py again"
+            f"{path}: was trained on the codes of VQ-VAE {prior.vqvae_fingerprint}, and the run's are "
+            f"{fingerprint(*vqvaes)}; remove {path.name} and run train.py again"
         )
     return prior
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """The trained models of a run.
+
+    Attributes:
+        decoders: VQ-VAEs that differ by their decoder, by name; the last is the one asked for.
+        layout: VQ-VAE of the shrunk slices.
+        layout_prior: Prior of layouts.
+        prior: Prior of codes, given the layout.
+    """
+
+    decoders: dict
+    layout: modules.VQVAE
+    layout_prior: modules.PixelCNN
+    prior: modules.PixelCNN
+
+    @property
+    def vqvae(self):
+        return list(self.decoders.values())[-1]
+
+
+def load_models(run_dir, decoder="plain"):
+    """Loads all models of a run in float32; raises UserError if one is missing, damaged or another run's."""
+    decoders, layout = load_decoders(run_dir, decoder), load_vqvae(run_dir, "layout")
+    layout_prior = load_prior(run_dir, "layout_prior", layout)
+    return Models(decoders, layout, layout_prior, load_prior(run_dir, "prior", *list(decoders.values())[:1], layout))
 
 
 def all_codes(run_dir, vqvae, data):

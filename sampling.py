@@ -1,6 +1,6 @@
-"""Draws grids of codes from a `PixelCNN`, each position computed once.
+"""Draws grids of codes from a `PixelCNN`, each position computed once; slices by a layout first.
 
-sampler = sampling.PixelCNNSampler(prior, temperature=0.9)
+sampler = sampling.SliceSampler(layout_prior, prior)
 for codes in sampler.sample(label=[0, 0], slice_position=[0.4, 0.6], seed=0):
     images = vqvae.decode(codes)
 """
@@ -38,9 +38,12 @@ def draw_codes(logits, uniform, temperature, top_k=0, top_p=1.0):
     return ops.minimum(codes, num_codes - 1)
 
 
-def sample_noise(seed, index, grid_size):
-    """The noise of one sample: float32 in [0, 1), shape (grid, grid), from the seed and the sample's index alone."""
-    return np.random.default_rng([seed, index]).random((grid_size, grid_size), "float32")
+def sample_noise(seed, index, grid_size, level=0):
+    """The noise of one sample: float32 in [0, 1), shape (grid, grid), from the seed and the sample's index alone.
+
+    `level` tells the noises of several grids of a sample apart: 0 is its codes, 1 its layout.
+    """
+    return np.random.default_rng([seed, index, *[2] * level]).random((grid_size, grid_size), "float32")
 
 
 class PixelCNNSampler(keras.Model):
@@ -56,7 +59,7 @@ class PixelCNNSampler(keras.Model):
 
     Call arguments:
         inputs: A dictionary: `uniform`, float32 in [0, 1), shape (batch, grid, grid); `known`, int32, same shape, a
-            code where it is given and -1 where it is to be drawn; `label` and `slice_position` as for the prior.
+            code where it is given and -1 where it is to be drawn; `label`, `slice_position` and maps as for the prior.
 
     Returns:
         Codes, int32, shape (batch, grid, grid).
@@ -83,9 +86,9 @@ class PixelCNNSampler(keras.Model):
         prior, size = self.prior, self.prior.grid_size
         uniform, known = inputs["uniform"], inputs["known"]
         batch = ops.shape(uniform)[0]
-        condition = prior.condition(inputs["label"], inputs["slice_position"])
+        condition = prior.condition(inputs)
         biases = [block.conditioning(condition) for block in prior.blocks]
-        place = prior.grid_positions()
+        place = prior.place(inputs)  # (B or 1, H, W, filters)
 
         def zeros(*shape):
             return ops.zeros((batch, *shape), "float32")
@@ -101,7 +104,7 @@ class PixelCNNSampler(keras.Model):
         def draw_row(row, state):
             codes, row_caches, attention_caches = state
             row_caches, attention_caches = list(row_caches), list(attention_caches)
-            row_place = ops.take(place, row, axis=0)  # (W, filters)
+            row_place = ops.take(place, row, axis=1)  # (B or 1, W, filters)
             v, messages, attention_index = None, [], 0
             for i, block in enumerate(prior.blocks):  # the vertical stack: the whole row at once
                 window = row_caches[i] if i == 0 else ops.concatenate([row_caches[i], v], axis=1)
@@ -111,7 +114,7 @@ class PixelCNNSampler(keras.Model):
                 v, message = block.vertical(block.vertical_conv.row(window), v, v_bias[:, None, None])
                 messages.append(message[:, 0] + h_bias[:, None])  # (B, W, 2 filters)
                 if i == 0:
-                    v = v + row_place
+                    v = v + row_place[:, None]
                 if str(i) in prior.attentions:
                     attention = prior.attentions[str(i)]
                     query, key, value = attention.queries_keys_values(v)
@@ -142,7 +145,7 @@ class PixelCNNSampler(keras.Model):
                         caches[i] = ops.concatenate([caches[i][1:], h[None]], axis=0)
                     h = block.horizontal(block.horizontal_conv.position(taps), h, message[i])
                     if i == 0:
-                        h = h + ops.take(row_place, column, axis=0)
+                        h = h + ops.take(row_place, column, axis=1)
                 logits = prior.head(ops.take(above, column, axis=0), h)
                 noise = ops.take(row_uniform, column, axis=0)
                 drawn = draw_codes(logits, noise, self.temperature, self.top_k, self.top_p)
@@ -162,7 +165,7 @@ class PixelCNNSampler(keras.Model):
         start = (ops.zeros((batch, size, size), "int32"), tuple(row_caches), tuple(attention_caches))
         return ops.fori_loop(0, size, draw_row, start)[0]
 
-    def sample(self, label, slice_position, seed, known=None, noise_index=None, batch_size=32):
+    def sample(self, label, slice_position, seed, known=None, noise_index=None, batch_size=32, level=0, **maps):
         """Draws one grid of codes for each label and slice position.
 
         Sample i of a seed is always the same: its noise depends on the seed and on i alone, and every batch is filled
@@ -176,6 +179,8 @@ class PixelCNNSampler(keras.Model):
             noise_index: Which noise each sample takes, integers of shape (n,); None takes 0, 1, 2 and so on. Samples
                 of equal noise differ by their label and slice position alone.
             batch_size: Samples computed at a time.
+            level: See `sample_noise`.
+            maps: What the prior is told beforehand, by name, each of shape (n, h, h).
 
         Yields:
             NumPy int32 codes of at most `batch_size` samples at a time, shape (m, grid, grid).
@@ -200,13 +205,43 @@ class PixelCNNSampler(keras.Model):
             part = slice(start, min(start + batch_size, number))
             size_of_part = part.stop - start
             fill = (0, batch_size - size_of_part)
-            noise = [sample_noise(seed, i, size) for i in noise_index[part]]
+            noise = [sample_noise(seed, i, size, level) for i in noise_index[part]]
             given = np.full((size_of_part, size, size), -1) if known is None else known[part]
             batch = {
                 "uniform": np.pad(np.stack(noise), (fill, (0, 0), (0, 0))),
                 "known": np.pad(given, (fill, (0, 0), (0, 0))).astype("int32"),
                 "label": np.pad(label[part].astype("int32"), fill),
                 "slice_position": np.pad(slice_position[part].astype("float32"), fill),
+                **{name: np.pad(codes[part].astype("int32"), (fill, (0, 0), (0, 0))) for name, codes in maps.items()},
             }
             codes = self.predict_on_batch(batch)
             yield ops.convert_to_numpy(codes)[:size_of_part]
+
+
+class SliceSampler:
+    """Draws the layout of a slice from one prior, then the slice's codes, given the layout, from another.
+
+    Args:
+        layout_prior: A `PixelCNN` of layouts.
+        prior: A `PixelCNN` whose `maps` has `layout`.
+        layout_temperature: Of the layouts. Below 1 their anatomy is more common, and the texture keeps its grain.
+        temperature, top_k, top_p: Of the slice's codes: see `draw_codes`.
+
+    Raises:
+        ValueError: For an option out of range, or a prior of another precision.
+    """
+
+    def __init__(self, layout_prior, prior, layout_temperature=1.0, temperature=1.0, top_k=0, top_p=1.0):
+        self.layouts = PixelCNNSampler(layout_prior, layout_temperature)
+        self.codes = PixelCNNSampler(prior, temperature, top_k, top_p)
+
+    def sample(self, label, slice_position, seed, noise_index=None, batch_size=32):
+        """Draws one grid of codes for each label and slice position, as `PixelCNNSampler.sample` does."""
+        how = {"seed": seed, "batch_size": batch_size}
+        noise_index = np.arange(len(label)) if noise_index is None else np.asarray(noise_index)
+        label, slice_position = np.asarray(label), np.asarray(slice_position)
+        for start in range(0, len(label), batch_size):
+            part = slice(start, start + batch_size)
+            conditions = (label[part], slice_position[part])
+            (layout,) = self.layouts.sample(*conditions, noise_index=noise_index[part], level=1, **how)
+            yield from self.codes.sample(*conditions, noise_index=noise_index[part], layout=layout, **how)

@@ -1,4 +1,4 @@
-"""Trains both stages: a VQ-VAE on brain slices, then a PixelCNN prior on its grids of codes.
+"""Trains both stages: a VQ-VAE on brain slices, then a PixelCNN prior on its grids of codes; each also for layouts.
 
     python train.py                                        # the embedded demo cohort
     python train.py --data-dir ../shared/data/ixi          # BIDS volumes; OASIS and ADNI folders likewise
@@ -9,6 +9,7 @@ settings in the same folder are refused.
 """
 
 import contextlib
+import functools
 import io
 import sys
 
@@ -114,53 +115,55 @@ def fit(stage, model, make_optimizer, batches, validation, monitor, training, ru
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def train_vqvae(run_dir, data, options):
-    """Stage 1: fits the VQ-VAE to the training people's slices."""
-    training, seed = options["vqvae_training"], options["data"]["seed"]
-    model, _ = runs.build_models(data.image_size, len(data.labels), options)
-    batches = dataset.image_batches(data, "train", training["batch_size"], seed)
+def train_vqvae(run_dir, data, options, name="vqvae"):
+    """Stage 1: fits a VQ-VAE to the training people's slices; `name` is "layout" for that of shrunk slices."""
+    training, seed = options[f"{name}_training"], options["data"]["seed"]
+    model = runs.build(name, data.image_size, len(data.labels), options)
+    size, batch_size = model.image_size, training["batch_size"]
+    batches = dataset.ChangedImages(data, size, batch_size, seed, **options["augmentation"])
     # The codebook starts as encoder outputs: at another scale, two entries would take every vector for epochs.
     batches.set_epoch(0)
     images = batches.fetch(np.sort(batches.order[:INITIAL_SLICES]))
-    parts = range(0, len(images), training["batch_size"])
-    z_e = np.concatenate([model.encoder.predict_on_batch(images[i : i + training["batch_size"]]) for i in parts])
+    parts = range(0, len(images), batch_size)
+    z_e = np.concatenate([model.encoder.predict_on_batch(images[i : i + batch_size]) for i in parts])
     try:
         model.quantizer.initialise(z_e)
     except ValueError as error:
         raise UserError(f"{error}; give more slices, or a smaller --num-embeddings") from error
     fit(
-        "vqvae",
+        name,
         model,
         lambda rate, steps: vqvae_optimizer(rate),
         batches,
-        dataset.image_batches(data, "validation", training["batch_size"]),
+        dataset.image_batches(data, "validation", size, batch_size),
         "reconstruction_loss",
         training,
         run_dir,
     )
 
 
-def train_prior(run_dir, data, options):
-    """Stage 2: fits the PixelCNN to the codes of the training people's slices."""
-    training, seed = options["prior_training"], options["data"]["seed"]
-    vqvae = runs.load_vqvae(run_dir)
-    if (run_dir / "prior.keras").exists():
-        runs.load_prior(run_dir, vqvae)  # raises if it belongs to another VQ-VAE
-    inputs = dataset.prior_inputs(runs.all_codes(run_dir, vqvae, data), data.slices, data.labels)
-    _, model = runs.build_models(data.image_size, len(data.labels), options, runs.fingerprint(vqvae))
-    model.set_codebook(keras.ops.convert_to_numpy(vqvae.quantizer.codebook))
-    train, checked = (
-        {name: values[data.slices.split == split] for name, values in inputs.items()}
-        for split in ("train", "validation")
-    )
+def train_prior(run_dir, data, options, name="prior"):
+    """Stage 2: fits a PixelCNN to the codes of the training people's slices; "layout_prior" is that of layouts.
+
+    Codes are told the layout of the same slice, and at drawing a layout that the other prior has drawn.
+    """
+    training, seed = options[f"{name}_training"], options["data"]["seed"]
+    layout = runs.load_vqvae(run_dir, "layout")
+    encoders = {"codes": layout} if name == "layout_prior" else {"codes": runs.load_vqvae(run_dir), "layout": layout}
+    if (run_dir / f"{name}.keras").exists():
+        runs.load_prior(run_dir, name, *encoders.values())  # raises if it belongs to another VQ-VAE
+    model = runs.build(name, data.image_size, len(data.labels), options, runs.fingerprint(*encoders.values()))
+    model.set_codebook(keras.ops.convert_to_numpy(encoders["codes"].quantizer.codebook))
+    train, validation = data.of("train"), data.of("validation")
+    codes = {key: dataset.encode(vqvae, data.images, validation.row.to_numpy()) for key, vqvae in encoders.items()}
+    checked = dataset.prior_inputs(validation, data.labels, **codes)
+    told = dataset.prior_inputs(train, data.labels)
     fit(
-        "prior",
+        name,
         model,
         lambda rate, steps: prior_optimizer(rate, steps * training["average_over"]),
-        dataset.MovedCodes(
-            train, data.images, data.of("train").row, vqvae, training["max_shift"], training["batch_size"], seed
-        ),
-        dataset.Batches(len(checked["label"]), lambda rows: dataset.select(checked, rows), training["batch_size"]),
+        dataset.ChangedCodes(told, encoders, data, training["batch_size"], seed, **options["augmentation"]),
+        dataset.Batches(len(validation), lambda rows: dataset.select(checked, rows), training["batch_size"]),
         "bits_per_code",
         training,
         run_dir,
@@ -181,15 +184,21 @@ def train_sharp(run_dir, data, options):
         "sharp",
         sharpening.Sharpener(vqvae, training["adversarial_weight"]),
         lambda rate, steps: sharp_optimizer(rate, steps / 20),
-        dataset.image_batches(data, "train", training["batch_size"], seed),
-        dataset.image_batches(data, "validation", training["batch_size"]),
+        dataset.ChangedImages(data, data.image_size, training["batch_size"], seed, **options["augmentation"]),
+        dataset.image_batches(data, "validation", data.image_size, training["batch_size"]),
         "power_gap",
         training,
         run_dir,
     )
 
 
-STAGES = {"vqvae": train_vqvae, "prior": train_prior, "sharp": train_sharp}
+STAGES = {
+    "vqvae": train_vqvae,
+    "layout": functools.partial(train_vqvae, name="layout"),
+    "layout_prior": functools.partial(train_prior, name="layout_prior"),
+    "prior": train_prior,
+    "sharp": train_sharp,
+}
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -253,7 +262,7 @@ def run(command):
         for stage in STAGES:
             batch_size = options[f"{stage}_training"]["batch_size"]
             if batch_size % devices.number():
-                raise UserError(f"--{stage}-batch-size {batch_size}: must be a multiple of {devices.number()} devices")
+                raise UserError(f"--{stage.replace('_', '-')}-batch-size {batch_size}: must be a multiple of {devices.number()} devices")
         options["precision"] = runs.resolve_precision(options["precision"])
         data = dataset.prepare(**options["data"])
         tell(data, run_dir)
@@ -269,7 +278,7 @@ def run(command):
         if command.dry_run:
             print(f"nothing was trained; look at {run_dir / 'preview.png'} and {run_dir / 'splits.csv'}")
             return
-        for stage in ("vqvae", "prior") if command.stage == "all" else (command.stage,):
+        for stage in [*runs.VQVAES, *runs.PRIORS] if command.stage == "all" else [command.stage]:
             STAGES[stage](run_dir, data, options)
     sharp = " --decoder sharp" * (command.stage == "sharp")
     print(f"done: {run_dir}; now: python predict.py --run-dir {run_dir}{sharp}")
