@@ -252,7 +252,8 @@ def _read_volume(path, how):
         below_mm = how.slice_middle or min(MIDDLE_BELOW_TOP_MM, MIDDLE_OF_SMALL_HEADS * extent_mm)
         middle = inside[-1] - below_mm / along_mm
     offsets_mm = (np.arange(how.num_slices) - (how.num_slices - 1) / 2) * how.slice_spacing_mm
-    numbers = np.floor(middle + offsets_mm / along_mm + 0.5).astype(int)
+    # A voxel of 0.9999999 mm must not put two slices into one; 1e-3 of a slice is nothing.
+    numbers = np.floor(middle + offsets_mm / along_mm + 0.5 + 1e-3).astype(int)
     depth = voxels.shape[axis]
     if numbers[0] < 0 or numbers[-1] >= depth or len(set(numbers)) < how.num_slices:
         wanted = f"{how.num_slices} slices {how.slice_spacing_mm:g} mm apart around the brain's middle"

@@ -182,13 +182,13 @@ class VectorQuantizer(layers.Layer):
 ACTIVATIONS = {"relu": layers.ReLU, "leaky_relu": functools.partial(layers.LeakyReLU, negative_slope=0.1)}
 
 
-def residual_block(x, name, activation="relu"):
+def residual_block(x, name, activation="relu", last="glorot_uniform"):
     """x + conv1x1(relu(conv3x3(relu(x)))), with half the channels inside (van den Oord et al. 2017, section 4.1)."""
     filters = x.shape[-1]
     y = ACTIVATIONS[activation](name=f"{name}_activation1")(x)
     y = layers.Conv2D(filters // 2, 3, padding="same", name=f"{name}_conv3x3")(y)
     y = ACTIVATIONS[activation](name=f"{name}_activation2")(y)
-    y = layers.Conv2D(filters, 1, name=f"{name}_conv1x1")(y)
+    y = layers.Conv2D(filters, 1, kernel_initializer=last, name=f"{name}_conv1x1")(y)
     return layers.Add(name=f"{name}_add")([x, y])
 
 
@@ -219,11 +219,16 @@ def build_encoder(image_size, downsampling, base_filters, num_residual_blocks, e
     return keras.Model(inputs, z_e, name="encoder")
 
 
-def build_decoder(image_size, downsampling, base_filters, num_residual_blocks, embedding_dim, activation):
+def build_decoder(
+    image_size, downsampling, base_filters, num_residual_blocks, embedding_dim, activation, fine_blocks=0
+):
     """Functional model: z_q (B, S / downsampling, S / downsampling, D) -> images in [0, 1], (B, S, S, 1), float32.
 
     The images end in `clip_to_unit`: the background of a slice is exactly 0, and a network that ends in a sigmoid or in
     nothing can only come near it, at a price in SSIM that has nothing to do with the brain.
+
+    `fine_blocks` residual blocks follow at each finer size, for texture. They begin as nothing: their last weights are
+    0, so that a decoder that is given them by `VQVAE.with_fine_blocks` goes on from where it was.
     """
     grid = image_size // downsampling
     stages = int(math.log2(downsampling))
@@ -235,9 +240,16 @@ def build_decoder(image_size, downsampling, base_filters, num_residual_blocks, e
         x = ACTIVATIONS[activation](name=f"up{stage}_activation")(x)
         filters = base_filters * 2 ** (stage - 1)
         x = layers.Conv2DTranspose(filters, 4, 2, padding="same", name=f"up{stage}")(x)  # sides doubled, F halved
+        for block in range(fine_blocks):
+            x = residual_block(x, f"fine{stage}_{block}", activation, "zeros")
     x = ACTIVATIONS[activation](name="up0_activation")(x)
-    x = layers.Conv2DTranspose(1, 4, 2, padding="same", name="up0")(x)  # (B, S, S, 1)
-    images = layers.Activation(clip_to_unit, dtype="float32", name="image")(x)
+    y = layers.Conv2DTranspose(1, 4, 2, padding="same", name="up0")(x)  # (B, S, S, 1)
+    if fine_blocks:
+        x = layers.Conv2DTranspose(base_filters // 2, 4, 2, padding="same", name="fine0")(x)  # (B, S, S, F / 2)
+        x = ACTIVATIONS[activation](name="fine0_activation")(x)
+        x = layers.Conv2D(1, 3, padding="same", kernel_initializer="zeros", name="fine0_conv3x3")(x)
+        y = layers.Add(name="fine0_add")([y, x])
+    images = layers.Activation(clip_to_unit, dtype="float32", name="image")(y)
     return keras.Model(inputs, images, name="decoder")
 
 
@@ -279,6 +291,7 @@ class VQVAE(keras.Model):
             `downsampling=4`, encoder and decoder have three convolutions each.
         activation: "relu", "leaky_relu" (slope 0.1 below 0), or "auto": the first up to a downsampling of 4, where it
             is a little better; the second beyond, where whole networks of ReLUs die and leave every slice black.
+        fine_blocks: Residual blocks of the decoder at each size finer than the code grid: see `build_decoder`.
         num_embeddings, embedding_dim, codebook_update, decay, restart_threshold: See `VectorQuantizer`.
         commitment_cost: Weight of the commitment term, beta.
         loss: "l1", "l2" or "l1_ssim".
@@ -303,6 +316,7 @@ class VQVAE(keras.Model):
         base_filters=32,
         num_residual_blocks=2,
         activation="auto",
+        fine_blocks=0,
         num_embeddings=256,
         embedding_dim=16,
         codebook_update="gradient",
@@ -338,7 +352,7 @@ class VQVAE(keras.Model):
         self.quantizer = VectorQuantizer(
             num_embeddings, embedding_dim, codebook_update, decay, restart_threshold=restart_threshold, seed=seed
         )
-        self.decoder = build_decoder(*sizes)
+        self.decoder = build_decoder(*sizes, fine_blocks)
         self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction_loss")
         self.commitment_tracker = keras.metrics.Mean(name="commitment_loss")
         self.usage_tracker = CodebookUsage(num_embeddings)
@@ -350,6 +364,15 @@ class VQVAE(keras.Model):
         straight_through, z_q, code_indices = self.quantizer(z_e, training=training)
         reconstruction = self.decoder(straight_through, training=training)
         return {"reconstruction": reconstruction, "z_e": z_e, "z_q": z_q, "code_indices": code_indices}
+
+    def with_fine_blocks(self, number):
+        """The same model, same codes, same images, whose decoder has so many fine blocks to be trained further."""
+        finer = VQVAE(**self.get_config() | {"fine_blocks": number})
+        finer.encoder.set_weights(self.encoder.get_weights())
+        finer.quantizer.set_weights(self.quantizer.get_weights())
+        for layer in self.decoder.layers:
+            finer.decoder.get_layer(layer.name).set_weights(layer.get_weights())
+        return finer
 
     def distance(self, images, reconstructions):
         """The reconstruction term, a scalar."""

@@ -238,6 +238,8 @@ class SharpTraining:
     adversarial_weight: float = option(
         1.0, "pull of the discriminator on each image, as a share of the L1 loss's", above=0, most=100
     )
+    lecam_weight: float = option(0.1, "weight of what keeps the discriminator from winning", least=0)
+    fine_blocks: int = option(1, "residual blocks of the sharp decoder at each size finer than the code grid", least=0)
 
 
 # Of the VQ-VAE, by name; anything not named is as declared above.

@@ -324,7 +324,10 @@ def _load(path, kind):
         ) from error
     if not isinstance(model, kind):
         raise UserError(f"{path}: holds a {type(model).__name__}, not a {kind.__name__}; train again in another folder")
-    asked = read_config(path.parent).get("models", {}).get(path.stem.replace("sharp", "vqvae"), {})
+    config = read_config(path.parent)
+    asked = config.get("models", {}).get(path.stem.replace("sharp", "vqvae"), {})
+    if path.stem == "sharp":
+        asked = asked | {"fine_blocks": config["options"]["sharp_training"].get("fine_blocks", 0)}
     is_now = json.loads(json.dumps(model.get_config()))
     is_now.pop("vqvae_fingerprint", None)  # which `load_prior` checks
     differing = [key for key, value in is_now.items() if asked.get(key, value) != value]

@@ -13,6 +13,7 @@ References
     Isola, Zhu, Zhou, Efros: Image-to-Image Translation with Conditional Adversarial Networks, CVPR 2017,
         arXiv:1611.07004. The discriminator of patches.
     Lim, Ye: Geometric GAN, 2017, arXiv:1705.02894. The hinge loss.
+    Tseng et al.: Regularizing Generative Adversarial Networks under Limited Data, CVPR 2021, arXiv:2104.03310. LeCam.
 """
 
 import keras
@@ -79,11 +80,14 @@ class Sharpener(keras.Model):
 
     The decoder's loss is `reconstruction - D(x_hat)`. The first is L1 and SSIM, whatever the VQ-VAE was trained by; the
     gradient of the second is brought to the norm of the L1 loss's (`equal_pull`) times `adversarial_weight`. The
-    discriminator's is the hinge loss `(max(0, 1 - D(x)) + max(0, 1 + D(x_hat))) / 2` (Lim and Ye 2017).
+    discriminator's is the hinge loss `(max(0, 1 - D(x)) + max(0, 1 + D(x_hat))) / 2` (Lim and Ye 2017), and the LeCam
+    term, which holds its answers near the means of those to the other kind, so that it does not win by learning the
+    few training people by heart: `(D(x) - m_made)^2 + (D(x_hat) - m_real)^2` (Tseng et al. 2021, eq. 3).
 
     Args:
         vqvae: A trained `modules.VQVAE`; its decoder changes, nothing else of it.
         adversarial_weight: Pull of the discriminator on each image, as a share of the L1 loss's.
+        lecam_weight: Weight of the LeCam term.
 
     Call arguments:
         images: float32 in [0, 1], shape (batch, image_size, image_size, 1).
@@ -92,11 +96,13 @@ class Sharpener(keras.Model):
         Reconstructions like the images.
     """
 
-    def __init__(self, vqvae, adversarial_weight=1.0, **kwargs):
+    def __init__(self, vqvae, adversarial_weight=1.0, lecam_weight=0.0, **kwargs):
         super().__init__(**kwargs)
         self.vqvae = vqvae
-        self.adversarial_weight = adversarial_weight
+        self.adversarial_weight, self.lecam_weight = adversarial_weight, lecam_weight
         self.discriminator = build_discriminator(vqvae.image_size)
+        # Moving averages of the discriminator's answers to real images and to made ones.
+        self.answers = self.add_weight((2,), "zeros", trainable=False, dtype="float32", name="answers")
         vqvae.encoder.trainable = vqvae.quantizer.trainable = False
         self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction_loss")
         self.discriminator_tracker = keras.metrics.Mean(name="discriminator_loss")
@@ -116,9 +122,14 @@ class Sharpener(keras.Model):
         of_decoder, _ = judge.stateless_call(held, judge.non_trainable_variables, equal_pull(pulled))
         of_real, of_made = judge(x), judge(ops.stop_gradient(y_pred))
         hinge = (ops.mean(ops.relu(1.0 - of_real)) + ops.mean(ops.relu(1.0 + of_made))) / 2
+        if training:
+            means = ops.stop_gradient(ops.stack([ops.mean(of_real), ops.mean(of_made)]))
+            self.answers.assign(0.99 * self.answers + 0.01 * means)
+        mean_real, mean_made = ops.unstack(ops.stop_gradient(ops.convert_to_tensor(self.answers)), 2)
+        lecam = ops.mean(ops.square(of_real - mean_made)) + ops.mean(ops.square(of_made - mean_real))
         self.reconstruction_tracker.update_state(reconstruction)
         self.discriminator_tracker.update_state(hinge)
-        return reconstruction - ops.mean(of_decoder) + hinge
+        return reconstruction - ops.mean(of_decoder) + hinge + self.lecam_weight * lecam
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         self.power_kept.update_state(x, y_pred)

@@ -24,7 +24,6 @@ import numpy as np
 
 import dataset
 import devices
-import modules
 import runs
 import sharpening
 from evaluation import figures
@@ -178,11 +177,10 @@ def train_sharp(run_dir, data, options):
         runs.load_decoders(run_dir, "sharp")  # raises if it belongs to another VQ-VAE
     runs.set_precision(options["precision"])
     keras.utils.set_random_seed(seed)
-    vqvae = modules.VQVAE(**trained.get_config())  # at the run's precision
-    vqvae.set_weights(trained.get_weights())
+    vqvae = trained.with_fine_blocks(training["fine_blocks"])  # at the run's precision
     fit(
         "sharp",
-        sharpening.Sharpener(vqvae, training["adversarial_weight"]),
+        sharpening.Sharpener(vqvae, training["adversarial_weight"], training["lecam_weight"]),
         lambda rate, steps: sharp_optimizer(rate, steps / 20),
         dataset.ChangedImages(data, data.image_size, training["batch_size"], seed, **options["augmentation"]),
         dataset.image_batches(data, "validation", data.image_size, training["batch_size"]),
