@@ -57,7 +57,7 @@ benchmarks: .venv/run
 ifdef IXI
 	$(BIN)/python train.py --data-dir $(IXI) $(IXI4)
 	$(BIN)/python -m benchmarks.priors --run-dir runs/ixi4 --minutes 1.5 --output results/ixi/priors.json --variant default \
-		textbook "textbook, recipe of the default" "AdamW for Muon" "slices not moved" "no attention" "table alone" \
+		textbook "textbook, recipe of the default" "AdamW for Muon" "slices not changed" "no attention" "table alone" \
 		"no dilation"
 	$(BIN)/python -m benchmarks.priors --run-dir runs/ixi4 --minutes 1.5 --output results/ixi/priors_position.json \
 		--variant default "no position embedding"

@@ -68,19 +68,26 @@ def reconstruct(vqvae, data):
     return codes, per_slice, realism.power_ratio(kept, power)
 
 
+def code_lengths(models, data, codes):
+    """Bits of the test slices under both priors: of each layout, (n,), and of each of the codes, (n, grid, grid)."""
+    test = data.of("test")
+    layout = dataset.encode(models.layout, data.images, test.row.to_numpy())
+    of_layout = metrics.code_lengths(models.layout_prior, dataset.prior_inputs(test, data.labels, codes=layout))
+    inputs = dataset.prior_inputs(test, data.labels, codes=codes, layout=layout)
+    return of_layout.sum(axis=(1, 2)), metrics.code_lengths(models.prior, inputs)
+
+
 def measure(args, config, data, models):
     """What metrics.json says of the test people's slices.
 
     Returns:
         The dictionary; the codes of the test slices, a dictionary of metrics for each, bits of each code.
     """
-    test, labels, vqvae = data.of("test"), config["data"]["labels"], models.vqvae
+    test, vqvae = data.of("test"), models.vqvae
     codes, per_slice, power_ratio = reconstruct(vqvae, data)
-    layout = dataset.encode(models.layout, data.images, test.row.to_numpy())
-    layout_bits = metrics.code_lengths(models.layout_prior, dataset.prior_inputs(test, labels, codes=layout))
-    bits = metrics.code_lengths(models.prior, dataset.prior_inputs(test, labels, codes=codes, layout=layout))
+    layout_bits, bits = code_lengths(models, data, codes)
     for one, of_codes, of_layout in zip(per_slice, bits, layout_bits, strict=True):
-        one["bits_per_code"] = float((of_codes.sum() + of_layout.sum()) / of_codes.size)
+        one["bits_per_code"] = float((of_codes.sum() + of_layout) / of_codes.size)
     summary = metrics.summarise(per_slice, test.subject_id)
     per_code = summary.pop("bits_per_code")
     codebook = metrics.codebook_metrics(codes, vqvae.quantizer.num_embeddings, vqvae.downsampling**2)
@@ -100,7 +107,7 @@ def measure(args, config, data, models):
             "bits_per_code_ci95": per_code["ci95"],
             "bits_per_image": per_code["mean"] * bits[0].size,
             "bits_per_pixel": rates[1],
-            "layout_bits_per_image": metrics.over_people(layout_bits.sum(axis=(1, 2)), test.subject_id)["mean"],
+            "layout_bits_per_image": metrics.over_people(layout_bits, test.subject_id)["mean"],
         },
         "training": {
             stage: {

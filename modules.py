@@ -9,7 +9,9 @@ Read from top to bottom:
 
 Both models are used twice. A small VQ-VAE of the slice shrunk to 32 x 32 writes its layout, 8 x 8 codes: outline,
 ventricles, where what lies; a small PixelCNN draws layouts. The large PixelCNN draws the slice's own codes, given the
-layout. `sampling.py` draws from both. Everything is written in `keras.ops`, so the models run under every Keras backend.
+layout. `sampling.py` draws from both.
+
+Everything is written in `keras.ops`, so the models run under every Keras backend.
 Images are float32 in [0, 1], shape (batch, height, width, 1); grids of codes are int32, shape
 (batch, height / factor, width / factor). Comments at the ends of lines give shapes: B slices a batch, S pixels and H
 (or W) codes along a side, D numbers in a codebook entry, K entries, F filters.
@@ -822,9 +824,8 @@ class PixelCNN(keras.Model):
         """Label (B,), slice position (B,) and change (B, 3) as one vector (B, filters); the position as 16 cosines."""
         waves = ops.cos(math.pi * inputs["slice_position"][:, None] * ops.arange(16, dtype="float32"))  # (B, 16)
         found = self.label_embedding(inputs["label"]) + self.position_features(waves)
-        if "change" in inputs:
-            found = found + self.change_features(inputs["change"])
-        return ops.silu(found)
+        change = inputs["change"] if "change" in inputs else ops.zeros((1, CHANGES))
+        return ops.silu(found + self.change_features(change))
 
     def place(self, inputs):
         """What is known of each place: a learned embedding of it, and the maps. (B or 1, grid, grid, filters)."""

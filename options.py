@@ -196,7 +196,7 @@ class LayoutPriorTraining:
 
 @dataclasses.dataclass(frozen=True)
 class Prior:
-    """prior, given the layout"""
+    """prior of codes, given the layout"""
 
     filters: int = option(64, "channels of both stacks", least=1)
     num_blocks: int = option(8, "gated blocks, layers of both stacks", least=2)
@@ -236,9 +236,9 @@ class SharpTraining:
         4, "epochs without a spectrum nearer to that of the validation people, then it ends", least=1
     )
     adversarial_weight: float = option(
-        1.0, "pull of the discriminator on each image, as a share of the L1 loss's", above=0, most=100
+        3.0, "pull of the discriminator on each image, as a share of the L1 loss's", above=0, most=100
     )
-    lecam_weight: float = option(0.1, "weight of what keeps the discriminator from winning", least=0)
+    lecam_weight: float = option(0.3, "weight of what keeps the discriminator from winning", least=0)
     fine_blocks: int = option(1, "residual blocks of the sharp decoder at each size finer than the code grid", least=0)
 
 

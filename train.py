@@ -155,6 +155,8 @@ def train_prior(run_dir, data, options, name="prior"):
     model.set_codebook(keras.ops.convert_to_numpy(encoders["codes"].quantizer.codebook))
     train, validation = data.of("train"), data.of("validation")
     codes = {key: dataset.encode(vqvae, data.images, validation.row.to_numpy()) for key, vqvae in encoders.items()}
+    if name == "prior":
+        codes["codes"] = runs.all_codes(run_dir, encoders["codes"], data)[data.slices.split == "validation"]
     checked = dataset.prior_inputs(validation, data.labels, **codes)
     told = dataset.prior_inputs(train, data.labels)
     fit(
@@ -260,7 +262,8 @@ def run(command):
         for stage in STAGES:
             batch_size = options[f"{stage}_training"]["batch_size"]
             if batch_size % devices.number():
-                raise UserError(f"--{stage.replace('_', '-')}-batch-size {batch_size}: must be a multiple of {devices.number()} devices")
+                flag = f"--{stage.replace('_', '-')}-batch-size"
+                raise UserError(f"{flag} {batch_size}: must be a multiple of {devices.number()} devices")
         options["precision"] = runs.resolve_precision(options["precision"])
         data = dataset.prepare(**options["data"])
         tell(data, run_dir)

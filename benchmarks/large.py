@@ -67,9 +67,9 @@ def decode(folder):
 def fit(folder, steps):
     """The other columns: what it takes to open the cache and to train."""
     data, how, seconds = prepare(folder)
-    model, _ = runs.build_models(data.image_size, 0, how)
+    model = runs.build("vqvae", data.image_size, 0, how)
     model.compile(optimizer=train.vqvae_optimizer(1e-4))
-    batches = dataset.image_batches(data, "train", how["vqvae_training"]["batch_size"], seed=0)
+    batches = dataset.ChangedImages(data, SIZE, how["vqvae_training"]["batch_size"], seed=0)
     batches.set_epoch(0)
     times = []
     for index in range(3 + steps):  # the first three compile

@@ -35,18 +35,18 @@ FIGURES = {
 }
 
 
-def measure(vqvae, prior, data, training):
+def measure(models, data, training):
     """Figures of the test slices of `data`; `training` are those among which the nearest is looked for, (n, S, S)."""
     test, images = data.of("test"), data.pixels(data.of("test"))
-    codes, per_slice, _ = evaluate.reconstruct(vqvae, data)
-    bits = metrics.code_lengths(prior, dataset.prior_inputs(codes, test, data.labels))
+    codes, per_slice, _ = evaluate.reconstruct(models.vqvae, data)
+    layout_bits, bits = evaluate.code_lengths(models, data, codes)
     known, asked = (some.reshape(len(some), -1)[:, ::4] for some in (training, images))
     nearest = NearestNeighbors(n_neighbors=1).fit(known).kneighbors(asked, return_distance=False)[:, 0]
     copies = zip(images, training[nearest], strict=True)
     found = {
         "ssim_head": [one["ssim_head"] for one in per_slice],
         "copy_ssim_head": [metrics.slice_metrics(image, other)["ssim_head"] for image, other in copies],
-        "bits_per_code": bits.mean(axis=(1, 2)),
+        "bits_per_code": (layout_bits + bits.sum(axis=(1, 2))) / codes[0].size,
     }
     people = test.subject_id.str.split("_").str[0]  # the true one, whatever the split took for a person
     return {"slices": len(test), **{name: metrics.over_people(values, people) for name, values in found.items()}}
@@ -76,15 +76,15 @@ def run(args):
     phantom.make_cohort(new, NEW_PEOPLE, seed=1)
     epochs = {"vqvae_epochs": args.vqvae_epochs, "prior_epochs": args.prior_epochs}
     how = {"data_dir": cohort, "cache_dir": args.runs_dir / "cache", "layout": "images", "downsampling": 8, **epochs}
-    how["prior_max_shift"] = 0  # nothing against learning by heart
+    how |= {"max_shift": 0, "mirrored": 0}  # nothing against learning by heart
     for kind, regex in SUBJECT.items():
         run_dir = args.runs_dir / kind.replace(" ", "-")
-        data, vqvae, prior = report.train(run_dir, subject_regex=regex, **how)
+        data, models = report.train(run_dir, subject_regex=regex, **how)
         asked = runs.read_config(run_dir)["options"]["data"] | {"data_dir": str(new), "test_fraction": 0.8}
         strangers = dataset.prepare(**asked)
         strangers = dataclasses.replace(strangers, slices=strangers.slices.assign(split="test"))
         training = data.pixels(data.of("train"))
-        found = [measure(vqvae, prior, some, training) for some in (data, strangers)]
+        found = [measure(models, some, training) for some in (data, strangers)]
         rows.append({"split": kind, "test": found[0], "new people": found[1]})
         report.write(args.output_dir / "leak.json", rows, people=args.num_people, new_people=NEW_PEOPLE)
     draw(args.output_dir / "leak.png", rows)

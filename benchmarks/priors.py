@@ -4,9 +4,10 @@
 
 What a row does not say is as in train.py, with the learning rate going by its own clock (`race.py`). The textbook has
 about as many parameters as the default; it is shown as it is usually trained (Adam at 1e-3, nothing else) and with the
-recipe here. Bits per code are those of the validation people's codes.
+recipe here. None is told a layout. Bits per code are those of the validation people's codes.
 """
 
+import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -128,20 +129,21 @@ def make_variants(codebook=None, grid_size=None, num_labels=None):
         return model
 
     def trained(build, **how):
-        recipe = {name: getattr(options.PriorTraining, name) for name in ("learning_rate", "batch_size", "max_shift")}
+        recipe = {name: getattr(options.PriorTraining, name) for name in ("learning_rate", "batch_size")}
+        recipe |= dataclasses.asdict(options.Augmentation())
         recipe["optimizer"] = lambda learning_rate: train.prior_optimizer(learning_rate, AVERAGE_STEPS)
         return race.Variant(build, **recipe | how)
 
     def textbook():
         return TextbookPixelCNN(len(codebook), grid_size)
 
-    plain = {"optimizer": keras.optimizers.Adam, "learning_rate": 1e-3, "scheduled": False, "max_shift": 0}
+    plain = {"optimizer": keras.optimizers.Adam, "learning_rate": 1e-3, "scheduled": False}
     return {
         "default": trained(ours),
         "textbook": trained(textbook, **plain),
         "textbook, recipe of the default": trained(textbook),
         "AdamW for Muon": trained(ours, optimizer=adamw),
-        "slices not moved": trained(ours, max_shift=0),
+        "slices not changed": trained(ours, max_shift=0, mirrored=0.0),
         "no attention": trained(lambda: ours(NoAttention, attention_every=0)),
         "no position embedding": trained(lambda: ours(NoPositions)),
         "table alone": trained(lambda: ours(TableAlone)),
@@ -156,7 +158,7 @@ class Codes:
         self.config, self.vqvae = runs.read_config(run_dir), runs.load_vqvae(run_dir)
         self.data = runs.find_data(run_dir, self.config)
         codes, slices = runs.all_codes(run_dir, self.vqvae, self.data), self.data.slices
-        inputs = dataset.prior_inputs(codes, slices, self.data.labels)
+        inputs = dataset.prior_inputs(slices, self.data.labels, codes=codes)
         self.inputs = {split: dataset.select(inputs, slices.split == split) for split in dataset.SPLITS}
         codebook = ops.convert_to_numpy(self.vqvae.quantizer.codebook)
         self.variants = make_variants(codebook, self.vqvae.grid_size, len(self.data.labels))
@@ -164,8 +166,9 @@ class Codes:
     def enter(self, name, seconds):
         """A `race.Contestant` of a variant."""
         one, data = self.variants[name], self.data
-        how = (self.vqvae, one.max_shift, one.batch_size)
-        batches = dataset.MovedCodes(self.inputs["train"], data.images, data.of("train").row, *how, seed=0)
+        inputs = dataset.prior_inputs(data.of("train"), data.labels)
+        how = {"max_shift": one.max_shift, "mirrored": one.mirrored}
+        batches = dataset.ChangedCodes(inputs, {"codes": self.vqvae}, data, one.batch_size, 0, **how)
         return race.Contestant(name, one, batches, seconds)
 
 

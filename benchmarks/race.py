@@ -28,6 +28,7 @@ class Variant:
     scheduled: bool = True
     precision: str = "auto"
     max_shift: int = 0
+    mirrored: float = 0.0
 
 
 class Contestant(worker.Contestant):

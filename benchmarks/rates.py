@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-import dataset
 import evaluate
 import predict
 import runs
@@ -32,15 +31,17 @@ def measure(args, factor, num_embeddings):
     run_dir = args.runs_dir / f"factor{factor}-codes{num_embeddings}"
     how = {"vqvae_epochs": args.vqvae_epochs, "prior_epochs": max(1, args.prior_epochs * factor**2 // 16)}
     how |= {"data_dir": args.data_dir, "downsampling": factor, "num_embeddings": num_embeddings}
-    data, vqvae, prior = report.train(run_dir, **how)
-    sampler, heights = sampling.PixelCNNSampler(prior), np.tile(HEIGHTS, predict.AT_ONCE // SHOWN)
+    data, models = report.train(run_dir, **how)
+    sampler, vqvae = sampling.SliceSampler(models.layout_prior, models.prior), models.vqvae
+    heights = np.tile(HEIGHTS, predict.AT_ONCE // SHOWN)
     for _ in range(2):  # the first call compiles
         drawn = predict.draw(sampler, vqvae, np.zeros(len(heights), "int32"), heights, seed=0)
         seconds, images = report.timed(lambda drawn=drawn: next(drawn))
     test = data.of("test")
     codes, per_slice, _ = evaluate.reconstruct(vqvae, data)
-    bits = metrics.code_lengths(prior, dataset.prior_inputs(codes, test, data.labels)).mean(axis=(1, 2))
-    found, bits = metrics.summarise(per_slice, test.subject_id), metrics.over_people(bits, test.subject_id)["mean"]
+    layout_bits, bits = evaluate.code_lengths(models, data, codes)
+    bits = metrics.over_people((layout_bits + bits.sum(axis=(1, 2))) / codes[0].size, test.subject_id)["mean"]
+    found = metrics.summarise(per_slice, test.subject_id)
     history = runs.read_histories(run_dir).items()
     row = {
         "downsampling": factor,
@@ -52,7 +53,7 @@ def measure(args, factor, num_embeddings):
         "bits_per_image": bits * codes[0].size,
         "seconds_per_sample": seconds / len(images),
         "vqvae_parameters": vqvae.count_params(),
-        "prior_parameters": prior.count_params(),
+        "prior_parameters": models.prior.count_params(),
         **{f"{stage}_training_s": sum(epoch["seconds"] for epoch in epochs) for stage, epochs in history},
     }
     return row, images[:SHOWN], runs.footer(data.title, data.credit)

@@ -78,9 +78,8 @@ def train(run_dir, **options):
 
 
 def open_run(run_dir):
-    """Data, VQ-VAE and prior of a run."""
-    data, vqvae = runs.find_data(run_dir, runs.read_config(run_dir)), runs.load_vqvae(run_dir)
-    return data, vqvae, runs.load_prior(run_dir, vqvae)
+    """Data and models of a run."""
+    return runs.find_data(run_dir, runs.read_config(run_dir)), runs.load_models(run_dir)
 
 
 def clear(folder):

@@ -1,30 +1,39 @@
-"""Times three ways through one prior: the textbook loop, the cached sampler, one teacher-forced pass.
+"""Times three ways through both priors: the textbook loop, the cached sampler, one teacher-forced pass.
 
     python -m benchmarks.sampling --output results/sampling.json --naive-steps 2
     python -m benchmarks.sampling --memory --grid 32 --batch 64 128 256 512 --output results/sampling_memory.json
 
-The prior has random weights: how long a draw takes does not depend on them. The textbook loop runs the whole network
-for every code; it is timed over its first `--naive-steps` codes, which cost the same each. `exact` says that the codes
+A draw is a layout of 8 x 8 codes and then a grid of codes, given it. The priors have random weights: how long a draw
+takes does not depend on them. The textbook loop runs the whole network for every code; it is timed over its first
+`--naive-steps` codes of either grid, which cost the same each. `exact` says that the codes
 agree, all of them: a pass over the sampler's grids gives at every place the logits that the textbook loop would have
 there, from which the same noise must draw the same code. Sums in another order round differently, so among very many
 draws one can lie within a rounding error of the border between two codes; `different_codes` counts them. Memory is the
 most that a process of its own has held, with nothing drawn (`before_mib`) and in all (`peak_mib`).
 """
 
+import dataclasses
 import sys
 
 import numpy as np
 
 import modules
+import options
 import sampling
 from benchmarks import report, worker
 
 NUM_CODES, NUM_LABELS, SEED = 256, 2, 0
+LAYOUT = {"num_embeddings": 64, "grid_size": 8}
 SIZES = {"filters": 96, "num_blocks": 10}
 
 
 def build(grid):
-    return modules.PixelCNN(NUM_CODES, 64, grid, NUM_LABELS, **SIZES)
+    """The prior of layouts, as train.py makes it, and one of grids of so many codes a side."""
+    of_layout = dataclasses.asdict(options.LayoutPrior())
+    return (
+        modules.PixelCNN(LAYOUT["num_embeddings"], 16, LAYOUT["grid_size"], NUM_LABELS, **of_layout),
+        modules.PixelCNN(NUM_CODES, 64, grid, NUM_LABELS, {"layout": LAYOUT}, **SIZES),
+    )
 
 
 def naive_loop(prior, conditions, uniform, steps):
@@ -36,40 +45,53 @@ def naive_loop(prior, conditions, uniform, steps):
     return codes
 
 
-def measure(prior, batch, naive_steps):
+def measure(priors, batch, naive_steps):
     """One row of the table."""
-    grid, sampler = prior.grid_size, sampling.PixelCNNSampler(prior)
-    naive_steps = min(naive_steps, grid**2)
+    sampler, (of_layout, prior) = sampling.SliceSampler(*priors), priors
     labels, positions = np.arange(batch, dtype="int32") % (NUM_LABELS + 1), np.linspace(0, 1, batch, dtype="float32")
     conditions = {"label": labels, "slice_position": positions}
-    uniform = np.stack([sampling.sample_noise(SEED, i, grid) for i in range(batch)])
-    drawn = next(sampler.sample(**conditions, seed=SEED, batch_size=batch))
-    calls = {
-        "cached_s": (lambda: next(sampler.sample(**conditions, seed=SEED, batch_size=batch)), 3),
-        "teacher_forced_s": (lambda: prior.predict_on_batch({**conditions, "codes": drawn}), 3),
-        "naive_s": (lambda: naive_loop(prior, conditions, uniform, naive_steps), 1),
-    }
-    first = {name: call() for name, (call, _) in calls.items()}  # which compiles
-    times = {name: float(np.median([report.timed(call)[0] for _ in range(n)])) for name, (call, n) in calls.items()}
-    times["naive_s"] *= grid**2 / naive_steps
-    again = sampling.draw_codes(first["teacher_forced_s"].reshape(-1, NUM_CODES), uniform.ravel(), temperature=1.0)
-    different = int((np.reshape(again, drawn.shape) != drawn).sum())
-    naive, cached = (codes.reshape(batch, -1)[:, :naive_steps] for codes in (first["naive_s"], drawn))
+
+    def draw():
+        return next(sampler.sample(**conditions, seed=SEED, batch_size=batch))
+
+    layout = next(sampler.layouts.sample(**conditions, seed=SEED, batch_size=batch, level=1))
+    levels = (
+        (of_layout, {**conditions, "codes": layout}, 1),
+        (prior, {**conditions, "layout": layout, "codes": draw()}, 0),
+    )
+
+    def teacher_forced():
+        return [model.predict_on_batch(inputs) for model, inputs, _ in levels]
+
+    times = {}
+    for name, call in (("cached_s", draw), ("teacher_forced_s", teacher_forced)):
+        call()  # which compiles
+        times[name] = float(np.median([report.timed(call)[0] for _ in range(3)]))
+    times["naive_s"], different, exact = 0.0, 0, True
+    for (model, inputs, level), logits in zip(levels, teacher_forced(), strict=True):
+        grid, drawn = model.grid_size, inputs["codes"]
+        uniform = np.stack([sampling.sample_noise(SEED, i, grid, level) for i in range(batch)])
+        again = sampling.draw_codes(logits.reshape(-1, logits.shape[-1]), uniform.ravel(), temperature=1.0)
+        different += int((np.reshape(again, drawn.shape) != drawn).sum())
+        steps, given = min(naive_steps, grid**2), {key: x for key, x in inputs.items() if key != "codes"}
+        seconds, naive = report.timed(lambda: naive_loop(model, given, uniform, steps))  # noqa: B023
+        times["naive_s"] += seconds * grid**2 / steps
+        exact &= np.array_equal(*(codes.reshape(batch, -1)[:, :steps] for codes in (naive, drawn)))
     return {
-        "grid": grid,
+        "grid": prior.grid_size,
         "batch": batch,
         "naive_steps": naive_steps,
         **times,
         "speedup": times["naive_s"] / times["cached_s"],
         "cached_over_teacher_forced": times["cached_s"] / times["teacher_forced_s"],
-        "exact": different == 0 and np.array_equal(naive, cached),
+        "exact": different == 0 and exact,
         "different_codes": different,
     }
 
 
 def memory(grid, batch):
     """One row: draws so many samples at once."""
-    sampler, before = sampling.PixelCNNSampler(build(grid)), worker.peak_mib()
+    sampler, before = sampling.SliceSampler(*build(grid)), worker.peak_mib()
     next(sampler.sample(np.zeros(batch, int), np.full(batch, 0.5), SEED, batch_size=batch))
     return {"grid": grid, "batch": batch, "before_mib": round(before), "peak_mib": round(worker.peak_mib())}
 
@@ -77,10 +99,10 @@ def memory(grid, batch):
 def run(args):
     rows = []
     for grid in args.grid:
-        prior = build(grid)
-        about = {"prior": {**SIZES, "parameters": prior.count_params(), "precision": "float32"}}
+        priors = build(grid)
+        about = {"prior": {**SIZES, "parameters": priors[1].count_params(), "precision": "float32"}}
         for batch in args.batch:
-            found = report.alone(memory, grid, batch) if args.memory else measure(prior, batch, args.naive_steps)
+            found = report.alone(memory, grid, batch) if args.memory else measure(priors, batch, args.naive_steps)
             rows.append(found)
             report.write(args.output, rows, **about if not args.memory else {})
 

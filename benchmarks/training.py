@@ -61,7 +61,7 @@ def measure(image_size, batch_size, stage, precision, least_s):
     """A row: images/s of one stage, its operations, and the rate they come to."""
     how = options.train(["--image-size", str(image_size), "--preset", "default"]).options | {"precision": precision}
     batch_size = batch_size or how[f"{stage}_training"]["batch_size"]
-    vqvae, prior = runs.build_models(image_size, 0, how)
+    vqvae, prior = (runs.build(name, image_size, 0, how) for name in ("vqvae", "prior"))
     rng, grid = np.random.default_rng(0), vqvae.grid_size
     if stage == "vqvae":
         model, optimizer = vqvae, train.vqvae_optimizer(1e-4)
@@ -70,6 +70,7 @@ def measure(image_size, batch_size, stage, precision, least_s):
         model, optimizer = prior, train.prior_optimizer(1e-4, 100)
         codes = rng.integers(0, prior.num_embeddings, (batch_size, grid, grid), "int32")
         batch = {"codes": codes, "label": codes[:, 0, 0] * 0, "slice_position": rng.random(batch_size, "float32")}
+        batch["layout"] = rng.integers(0, 64, (batch_size, 8, 8), "int32")
     operations = 3 * forward_operations(model, batch) / batch_size
     model.compile(optimizer=optimizer)
     rate = batch_size / seconds_each(lambda: model.train_on_batch(batch), least_s)

@@ -130,10 +130,12 @@ def codebook(path, codes, num_embeddings, footer):
 
 
 def history(path, stages, footer):
-    """Training curves, from the rows of the history of each stage: `vqvae`, `prior` and, if it is there, `sharp`."""
+    """Training curves, from the rows of the history of each stage, by its name."""
     curves = [
         ("vqvae", "reconstruction_loss", "VQ-VAE, reconstruction loss", "log"),
         ("vqvae", "perplexity", "perplexity of the codes", "linear"),
+        ("layout", "reconstruction_loss", "layout, reconstruction loss", "log"),
+        ("layout_prior", "bits_per_code", "prior of layouts, bits per code", "linear"),
         ("prior", "bits_per_code", "prior, bits per code", "linear"),
         ("sharp", "least_power", "sharp, least power kept in a band", "linear"),
     ]

@@ -18,7 +18,7 @@ from tensorflow_probability.substrates import numpy as tfp  # needs no TensorFlo
 from tqdm import tqdm
 
 import losses
-from evaluation import metrics
+from evaluation import anatomy, metrics
 
 WAVELENGTHS = (3, 6, 12, 24)  # pixels; the codes' grid of factor 4 or 8 lies among them
 ORIENTATIONS = 6
@@ -436,28 +436,58 @@ def judge(samples, positions, data, reconstruct, extract):
         extract: `TextureFeatures` or `InceptionFeatures`.
 
     Returns:
-        Dictionary: `samples`, `decoded_floor`, `floor` and `test_slices`, the figures of each; `copies`, with the share
-        of samples that are nearer to a training slice than 99 in 100 test slices are, and the same by reconstructions
-        of test slices, which are as smooth as samples. And the eight samples nearest to a training slice, as (sample,
-        row of `data.images`, MS-SSIM).
+        Dictionary: `samples`, `decoded_floor`, `floor` and `test_slices`, the figures of each; `ratio` and `excess`,
+        the Fréchet distance of samples over and less that of `decoded_floor`; `prior_gap`, the same two sets against
+        the test slices *after* the VQ-VAE, so that its blur is on both sides and the prior alone is judged; `anatomy`,
+        of each set (see `anatomy.describe` and `anatomy.distances`); `copies`, with the share of samples that are
+        nearer to a training slice than 99 in 100 test slices are, and the same by reconstructions of test slices, which
+        are as smooth as samples. And the eight samples nearest to a training slice, as (sample, row of `data.images`,
+        MS-SSIM).
     """
 
     def gather(slices):
         return ImageSet(data.pixels(slices), slices.slice_position, slices.subject_id, extract)
 
+    def decoded(one):
+        return ImageSet(reconstruct(one.images), one.positions, one.people, extract)
+
     test = gather(spread(data.of("test"), MOST_FITTED))
     of_floor, of_space = choose_floor(data.slices, len(samples))
     space = FeatureSpace(gather(of_space).features, extract.kinds)
-    floor = gather(of_floor)
+    floor, decoded_test = gather(of_floor), decoded(test)
     sets = {
         "samples": ImageSet(samples, positions, [f"sample {i}" for i in range(len(samples))], extract),
-        "decoded_floor": ImageSet(reconstruct(floor.images), floor.positions, floor.people, extract),
+        "decoded_floor": decoded(floor),
         "floor": floor,
     }
     result = {
         name: compare(one, test, space)
         for name, one in tqdm(sets.items(), "sets against test people", leave=False, disable=None)
     }
+    distance, lowest = (result[name]["frechet_distance"] for name in ("samples", "decoded_floor"))
+    gap, gap_floor = (
+        frechet_distance(space(sets[name].features), space(decoded_test.features))
+        for name in ("samples", "decoded_floor")
+    )
+    result |= {
+        "ratio": _over(distance, lowest),
+        "excess": distance - lowest,
+        "prior_gap": {"samples": gap, "decoded_floor": gap_floor, "ratio": _over(gap, gap_floor)},
+    }
+    if data.about["plane"] in (None, "axial"):  # images are taken for axial, as nearly all are
+        tables = {
+            name: anatomy.measure(one.images, one.positions)
+            for name, one in tqdm(
+                {**sets, "decoded_test_slices": decoded_test, "test_slices": test}.items(),
+                "anatomy",
+                leave=False,
+                disable=None,
+            )
+        }
+        result["anatomy"] = {
+            name: anatomy.describe(table) | anatomy.distances(table, tables["test_slices"])
+            for name, table in tables.items()
+        }
     result["test_slices"] = {
         "number": len(test.images),
         "ms_ssim_diversity": diversity(test.images, test.positions, test.people, np.random.default_rng(0)),
@@ -466,7 +496,7 @@ def judge(samples, positions, data, reconstruct, extract):
     }
     training = data.of("train").row.to_numpy()
     nearest = NearestTrainingSlice(data.images, training)
-    groups = {"samples": samples, "test slices": test.images, "reconstructions": reconstruct(test.images)}
+    groups = {"samples": samples, "test slices": test.images, "reconstructions": decoded_test.images}
     found = {
         name: [nearest(image) for image in tqdm(group, f"nearest training slice, {name}", leave=False, disable=None)]
         for name, group in groups.items()
@@ -484,3 +514,8 @@ def judge(samples, positions, data, reconstruct, extract):
     }
     closest = np.argsort(-likeness["samples"])[:8]
     return result, [(int(i), int(training[found["samples"][i][0]]), float(likeness["samples"][i])) for i in closest]
+
+
+def _over(a, b):
+    """a / b; None where b is not above 0."""
+    return float(a / b) if b > 0 else None

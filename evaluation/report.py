@@ -77,6 +77,22 @@ REALISM = {
     "symmetry": ("left-right symmetry", "correlation", 3),
     "symmetry_distance": ("symmetry, distance of distributions", "0 for equal sets", 4),
 }
+ANATOMY = {
+    "both_ventricles": ("slices at 0.4 to 0.65 with both lateral ventricles", "share", 3),
+    "ventricle_log_ratio": ("unevenness of the two, |log(left / right)|", "0 for equal areas", 3),
+    "ventricle_log_ratio_distance": ("unevenness, distance of distributions", "0 for equal sets", 3),
+    "fold_length_median": ("length of a fold (pixels)", "short: broken folds", 1),
+    "fold_length_distance": ("folds, distance of distributions (pixels)", "0 for equal sets", 2),
+    "outline_pieces": ("pieces of the outline", "1 for an outline that is closed", 3),
+    "outline_solidity": ("solidity of the outline", "1 for an outline without dents", 3),
+    "solidity_distance": ("solidity, distance of distributions", "0 for equal sets", 4),
+}
+ANATOMY_OF = {
+    "samples": "samples",
+    "decoded_floor": "training people, decoded",
+    "decoded_test_slices": "test people, decoded",
+    "test_slices": "test people",
+}
 
 
 def number(value, digits):
@@ -123,6 +139,7 @@ def summary_tables(result):
             ["bits per pixel under the prior", number(prior["bits_per_pixel"], 4)],
             ["bits per code under the prior", with_interval(per_code, 3)],
             ["bits per image under the prior", number(prior["bits_per_image"], 0)],
+            ["of these the layout's", number(prior["layout_bits_per_image"], 0)],
         ],
     )
     if "realism" not in result:
@@ -136,7 +153,29 @@ def summary_tables(result):
             for key, (name, meaning, digits) in REALISM.items()
         ],
     )
-    copied = table(
+    gap = realism["prior_gap"]
+    samples["rows"] += [
+        ["samples over decoded slices: ratio of the Fréchet distances", number(realism["ratio"], 2), "1", "", ""],
+        ["against decoded test slices: Fréchet distance", *(number(gap[one], 2) for one in list(gap)[:2]), "", ""],
+        [
+            "ratio of these two: the prior's own gap",
+            number(gap["ratio"], 2),
+            "1",
+            "",
+            "1: nothing is lost by the prior",
+        ],
+    ]
+    tables = {"reconstruction": reconstruction, "codes": rate, "realism": samples}
+    if "anatomy" in realism:
+        tables["anatomy"] = table(
+            "anatomy",
+            ["anatomy", *ANATOMY_OF.values(), ""],
+            [
+                [name, *(number(realism["anatomy"][one][key], digits) for one in ANATOMY_OF), meaning]
+                for key, (name, meaning, digits) in ANATOMY.items()
+            ],
+        )
+    tables["copies"] = table(
         "copies",
         ["copies", ""],
         [
@@ -149,7 +188,7 @@ def summary_tables(result):
             ["median of samples, MS-SSIM", number(copies["median_ms_ssim_samples"], 3)],
         ],
     )
-    return {"reconstruction": reconstruction, "codes": rate, "realism": samples, "copies": copied}
+    return tables
 
 
 def write(folder, config, result, people, credit):

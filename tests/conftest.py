@@ -117,6 +117,15 @@ def prior_inputs(rng, number=3):
     }
 
 
+def told(model, number):
+    """Codes for each of a prior's maps, the same in every slice, some of them not known."""
+    rng = np.random.default_rng(0)
+    return {
+        name: np.repeat(rng.integers(-1, m.embedding.input_dim - 1, (1, *[m.grid_size] * 2)), number, axis=0)
+        for name, m in model.maps.items()
+    }
+
+
 def logits_after_each_change(model, rng):
     """Logits of a grid, (G, K), and with each of its G codes changed in turn, (G, G, K); places in raster order."""
     size = model.grid_size
@@ -128,7 +137,7 @@ def logits_after_each_change(model, rng):
         "codes": grids.reshape(number, size, size).astype("int32"),
         "label": np.ones(number, "int32"),
         "slice_position": np.full(number, 0.4, "float32"),
-    }
+    } | told(model, number)
     logits = np.asarray(model(x)).reshape(number, size * size, CODES)
     return logits[0], logits[1 : size * size + 1]
 
@@ -160,6 +169,11 @@ def cache_dir(tmp_path):
 # A run of a few seconds, as options of train.py.
 SMALL_RUN = {
     "--vqvae-epochs": 3,
+    "--layout-epochs": 2,
+    "--layout-prior-epochs": 2,
+    "--layout-num-embeddings": 8,
+    "--layout-embedding-dim": 4,
+    "--layout-prior-filters": 8,
     "--prior-epochs": 3,
     "--sharp-epochs": 3,
     "--sharp-batch-size": 4,

@@ -32,7 +32,7 @@ BACKENDS = [
 ]
 needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not here")
 # Nine steps an epoch, the codebook by moving averages.
-FEW = {"vqvae_epochs": 2, "prior_epochs": 2, "sharp_epochs": 1, "downsampling": 8, "prior_max_shift": 1}
+FEW = {"vqvae_epochs": 2, "prior_epochs": 2, "sharp_epochs": 1, "downsampling": 8, "max_shift": 1}
 FEW |= {"restart_threshold": 0.2, "codebook_update": "ema", "prior_batch_size": 8}
 
 # Trains on one device, all stages, and draws; keeps what the models say; then trains on two devices, where asked.
@@ -49,14 +49,15 @@ one = Path(folder) / "one"
 for stage in ("all", "sharp"):
     assert train.main([*options, "--run-dir", str(one), "--stage", stage]) == 0
 assert predict.main(["--run-dir", str(one), "--num-samples", "4"]) == 0
-vqvae = runs.load_vqvae(one)
-prior = runs.load_prior(one, vqvae)
+models = runs.load_models(one)
+vqvae = models.vqvae
 data = runs.find_data(one, runs.read_config(one))
 codes, per_slice, power = evaluate.reconstruct(vqvae, data)
-inputs = dataset.prior_inputs(codes, data.of("test"), data.labels)
-bits = metrics.code_lengths(prior, inputs)
+layout = dataset.encode(models.layout, data.images, data.of("test").row.to_numpy())
+inputs = dataset.prior_inputs(data.of("test"), data.labels, codes=codes, layout=layout)
+bits = metrics.code_lengths(models.prior, inputs)
 ssim = [one["ssim"] for one in per_slice]
-np.savez(one / "said.npz", codes=codes, images=vqvae.decode(codes), bits=bits, ssim=ssim, power=power)
+np.savez(one / "said.npz", codes=codes, layout=layout, images=vqvae.decode(codes), bits=bits, ssim=ssim, power=power)
 if number == "2":
     assert train.main([*options, "--run-dir", folder + "/two", "--devices", number]) == 0
 """
@@ -100,13 +101,14 @@ def place(tmp_path_factory):
 
 def assert_used_alike(run, tmp_path):
     """What another backend trained, this one uses to the same effect."""
-    vqvae = runs.load_vqvae(run)
-    prior = runs.load_prior(run, vqvae)
+    models = runs.load_models(run)
+    vqvae = models.vqvae
     data = runs.find_data(run, runs.read_config(run))
     with np.load(run / "said.npz") as said:
         np.testing.assert_allclose(vqvae.decode(said["codes"]), said["images"], atol=1e-4)
-        inputs = dataset.prior_inputs(said["codes"], data.of("test"), data.labels)
-        np.testing.assert_allclose(metrics.code_lengths(prior, inputs), said["bits"], atol=1e-4)
+        codes = {name: said[name] for name in ("codes", "layout")}
+        inputs = dataset.prior_inputs(data.of("test"), data.labels, **codes)
+        np.testing.assert_allclose(metrics.code_lengths(models.prior, inputs), said["bits"], atol=1e-4)
         _, per_slice, power = evaluate.reconstruct(vqvae, data)
         np.testing.assert_allclose([one["ssim"] for one in per_slice], said["ssim"], atol=1e-4)
         np.testing.assert_allclose(power, said["power"], rtol=1e-3)

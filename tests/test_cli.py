@@ -35,17 +35,14 @@ ROOT = Path(__file__).parent.parent
 FILES = {
     "config.json",
     "splits.csv",
-    "vqvae.keras",
     "codes.npz",
-    "prior.keras",
-    "vqvae_history.csv",
-    "prior_history.csv",
+    *(f"{name}{kind}" for name in (*runs.VQVAES, *runs.PRIORS) for kind in (".keras", "_history.csv")),
 }
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Folders of one small ADNI data set and one run on it, left alone: all three stages."""
+    """Folders of one small ADNI data set and one run on it, left alone: all stages."""
     folder = tmp_path_factory.mktemp("cli")
     write_adni(folder / "adni")
     assert train.main(command(folder, "run")) == 0
@@ -92,8 +89,8 @@ def test_train_leaves_a_whole_run(place):
     sides = {}
     for row in rows:
         assert sides.setdefault(row["subject_id"], row["split"]) == row["split"]
-    for stage in ("vqvae", "prior", "sharp"):
-        assert len(runs.read_history(run / f"{stage}_history.csv")) == 3
+    for stage in ("vqvae", "layout", "layout_prior", "prior", "sharp"):
+        assert len(runs.read_history(run / f"{stage}_history.csv")) == (2 if "layout" in stage else 3)
     with np.load(run / "codes.npz") as file:
         assert file["codes"].shape == (len(rows), 8, 8)
 
@@ -173,6 +170,7 @@ def stop_at(monkeypatch, stage, moment):
     ("stage", "moments"),
     [
         ("vqvae", [(0, "_state.weights.h5"), (1, "step"), (1, "_history.csv")]),
+        ("layout_prior", [(0, "step")]),
         ("prior", [(0, "step"), (1, "_state.weights.h5")]),
         ("sharp", [(0, ".keras"), (1, "_history.csv")]),
     ],
@@ -219,27 +217,35 @@ def test_a_history_of_other_epochs_is_said(place, monkeypatch, capsys):
 
 
 def test_the_prior_learns_codes_of_moved_slices_anew_each_epoch(place, data):
-    vqvae = runs.load_vqvae(place / "run")
+    vqvae, layout = (runs.load_vqvae(place / "run", name) for name in runs.VQVAES)
     of_train, rows = data.of("train"), data.of("train").row.to_numpy()
     codes = runs.all_codes(place / "run", vqvae, data)[data.slices.split == "train"]
-    inputs = dataset.prior_inputs(codes, of_train, ["AD", "NC"])
+    inputs = dataset.prior_inputs(of_train, ["AD", "NC"])
 
-    def epoch(number, max_shift):
-        batches = dataset.MovedCodes(inputs, data.images, rows, vqvae, max_shift, len(rows), seed=0)
+    def epoch(number, **changes):
+        encoders = {"codes": vqvae, "layout": layout}
+        batches = dataset.ChangedCodes(inputs, encoders, data, len(rows), 0, **changes)
         batches.set_epoch(number)
         (batch,) = batches[0]  # all of them, in order
         return batch
 
-    for name, values in epoch(0, 0).items():
-        np.testing.assert_array_equal(values, inputs[name])
-    first, second, again = epoch(0, 3), epoch(1, 3), epoch(0, 3)
-    np.testing.assert_array_equal(first["codes"], again["codes"])
-    assert (first["codes"] != second["codes"]).mean() > 0.05
+    same = epoch(0)
+    np.testing.assert_array_equal(same["codes"], codes)
+    assert not same["change"].any()
+    how = {"max_shift": 3, "mirrored": 0.5}
+    first, second, again = epoch(0, **how), epoch(1, **how), epoch(0, **how)
+    for name in ("codes", "layout", "change"):
+        np.testing.assert_array_equal(first[name], again[name])
+        assert (first[name] != second[name]).mean() > 0.05
     np.testing.assert_array_equal(first["slice_position"], inputs["slice_position"])
-    np.testing.assert_array_equal(inputs["codes"], codes)  # others may share them
-    down, right = np.random.default_rng([0, 1]).integers(-3, 4, (2, len(rows)))
-    moved = np.roll(np.pad(data.images[rows[2]], 3), (down[2], right[2]), (0, 1))[3:-3, 3:-3]
-    np.testing.assert_array_equal(second["codes"][2], vqvae.encode(dataset.as_float(moved[None]))[0])
+    place_of = int(np.flatnonzero(second["change"][:, 0])[0])  # what is told is what was done
+    mirrored, down, right = second["change"][place_of] * [1, 3, 3]
+    assert mirrored == 1
+    image = np.pad(data.images[rows[place_of]][:, ::-1], 3)
+    image = np.roll(image, (round(down), round(right)), (0, 1))[3:-3, 3:-3]
+    np.testing.assert_array_equal(second["codes"][place_of], vqvae.encode(dataset.as_float(image[None]))[0])
+    small = dataset.as_float(dataset.shrink(image[None], 32))
+    np.testing.assert_array_equal(second["layout"][place_of], layout.encode(small)[0])
 
 
 def test_a_run_folder_in_which_another_process_trains_is_left_alone(place, capsys):
@@ -284,7 +290,7 @@ def test_skipped_files_are_listed_in_the_run_folder(tmp_path, capsys):
 )
 def test_presets(preset, entries, convolutions):
     asked = ["--preset", preset, "--base-filters", "4", "--precision", "float32"]
-    vqvae, prior = runs.build_models(64, 0, options.train(asked).options)
+    vqvae, prior = (runs.build(name, 64, 0, options.train(asked).options) for name in ("vqvae", "prior"))
     assert tuple(vqvae.quantizer.codebook.shape) == tuple(prior.codebook.shape) == entries
     found = [layer for layer in vqvae.encoder.layers if isinstance(layer, keras.layers.Conv2D)]
     assert len(found) == convolutions
@@ -325,7 +331,7 @@ def test_predict_draws_the_same_without_any_data(place, drawn, tmp_path):
     """From a copy of the few files that it needs, where the data folder is gone; fewer samples are the first ones."""
     run = tmp_path / "run"
     run.mkdir()
-    for name in ("config.json", "splits.csv", "vqvae.keras", "prior.keras"):
+    for name in ("config.json", "splits.csv", *(f"{name}.keras" for name in (*runs.VQVAES, *runs.PRIORS))):
         shutil.copy(place / "run" / name, run)
     config = json.loads((run / "config.json").read_text())
     config["options"]["data"] |= {"data_dir": "/nowhere/at/all", "cache_dir": "/nowhere/cache"}
@@ -370,15 +376,19 @@ def test_models_that_do_not_belong_together_are_refused(place):
     config = runs.load_vqvae(run).get_config()
     modules.VQVAE(**config).save(run / "vqvae.keras")
     with pytest.raises(UserError, match="was trained on the codes of VQ-VAE"):
-        runs.load_prior(run, runs.load_vqvae(run))
+        runs.load_models(run)
     with pytest.raises(UserError, match="sharp.keras: of another VQ-VAE"):
         runs.load_decoders(run, "sharp")
     modules.VQVAE(**config | {"image_size": 64}).save(run / "vqvae.keras")
     with pytest.raises(UserError, match="vqvae.keras: of another run, whose image_size differs"):
         runs.load_vqvae(run)
+    run = copy(place, "foreign-layout")
+    modules.VQVAE(**runs.load_vqvae(run, "layout").get_config()).save(run / "layout.keras")
+    with pytest.raises(UserError, match="layout_prior.keras: was trained on the codes of VQ-VAE"):
+        runs.load_models(run)
 
 
-@pytest.mark.parametrize("name", ["vqvae.keras", "prior.keras", "config.json", "splits.csv"])
+@pytest.mark.parametrize("name", ["vqvae.keras", "layout.keras", "prior.keras", "config.json", "splits.csv"])
 def test_a_truncated_file_of_the_run_is_named(place, capsys, name):
     run = copy(place, f"truncated-{name}")
     content = (run / name).read_bytes()
@@ -431,6 +441,10 @@ def test_evaluate_writes_everything(output):
     judged = found["realism"]
     assert judged["samples"]["number"] == 100
     assert set(judged["samples"]) == set(judged["floor"]) == set(judged["decoded_floor"])
+    distances = [judged[name]["frechet_distance"] for name in ("samples", "decoded_floor")]
+    assert judged["ratio"] == pytest.approx(distances[0] / distances[1])
+    assert judged["excess"] == pytest.approx(distances[0] - distances[1])
+    assert set(judged["anatomy"]) == {"samples", "decoded_floor", "decoded_test_slices", "floor", "test_slices"}
     assert 0 <= judged["copies"]["share_of_samples"] <= 1
     assert len(judged["samples"]["power_ratio"]) == 8
 
@@ -503,7 +517,7 @@ def test_a_sharp_decoder_for_the_same_codes_and_few_samples(place, output, tmp_p
 def test_slices_without_detail_are_measured_all_the_same(data, place):
     """Equal slices: no power in any band, nothing for principal components."""
     flat = np.full_like(data.images, 100)
-    even = dataset.Data(flat, data.slices, "flat", "", "regex", "", [], [], {})
+    even = dataclasses.replace(data, images=flat)
     codes, per_slice, ratios = evaluate.reconstruct(runs.load_vqvae(place / "run"), even)
     assert ratios == [None] * 8
     json.dumps(ratios, allow_nan=False)
@@ -546,7 +560,8 @@ def test_a_collapsed_codebook_is_said(place, capsys):
     vqvae.quantizer.set_codebook(entries)
     vqvae.save(run / "vqvae.keras")
     prior = keras.saving.load_model(run / "prior.keras", compile=False)
-    modules.PixelCNN(**prior.get_config() | {"vqvae_fingerprint": runs.fingerprint(vqvae)}).save(run / "prior.keras")
+    whose = runs.fingerprint(vqvae, runs.load_vqvae(run, "layout"))
+    modules.PixelCNN(**prior.get_config() | {"vqvae_fingerprint": whose}).save(run / "prior.keras")
     assert call(evaluate, run, output_dir=run / "out", num_samples=1) == 0
     said = "the codebook has collapsed: 6% of the codes in use, perplexity 1.0"
     assert f"warning: {said}" in capsys.readouterr().out

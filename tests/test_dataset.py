@@ -447,7 +447,7 @@ def test_credit_comes_from_the_bids_description(tmp_path, cache_dir):
 
 def test_every_epoch_feeds_every_slice_once_in_an_order_of_its_own(tmp_path, cache_dir):
     data = dataset.prepare(write_oasis(tmp_path / "oasis", train=7), cache_dir=cache_dir)
-    batches = dataset.image_batches(data, "train", 4, seed=3)
+    batches = dataset.ChangedImages(data, 32, 4, seed=3)
     assert len(batches) == 6
 
     def epoch(number):
@@ -464,14 +464,35 @@ def test_every_epoch_feeds_every_slice_once_in_an_order_of_its_own(tmp_path, cac
         np.testing.assert_array_equal(np.sort((images * 255).round().sum(axis=(1, 2, 3))), expected)
 
 
-def test_moved_slices_are_the_slices_elsewhere_and_black_at_the_edge(rng):
-    images = rng.integers(1, 256, (4, 6, 6)).astype("uint8")
-    down, right = np.array([0, 2, -1, 3]), np.array([0, -3, 1, 0])
-    for image, moved, d, r in zip(images, dataset.move(images, down, right), down, right, strict=True):
+def test_changed_slices_are_the_slices_elsewhere_and_black_at_the_edge(rng):
+    images = rng.integers(1, 256, (5, 6, 6)).astype("uint8")
+    changes = np.array([(0, 0, 0), (0, 2, -3), (1, -1, 1), (0, 3, 0), (1, 0, 0)])
+    for image, changed, (mirrored, d, r) in zip(images, dataset.change(images, changes), changes, strict=True):
+        image = image[:, ::-1] if mirrored else image
         for y in range(6):
             for x in range(6):
                 inside = 0 <= y - d < 6 and 0 <= x - r < 6
-                assert moved[y, x] == (image[y - d, x - r] if inside else 0)
+                assert changed[y, x] == (image[y - d, x - r] if inside else 0)
+
+
+@pytest.mark.parametrize("size", [4, 5, 12])
+def test_a_shrunk_slice_is_the_mean_of_what_each_pixel_covers(rng, size):
+    images = rng.integers(0, 256, (2, 12, 12)).astype("uint8")
+    fine = np.kron(images, np.ones((size, size)))  # each pixel of either size is a whole number of these
+    expected = fine.reshape(2, size, 12, size, 12).mean(axis=(2, 4))
+    np.testing.assert_allclose(dataset.shrink(images, size), expected, rtol=1e-5)
+
+
+def test_an_epoch_of_images_mirrors_half_and_moves_by_the_limit_at_most(tmp_path, cache_dir):
+    data = dataset.prepare(write_oasis(tmp_path / "oasis", train=7), cache_dir=cache_dir)
+    batches = dataset.ChangedImages(data, 16, 21, 3, max_shift=2, mirrored=0.5)
+    batches.set_epoch(1)
+    mirrored, *moved = batches.changes.T
+    assert 4 <= mirrored.sum() <= 17
+    assert set(np.ravel(moved)) == {-2, -1, 0, 1, 2}
+    (images,) = batches[0]
+    expected = dataset.shrink(dataset.change(data.images[batches.rows], batches.changes), 16) / 255
+    np.testing.assert_allclose(images[..., 0], expected, atol=1e-6)
 
 
 def test_the_split_has_the_fingerprint_that_it_had():
@@ -485,7 +506,7 @@ def test_the_split_has_the_fingerprint_that_it_had():
 
 def test_a_prior_is_told_labels_from_one_on_and_zero_where_there_is_none():
     slices = make_slices(3, ("NC", "", "AD"), per_scan=1)
-    inputs = dataset.prior_inputs(np.zeros((3, 2, 2), "uint16"), slices, ["AD", "NC"])
+    inputs = dataset.prior_inputs(slices, ["AD", "NC"], codes=np.zeros((3, 2, 2), "uint16"))
     assert inputs["label"].tolist() == [2, 0, 1]
     chosen = dataset.select(inputs, np.array([True, False, True]))
     assert chosen["label"].tolist() == [2, 1]

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import SIZE, assert_causal, logits_after_each_change, prior_inputs, randomise, small_prior
+from conftest import CODES, SIZE, assert_causal, logits_after_each_change, prior_inputs, randomise, small_prior, told
 
 import modules
 import options
@@ -198,6 +198,7 @@ def test_vqvae_refuses_bad_arguments(arguments):
         {},
         {"attention_every": 0, "vertical_kernel": (3, 5)},
         {"num_blocks": 6, "max_dilation": 4},
+        {"maps": {"layout": {"num_embeddings": 5, "grid_size": 3}, "below": {"num_embeddings": CODES, "grid_size": 9}}},
     ],
 )
 def test_causality_at_every_position_also_after_loading(tmp_path, rng, changes):
@@ -205,7 +206,7 @@ def test_causality_at_every_position_also_after_loading(tmp_path, rng, changes):
     assert_causal(model, rng)
     model.save(tmp_path / "prior.keras")
     loaded = keras.saving.load_model(tmp_path / "prior.keras", safe_mode=True)
-    x = prior_inputs(rng)
+    x = prior_inputs(rng) | told(model, 3)
     np.testing.assert_array_equal(loaded(x), model(x))
     assert_causal(loaded, rng)
 
@@ -288,3 +289,44 @@ def test_label_and_position_reach_every_logit(rng):
     for name, value in (("label", (x["label"] + 1) % 3), ("slice_position", 1 - x["slice_position"] * 0.9)):
         moved = np.abs(np.asarray(model({**x, name: value})) - base).max(axis=-1)
         assert moved.min() > 0
+
+
+def test_each_code_of_a_map_reaches_the_places_over_it(rng):
+    """And through the stacks others; a map that is not known is another input than any code."""
+    model = small_prior(rng, filters=32, maps={"layout": {"num_embeddings": 5, "grid_size": 3}})
+    x = prior_inputs(rng, 1)
+    codes = rng.integers(0, 5, (1, 3, 3)).astype("int32")
+    base = np.asarray(model({**x, "layout": codes}))[0]
+    for row in range(3):
+        for column in range(3):
+            other = codes.copy()
+            other[0, row, column] = (other[0, row, column] + 1) % 5
+            moved = np.abs(np.asarray(model({**x, "layout": other}))[0] - base).max(axis=-1)
+            assert moved[3 * row : 3 * row + 3, 3 * column : 3 * column + 3].min() > 0
+    unknown = np.asarray(model({**x, "layout": np.full_like(codes, -1)}))
+    for code in range(5):
+        assert np.abs(np.asarray(model({**x, "layout": np.full_like(codes, code)})) - unknown).max() > 1e-3
+
+
+def test_a_change_is_told_and_none_is_a_change_of_nothing(rng):
+    model = small_prior(rng)
+    x = prior_inputs(rng)
+    none = np.zeros((3, modules.CHANGES), "float32")
+    np.testing.assert_allclose(model(x), model({**x, "change": none}), atol=1e-6)
+    for one in np.eye(modules.CHANGES, dtype="float32"):
+        assert np.abs(np.asarray(model({**x, "change": none + one})) - np.asarray(model(x))).max() > 1e-3
+
+
+def test_fine_blocks_begin_as_nothing_and_then_learn(rng):
+    model = modules.VQVAE(32, downsampling=8, base_filters=4, num_embeddings=16, embedding_dim=4)
+    images = rng.random((4, 32, 32, 1)).astype("float32")
+    finer = model.with_fine_blocks(2)
+    codes = model.encode(images)
+    np.testing.assert_array_equal(finer.encode(images), codes)
+    np.testing.assert_array_equal(finer.decode(codes), model.decode(codes))
+    assert finer.count_params() > model.count_params()
+    finer.compile(optimizer="adam")
+    finer.fit(images, epochs=3, verbose=0)
+    for layer in finer.decoder.layers:
+        if "fine" in layer.name and layer.get_weights():
+            assert np.abs(layer.get_weights()[0]).max() > 0, layer.name

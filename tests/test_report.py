@@ -25,7 +25,13 @@ def page(tmp_path):
         "codebook": {"codes_in_use": 1.0, "perplexity": 9.0, "entropy_bits_per_pixel": 0.2, "bits_per_pixel": 0.5},
         "decoder": "plain",
         "faults": ["a fault & its reason"],
-        "prior": {"bits_per_code": 2.0, "bits_per_code_ci95": None, "bits_per_image": 128.0, "bits_per_pixel": 0.125},
+        "prior": {
+            "bits_per_code": 2.0,
+            "bits_per_code_ci95": None,
+            "bits_per_image": 128.0,
+            "bits_per_pixel": 0.125,
+            "layout_bits_per_image": 9.0,
+        },
     }
     config = {
         "data": {"title": "a <made-up> cohort"},

@@ -48,6 +48,38 @@ def test_sampler_draws_what_the_naive_loop_draws(prior, rng, options, number):
     np.testing.assert_array_equal(drawn, naive(prior, x, noise(3, number), **options))
 
 
+LAYOUTS, SIDE = 7, 4  # codes and grid of the small layouts; 4 does not divide 9
+
+
+@pytest.fixture(scope="module")
+def levels():
+    """A prior of layouts and a prior that is told them."""
+    rng = np.random.default_rng(1)
+    layout_prior = modules.PixelCNN(LAYOUTS, 5, SIDE, 2, filters=8, num_blocks=4, attention_every=0)
+    randomise(layout_prior, rng)
+    maps = {"layout": {"num_embeddings": LAYOUTS, "grid_size": SIDE}}
+    return layout_prior, small_prior(rng, maps=maps)
+
+
+def test_both_levels_draw_what_the_naive_loops_draw(levels, rng):
+    layout_prior, prior = levels
+    x = prior_inputs(rng, 5)
+    conditions = {name: x[name] for name in ("label", "slice_position")}
+    sampler = sampling.SliceSampler(*levels, layout_temperature=0.8, temperature=1.2, top_p=0.95)
+    drawn = np.concatenate(list(sampler.sample(**conditions, seed=3, batch_size=2)))
+    of_layout = np.stack([sampling.sample_noise(3, i, SIDE, level=1) for i in range(5)])
+    layout = naive(layout_prior, {**conditions, "codes": np.zeros((5, SIDE, SIDE), "int32")}, of_layout, 0.8)
+    np.testing.assert_array_equal(drawn, naive(prior, {**x, "layout": layout}, noise(3, 5), 1.2, top_p=0.95))
+    assert len(np.unique(layout)) > 2
+    same_noise = next(sampler.sample([1, 1], [0.5, 0.5], seed=3, noise_index=[4, 4], batch_size=2))
+    np.testing.assert_array_equal(*same_noise)
+
+
+def test_the_noises_of_a_sample_differ_by_seed_sample_and_level():
+    drawn = [sampling.sample_noise(*of, 4, level).ravel() for of in ((0, 0), (0, 1), (1, 0)) for level in (0, 1)]
+    assert len(np.unique(np.stack(drawn), axis=0)) == 6
+
+
 def test_the_textbook_loop_with_the_priors_own_distribution_draws_alike():
     """From TensorFlow Probability's random numbers, so not the same codes: their frequencies, over 1,000 grids of 3."""
     keras.utils.set_random_seed(0)
