@@ -2,7 +2,7 @@
 # make test      environment, linter, all tests
 # make lint      ruff, notebooks too
 # make notebook  runs notebooks/walkthrough.ipynb again, outputs kept
-# make results   makes results/demo and results/demo256 again (an hour and a half of two cores), with IXI=folder results/ixi*, too (four)
+# make results   makes results/demo again (ten minutes), with DS=folder results/ds002748*, with IXI=folder results/ixi*, too
 # make benchmarks   after make results: sampling times, the leak, killed runs, and with IXI=folder priors, choices and rates
 # make peers     with IXI=folder: this project's VQ-VAE beside others (four and a half hours; MONAI goes into runs/monai)
 # make clean     removes the environment, the cache and the runs
@@ -10,16 +10,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-EPOCHS := --vqvae-epochs 48 --prior-epochs 12
-IXI_RUN := --run-dir runs/ixi $(EPOCHS)
-IXI4 := --run-dir runs/ixi4 --vqvae-epochs 4 --stage vqvae  # codes that priors are compared on
+# The runs behind the README, and codes that priors are compared on.
+IXI_RUN := --run-dir runs/ixi --background black --vqvae-batch-size 16 --vqvae-epochs 56 --layout-epochs 40 \
+	--layout-prior-epochs 42 --prior-epochs 11 --sharp-epochs 9
+DS_RUN := --run-dir runs/ds002748 --preset 1mm --num-slices 64 --slice-spacing 1 --vqvae-batch-size 16 --vqvae-epochs 40 \
+	--layout-epochs 40 --layout-prior-epochs 43 --prior-batch-size 32 --prior-dropout 0.1 --prior-epochs 25 --sharp-epochs 40
+IXI4 := --run-dir runs/ixi4 --vqvae-epochs 4 --stage vqvae
 
 .PHONY: demo test lint notebook results benchmarks peers clean
 
 demo: .venv/run
 	$(BIN)/python train.py
 	$(BIN)/python predict.py
-	$(BIN)/python evaluate.py
+	$(BIN)/python evaluate.py --num-samples 300
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -32,17 +35,19 @@ notebook: .venv/run
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/walkthrough.ipynb
 
 results: demo
-	$(BIN)/python evaluate.py --run-dir runs/demo --output-dir results/demo
+	$(BIN)/python evaluate.py --run-dir runs/demo --num-samples 300 --output-dir results/demo
 	$(BIN)/python -m benchmarks.ventricles --run-dir runs/demo --output-dir results/demo
-	$(BIN)/python train.py --run-dir runs/demo256 --image-size 256 --preset 1mm --vqvae-epochs 30 --prior-epochs 15
-	$(BIN)/python evaluate.py --run-dir runs/demo256 --num-samples 400 --output-dir results/demo256
+ifdef DS
+	$(BIN)/python train.py --data-dir $(DS) $(DS_RUN)
+	$(BIN)/python train.py --data-dir $(DS) $(DS_RUN) --stage sharp
+	$(BIN)/python evaluate.py --run-dir runs/ds002748 --output-dir results/ds002748 --num-samples 32
+	$(BIN)/python evaluate.py --run-dir runs/ds002748 --output-dir results/ds002748_sharp --decoder sharp
+endif
 ifdef IXI
 	$(BIN)/python train.py --data-dir $(IXI) $(IXI_RUN)
-	$(BIN)/python evaluate.py --run-dir runs/ixi --output-dir results/ixi
 	$(BIN)/python train.py --data-dir $(IXI) $(IXI_RUN) --stage sharp
+	$(BIN)/python evaluate.py --run-dir runs/ixi --output-dir results/ixi --num-samples 32
 	$(BIN)/python evaluate.py --run-dir runs/ixi --output-dir results/ixi_sharp --decoder sharp
-	$(BIN)/python train.py --data-dir $(IXI) --run-dir runs/ixi8 --downsampling 8 $(EPOCHS)
-	$(BIN)/python evaluate.py --run-dir runs/ixi8 --output-dir results/ixi8
 endif
 	rm results/*/report.html  # whose pictures and figures lie beside
 	$(BIN)/python -m benchmarks.tables

@@ -763,7 +763,9 @@ class PixelCNN(keras.Model):
         self.vertical_kernel, self.horizontal_kernel = vertical_kernel, horizontal_kernel
         self.code_embedding = layers.Embedding(num_embeddings, filters, name="code_embedding")
         self.codebook_projection = layers.Dense(filters, use_bias=False, name="codebook_projection")
-        self.label_embedding = layers.Embedding(num_labels + 1, filters, name="label_embedding")
+        # At Keras's own start, of 0.05, labels are drowned by the position's features for many epochs.
+        wide = keras.initializers.RandomNormal(0, 1)
+        self.label_embedding = layers.Embedding(num_labels + 1, filters, wide, name="label_embedding")
         self.position_features = layers.Dense(filters, name="position_features")
         self.change_features = layers.Dense(filters, use_bias=False, name="change_features")
         self.maps = {

@@ -168,7 +168,7 @@ class LayoutTraining:
     """training of the layout's VQ-VAE, like that of the other"""
 
     epochs: int = option(30, "passes over the training people's slices", least=1)
-    batch_size: int = option(16, "slices of a step", least=1)
+    batch_size: int = option(32, "slices of a step", least=1)
     learning_rate: float = option(3e-3, "highest learning rate", above=0)
     patience: int = option(15, "epochs without a better reconstruction of the validation people, then it ends", least=1)
 
@@ -188,7 +188,7 @@ class LayoutPriorTraining:
     """training of the prior of layouts, like that of the other"""
 
     epochs: int = option(40, "passes over the training people's slices", least=1)
-    batch_size: int = option(16, "slices of a step", least=1)
+    batch_size: int = option(32, "slices of a step", least=1)
     learning_rate: float = option(6e-3, "highest learning rate", above=0)
     patience: int = option(8, "epochs without fewer bits per code on the validation people, then it ends", least=1)
     average_over: float = option(0.05, "share of all steps that the average of the weights reaches back", above=0)
@@ -259,8 +259,17 @@ PRESETS = {
     "three-conv": {"num_embeddings": 32, "embedding_dim": 128, "num_residual_blocks": 0, "loss": "l2"},
 }
 
-# Without --data-dir: a few minutes on two cores. The second one gives way to any preset.
-DEMO = {"image_size": 128, "downsampling": 8, "vqvae_epochs": 12, "prior_epochs": 10}
+# Without --data-dir: a few minutes on two cores. `downsampling` gives way to any preset.
+DEMO = {
+    "image_size": 128,
+    "downsampling": 8,
+    "vqvae_epochs": 6,
+    "layout_epochs": 14,
+    "layout_prior_epochs": 14,
+    "layout_prior_filters": 32,
+    "prior_epochs": 8,
+    "prior_filters": 32,
+}
 
 TRAIN = {  # each group by the beginning of its flags and its place in config.json
     ("", "command"): Training,

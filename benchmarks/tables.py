@@ -12,15 +12,15 @@ from functools import partial
 
 import files
 from benchmarks import report
-from evaluation.report import RECONSTRUCTION, summary_tables
+from evaluation.report import ANATOMY_OF, RECONSTRUCTION, summary_tables
 from files import UserError
 
 RUNS = {
+    "ds002748": "ds002748, 224×224, factor 8",
+    "ds002748_sharp": "ds002748, sharp decoder",
     "ixi": "IXI, 128×128, factor 4",
     "ixi_sharp": "IXI, sharp decoder",
-    "ixi8": "IXI, 128×128, factor 8",
     "demo": "demo, 128×128, factor 8",
-    "demo256": "demo, 256×256, factor 8",
 }
 
 
@@ -125,7 +125,8 @@ def results():
         "bits per pixel, raw": "{codebook[bits_per_pixel]:.3g}",
         "bits per pixel, by the codes' entropy": "{codebook[entropy_bits_per_pixel]:.3f}",
         "bits per pixel, under the prior": "{prior[bits_per_pixel]:.4f}",
-        "prior, bits per code": interval("prior", 3, "[bits_per_code]", "[bits_per_code_ci95]"),
+        "priors, bits per code": interval("prior", 3, "[bits_per_code]", "[bits_per_code_ci95]"),
+        "bits per slice / of these the layout's": "{prior[bits_per_image]:,.0f} / {prior[layout_bits_per_image]:,.0f}",
         "codes / in use / perplexity": codes,
     }
     for one in found:
@@ -149,13 +150,23 @@ def realism(title, runs):
     """Samples of some runs, by folder with what their columns are called, against the test people."""
     found, rows = [load(f"{name}/metrics.json") for name in runs], []
     for same in zip(*(summary_tables(one)["realism"]["rows"] for one in found), strict=True):
-        name, *_, floor, meaning = same[0]
-        rows.append([name, *(row[1] for row in same), *(row[2] for row in same), floor, meaning])
+        name, *_, meaning = same[0]
+        rows.append([name, *(row[i] for i in (1, 2, 3) for row in same), meaning])
     copies = [f"{one['realism']['copies']['share_of_samples']:.1%}" for one in found]
     blank = [""] * len(copies)
-    rows.append(["nearer to a training slice than 99 % of test slices", *copies, *blank, "1%", "more: copies"])
-    names = [f"{kind}{name}" for kind in ("samples", "training people, decoded") for name in runs.values()]
-    return table([title, *names, "training people", "how to read it"], rows)
+    one_percent = ["1%"] * len(copies)
+    rows.append(["nearer to a training slice than 99 % of test slices", *copies, *blank, *one_percent, "more: copies"])
+    kinds = ("samples", "training people, decoded", "training people")
+    return table([title, *(f"{kind}{name}" for kind in kinds for name in runs.values()), "how to read it"], rows)
+
+
+def anatomy(title, runs):
+    """Anatomy of samples and of what they can be compared with, for some runs by folder with what they are called."""
+    rows = []
+    for name, what in runs.items():
+        of_run = summary_tables(load(f"{name}/metrics.json"))["anatomy"]["rows"]
+        rows += [[f"{what}: {row[0]}", *row[1:]] for row in of_run]
+    return table([title, *ANATOMY_OF.values(), "how to read it"], rows)
 
 
 def peers():
@@ -194,8 +205,11 @@ def leak():
 PAGES = {
     "README.md": [
         results,
-        partial(baselines, "ixi"),
-        partial(realism, "IXI, against the test people", {"ixi": ", plain", "ixi_sharp": ", sharp"}),
+        partial(baselines, "ds002748"),
+        partial(
+            realism, "sharp decoders, against the test people", {"ds002748_sharp": ", ds002748", "ixi_sharp": ", IXI"}
+        ),
+        partial(anatomy, "anatomy", {"ds002748_sharp": "ds002748", "ixi_sharp": "IXI"}),
         *(
             peers,
             leak,
@@ -203,8 +217,10 @@ PAGES = {
         ),
     ],
     "results/README.md": [
-        *(partial(baselines, name) for name in ("ixi8", "demo", "demo256")),
+        *(partial(baselines, name) for name in ("ixi", "demo")),
+        partial(realism, "plain decoders, against the test people", {"ds002748": ", ds002748", "ixi": ", IXI"}),
         partial(realism, "demo, against the test people", {"demo": ""}),
+        partial(anatomy, "anatomy of the demo", {"demo": "demo"}),
         *(partial(listing, f"{name}.json") for name in ("ixi/ablation", "ixi/priors", "rates/rates")),
     ],
 }

@@ -474,15 +474,12 @@ def judge(samples, positions, data, reconstruct, extract):
         "excess": distance - lowest,
         "prior_gap": {"samples": gap, "decoded_floor": gap_floor, "ratio": _over(gap, gap_floor)},
     }
-    if data.about["plane"] in (None, "axial"):  # images are taken for axial, as nearly all are
+    if data.about.get("plane") in (None, "axial"):  # images are taken for axial, as nearly all are
+        measured = {name: sets[name] for name in ("samples", "decoded_floor")}
+        measured |= {"decoded_test_slices": decoded_test, "test_slices": test}
         tables = {
             name: anatomy.measure(one.images, one.positions)
-            for name, one in tqdm(
-                {**sets, "decoded_test_slices": decoded_test, "test_slices": test}.items(),
-                "anatomy",
-                leave=False,
-                disable=None,
-            )
+            for name, one in tqdm(measured.items(), "anatomy", leave=False, disable=None)
         }
         result["anatomy"] = {
             name: anatomy.describe(table) | anatomy.distances(table, tables["test_slices"])

@@ -170,7 +170,7 @@ def stop_at(monkeypatch, stage, moment):
     ("stage", "moments"),
     [
         ("vqvae", [(0, "_state.weights.h5"), (1, "step"), (1, "_history.csv")]),
-        ("layout_prior", [(0, "step")]),
+        ("layout_prior", [(1, "step")]),
         ("prior", [(0, "step"), (1, "_state.weights.h5")]),
         ("sharp", [(0, ".keras"), (1, "_history.csv")]),
     ],
@@ -444,7 +444,7 @@ def test_evaluate_writes_everything(output):
     distances = [judged[name]["frechet_distance"] for name in ("samples", "decoded_floor")]
     assert judged["ratio"] == pytest.approx(distances[0] / distances[1])
     assert judged["excess"] == pytest.approx(distances[0] - distances[1])
-    assert set(judged["anatomy"]) == {"samples", "decoded_floor", "decoded_test_slices", "floor", "test_slices"}
+    assert set(judged["anatomy"]) == {"samples", "decoded_floor", "decoded_test_slices", "test_slices"}
     assert 0 <= judged["copies"]["share_of_samples"] <= 1
     assert len(judged["samples"]["power_ratio"]) == 8
 
