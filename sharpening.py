@@ -82,7 +82,7 @@ class Sharpener(keras.Model):
     gradient of the second is brought to the norm of the L1 loss's (`equal_pull`) times `adversarial_weight`. The
     discriminator's is the hinge loss `(max(0, 1 - D(x)) + max(0, 1 + D(x_hat))) / 2` (Lim and Ye 2017), and the LeCam
     term, which holds its answers near the means of those to the other kind, so that it does not win by learning the
-    few training people by heart: `(D(x) - m_made)^2 + (D(x_hat) - m_real)^2` (Tseng et al. 2021, eq. 3).
+    few training people by heart: `(D(x) - m_made)^2 + (D(x_hat) - m_real)^2` (Tseng et al. 2021).
 
     Args:
         vqvae: A trained `modules.VQVAE`; its decoder changes, nothing else of it.

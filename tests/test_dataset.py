@@ -131,6 +131,15 @@ def test_any_folder_with_a_subject_regex(tmp_path, cache_dir):
     assert_nobody_twice(slices)
 
 
+def test_slices_a_voxel_apart_are_taken_although_the_voxel_is_a_rounding_error_too_large(tmp_path, cache_dir):
+    for i in range(4):  # the brain's middle lies half way between two slices
+        path = tmp_path / "bids" / f"sub-{i}" / "anat" / f"sub-{i}_T1w.nii.gz"
+        write_volume(path, np.random.default_rng(0), shape=(24, 30, 72), affine=np.diag([2, 2, 1.0000007, 1]))
+    data = dataset.load(tmp_path / "bids", num_slices=20, slice_spacing_mm=1, cache_dir=cache_dir)
+    numbers = data.slices.slice_index[:20]
+    assert (np.diff(numbers) == 1).all()
+
+
 def test_slices_are_padded_and_not_enlarged(tmp_path, cache_dir):
     data = dataset.load(write_adni(tmp_path / "adni", height=30, width=40), cache_dir=cache_dir)
     assert data.image_size == 64
