@@ -14,7 +14,7 @@ BIN := .venv/bin
 IXI_RUN := --run-dir runs/ixi --background black --vqvae-batch-size 16 --vqvae-epochs 56 --layout-epochs 40 \
 	--layout-prior-epochs 42 --prior-epochs 11 --sharp-epochs 9
 DS_RUN := --run-dir runs/ds002748 --preset 1mm --num-slices 64 --slice-spacing 1 --vqvae-batch-size 16 --vqvae-epochs 40 \
-	--layout-epochs 40 --layout-prior-epochs 43 --prior-batch-size 32 --prior-dropout 0.1 --prior-epochs 25 --sharp-epochs 40
+	--layout-epochs 40 --layout-prior-epochs 43 --prior-batch-size 32 --prior-dropout 0.1 --prior-epochs 25 --sharp-epochs 40 --sharp-patience 40
 IXI4 := --run-dir runs/ixi4 --vqvae-epochs 4 --stage vqvae
 
 .PHONY: demo test lint notebook results benchmarks peers clean

@@ -218,7 +218,6 @@ PAGES = {
     ],
     "results/README.md": [
         *(partial(baselines, name) for name in ("ixi", "demo")),
-        partial(realism, "plain decoders, against the test people", {"ds002748": ", ds002748", "ixi": ", IXI"}),
         partial(realism, "demo, against the test people", {"demo": ""}),
         partial(anatomy, "anatomy of the demo", {"demo": "demo"}),
         *(partial(listing, f"{name}.json") for name in ("ixi/ablation", "ixi/priors", "rates/rates")),

@@ -140,13 +140,16 @@ def history(path, stages, footer):
         ("sharp", "least_power", "sharp, least power kept in a band", "linear"),
     ]
     curves = [curve for curve in curves if curve[0] in stages]
-    figure = Figure(figsize=(3.7 * len(curves), 3.2), layout="constrained")
-    axes = figure.subplots(1, len(curves))
-    for axis, (stage, name, label, scale) in zip(axes, curves, strict=True):
-        rows = stages[stage]
-        epochs = [row["epoch"] for row in rows]
-        axis.plot(epochs, [row[name] for row in rows], label="training", color="0.5")
-        axis.plot(epochs, [row[f"val_{name}"] for row in rows], label="validation", color="tab:red")
+    rows = -(-len(curves) // 3)
+    figure = Figure(figsize=(11, 3.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, 3).ravel()
+    for axis in axes[len(curves) :]:
+        axis.axis("off")
+    for axis, (stage, name, label, scale) in zip(axes, curves, strict=False):
+        found = stages[stage]
+        epochs = [row["epoch"] for row in found]
+        axis.plot(epochs, [row[name] for row in found], label="training", color="0.5")
+        axis.plot(epochs, [row[f"val_{name}"] for row in found], label="validation", color="tab:red")
         axis.set(xlabel="epoch", ylabel=label, yscale=scale)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(frameon=False)
