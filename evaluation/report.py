@@ -79,7 +79,7 @@ REALISM = {
 }
 ANATOMY = {
     "both_ventricles": ("slices at 0.4 to 0.65 with both lateral ventricles", "share", 3),
-    "ventricle_log_ratio": ("unevenness of the two, |log(left / right)|", "0 for equal areas", 3),
+    "ventricle_log_ratio": ("unevenness of the two, absolute log(left / right)", "0 for equal areas", 3),
     "ventricle_log_ratio_distance": ("unevenness, distance of distributions", "0 for equal sets", 3),
     "fold_length_median": ("length of a fold (pixels)", "short: broken folds", 1),
     "fold_length_distance": ("folds, distance of distributions (pixels)", "0 for equal sets", 2),

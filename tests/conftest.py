@@ -122,7 +122,7 @@ def told(model, number):
     rng = np.random.default_rng(0)
     return {
         name: np.repeat(rng.integers(-1, m.embedding.input_dim - 1, (1, *[m.grid_size] * 2)), number, axis=0)
-        for name, m in model.maps.items()
+        for name, m in getattr(model, "maps", {}).items()
     }
 
 

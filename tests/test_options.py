@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 def test_a_preset_wins_over_the_demo_and_the_command_line_over_both(tmp_path):
     demo = options.train([]).options
     assert (demo["vqvae"]["downsampling"], demo["data"]["image_size"]) == (8, 128)
-    assert (demo["vqvae_training"]["epochs"], demo["prior_training"]["epochs"]) == (12, 10)
+    assert (demo["vqvae_training"]["epochs"], demo["prior_training"]["epochs"]) == (6, 8)
     preset = options.train(["--preset", "three-conv"]).options
     assert (preset["vqvae"]["downsampling"], preset["vqvae"]["num_embeddings"]) == (4, 32)
     assert preset["data"]["image_size"] == 128  # no size of a VQ-VAE
