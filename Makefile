@@ -11,11 +11,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # The runs behind the README, and codes that priors are compared on.
-IXI_RUN := --run-dir runs/ixi --background black --vqvae-batch-size 16 --vqvae-epochs 56 --layout-epochs 40 \
+IXI_RUN := --background black --vqvae-batch-size 16 --vqvae-epochs 56 --layout-epochs 40 \
 	--layout-prior-epochs 42 --prior-epochs 11 --sharp-epochs 9
-DS_RUN := --run-dir runs/ds002748 --preset 1mm --num-slices 64 --slice-spacing 1 --vqvae-batch-size 16 --vqvae-epochs 40 \
-	--layout-epochs 40 --layout-prior-epochs 43 --prior-batch-size 32 --prior-dropout 0.1 --prior-epochs 25 --sharp-epochs 40 --sharp-patience 40
+DS_RUN := --preset 1mm --num-slices 64 --slice-spacing 1 --vqvae-batch-size 16 --vqvae-epochs 40 --layout-epochs 40 \
+	--layout-prior-epochs 43 --prior-batch-size 32 --prior-dropout 0.1 --prior-epochs 25 --sharp-epochs 40 --sharp-patience 40
 IXI4 := --run-dir runs/ixi4 --vqvae-epochs 4 --stage vqvae
+
+# Trains both decoders of a run of that name with these options, and measures it.
+define figures
+	$(BIN)/python train.py --run-dir runs/$(1) $(2)
+	$(BIN)/python train.py --run-dir runs/$(1) $(2) --stage sharp
+	$(BIN)/python evaluate.py --run-dir runs/$(1) --output-dir results/$(1) --num-samples 32
+	$(BIN)/python evaluate.py --run-dir runs/$(1) --output-dir results/$(1)_sharp --decoder sharp
+endef
 
 .PHONY: demo test lint notebook results benchmarks peers clean
 
@@ -38,16 +46,10 @@ results: demo
 	$(BIN)/python evaluate.py --run-dir runs/demo --num-samples 300 --output-dir results/demo
 	$(BIN)/python -m benchmarks.ventricles --run-dir runs/demo --output-dir results/demo
 ifdef DS
-	$(BIN)/python train.py --data-dir $(DS) $(DS_RUN)
-	$(BIN)/python train.py --data-dir $(DS) $(DS_RUN) --stage sharp
-	$(BIN)/python evaluate.py --run-dir runs/ds002748 --output-dir results/ds002748 --num-samples 32
-	$(BIN)/python evaluate.py --run-dir runs/ds002748 --output-dir results/ds002748_sharp --decoder sharp
+	$(call figures,ds002748,--data-dir $(DS) $(DS_RUN))
 endif
 ifdef IXI
-	$(BIN)/python train.py --data-dir $(IXI) $(IXI_RUN)
-	$(BIN)/python train.py --data-dir $(IXI) $(IXI_RUN) --stage sharp
-	$(BIN)/python evaluate.py --run-dir runs/ixi --output-dir results/ixi --num-samples 32
-	$(BIN)/python evaluate.py --run-dir runs/ixi --output-dir results/ixi_sharp --decoder sharp
+	$(call figures,ixi,--data-dir $(IXI) $(IXI_RUN))
 endif
 	rm results/*/report.html  # whose pictures and figures lie beside
 	$(BIN)/python -m benchmarks.tables

@@ -34,6 +34,27 @@ def gpus():
         return []
 
 
+def keep_float32():
+    """Lets GPUs multiply float32 as float32, not with the ten bits of TF32, as backends do by default.
+
+    Codes are what a vector lies nearest to: where two entries are nearly equally near, as for a black background, TF32
+    would choose another code than a processor does, and a prior that was trained on the one be wrong on the other.
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        jax.config.update("jax_default_matmul_precision", "float32")
+    elif backend == "torch":
+        import torch
+
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    else:
+        import tensorflow
+
+        tensorflow.config.experimental.enable_tensor_float_32_execution(False)
+
+
 def start(number):
     """Joins the other processes, where the environment names them, and takes this many devices (0: all there are).
 

@@ -41,6 +41,11 @@ def option(default, meaning, choices=None, least=None, most=None, above=None, ki
     )
 
 
+def option_like(group, name, default):
+    """A group's option of this name with another default, for a group that inherits the rest; not an everyday one."""
+    return dataclasses.field(default=default, metadata={**group.__dataclass_fields__[name].metadata, "everyday": False})
+
+
 # ----------------------------------------------------------------------------------------------------------------
 # train.py
 # ----------------------------------------------------------------------------------------------------------------
@@ -164,37 +169,6 @@ class Layout:
 
 
 @dataclasses.dataclass(frozen=True)
-class LayoutTraining:
-    """training of the layout's VQ-VAE, like that of the other"""
-
-    epochs: int = option(30, "passes over the training people's slices", least=1)
-    batch_size: int = option(32, "slices of a step", least=1)
-    learning_rate: float = option(3e-3, "highest learning rate", above=0)
-    patience: int = option(15, "epochs without a better reconstruction of the validation people, then it ends", least=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class LayoutPrior:
-    """prior of layouts"""
-
-    filters: int = option(64, "channels of both stacks", least=1)
-    num_blocks: int = option(8, "gated blocks, layers of both stacks", least=2)
-    attention_every: int = option(0, "blocks from one row attention to the next; 0 for none", least=0)
-    dropout: float = option(0.1, "share of features dropped in training", least=0, most=0.99)
-
-
-@dataclasses.dataclass(frozen=True)
-class LayoutPriorTraining:
-    """training of the prior of layouts, like that of the other"""
-
-    epochs: int = option(40, "passes over the training people's slices", least=1)
-    batch_size: int = option(32, "slices of a step", least=1)
-    learning_rate: float = option(6e-3, "highest learning rate", above=0)
-    patience: int = option(8, "epochs without fewer bits per code on the validation people, then it ends", least=1)
-    average_over: float = option(0.05, "share of all steps that the average of the weights reaches back", above=0)
-
-
-@dataclasses.dataclass(frozen=True)
 class Prior:
     """prior of codes, given the layout"""
 
@@ -223,6 +197,30 @@ class PriorTraining:
     learning_rate: float = option(6e-3, "highest learning rate", above=0)
     patience: int = option(8, "epochs without fewer bits per code on the validation people, then it ends", least=1)
     average_over: float = option(0.05, "share of all steps that the average of the weights reaches back", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayoutPrior(Prior):
+    """prior of layouts"""
+
+    attention_every: int = option_like(Prior, "attention_every", 0)
+    dropout: float = option_like(Prior, "dropout", 0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayoutTraining(VQVAETraining):
+    """training of the layout's VQ-VAE, like that of the other"""
+
+    epochs: int = option_like(VQVAETraining, "epochs", 30)
+    batch_size: int = option_like(VQVAETraining, "batch_size", 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayoutPriorTraining(PriorTraining):
+    """training of the prior of layouts, like that of the other"""
+
+    epochs: int = option_like(PriorTraining, "epochs", 40)
+    batch_size: int = option_like(PriorTraining, "batch_size", 32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,9 +304,11 @@ def train(argv=None):
             chosen |= PRESETS[preset]
         values[place] = chosen | {name: given[prefix + name] for name in chosen if prefix + name in given}
     command, data = values.pop("command"), values["data"]
-    factor = values["vqvae"]["downsampling"]
-    if data["image_size"] is not None and data["image_size"] % factor:
-        parser.error(f"--image-size {data['image_size']}: must be a multiple of --downsampling {factor}")
+    sizes = {"": (data["image_size"], values["vqvae"]), "layout-": (values["layout"]["image_size"], values["layout"])}
+    for which, (size, model) in sizes.items():
+        if size is not None and size % model["downsampling"]:
+            factor = f"--{which}downsampling {model['downsampling']}"
+            parser.error(f"--{which}image-size {size}: must be a multiple of {factor}")
     data_dir = command["data_dir"]
     if data["validation_fraction"] + data["test_fraction"] >= 1:
         parser.error("--validation-fraction and --test-fraction: must be below 1 together")

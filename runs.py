@@ -66,6 +66,8 @@ def resolve_precision(choice):
 
 
 def set_precision(precision):
+    """What models built or loaded from now on compute in; float32 is float32 on GPUs, too (`devices.keep_float32`)."""
+    devices.keep_float32()
     keras.config.set_dtype_policy({"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision])
 
 
@@ -313,7 +315,7 @@ def _load(path, kind):
     Raises:
         UserError: If the file is missing, damaged, another model or of other sizes than config.json says.
     """
-    keras.config.set_dtype_policy("float32")
+    set_precision("float32")
     if not path.exists():
         raise UserError(f"{path}: not found; run train.py with this --run-dir first")
     try:

@@ -147,16 +147,19 @@ def train_prior(run_dir, data, options, name="prior"):
     Codes are told the layout of the same slice, and at drawing a layout that the other prior has drawn.
     """
     training, seed = options[f"{name}_training"], options["data"]["seed"]
+    train, validation = data.of("train"), data.of("validation")
     layout = runs.load_vqvae(run_dir, "layout")
-    encoders = {"codes": layout} if name == "layout_prior" else {"codes": runs.load_vqvae(run_dir), "layout": layout}
+    of_layout = dataset.encode(layout, data.images, validation.row.to_numpy())
+    if name == "layout_prior":
+        encoders, codes = {"codes": layout}, {"codes": of_layout}
+    else:
+        vqvae = runs.load_vqvae(run_dir)
+        encoders = {"codes": vqvae, "layout": layout}
+        codes = {"codes": runs.all_codes(run_dir, vqvae, data)[data.slices.split == "validation"], "layout": of_layout}
     if (run_dir / f"{name}.keras").exists():
         runs.load_prior(run_dir, name, *encoders.values())  # raises if it belongs to another VQ-VAE
     model = runs.build(name, data.image_size, len(data.labels), options, runs.fingerprint(*encoders.values()))
     model.set_codebook(keras.ops.convert_to_numpy(encoders["codes"].quantizer.codebook))
-    train, validation = data.of("train"), data.of("validation")
-    codes = {key: dataset.encode(vqvae, data.images, validation.row.to_numpy()) for key, vqvae in encoders.items()}
-    if name == "prior":
-        codes["codes"] = runs.all_codes(run_dir, encoders["codes"], data)[data.slices.split == "validation"]
     checked = dataset.prior_inputs(validation, data.labels, **codes)
     told = dataset.prior_inputs(train, data.labels)
     fit(

@@ -40,7 +40,7 @@ PROGRAM = """
 import sys
 sys.modules.update(dict.fromkeys(("tensorflow", "tf_keras", "tensorboard")))  # none of them to be had
 from pathlib import Path
-import numpy as np
+import keras, numpy as np
 import dataset, evaluate, predict, runs, train
 from evaluation import metrics
 
@@ -50,6 +50,9 @@ for stage in ("all", "sharp"):
     assert train.main([*options, "--run-dir", str(one), "--stage", stage]) == 0
 assert predict.main(["--run-dir", str(one), "--num-samples", "4"]) == 0
 models = runs.load_models(one)
+if keras.backend.backend() == "jax":
+    import jax
+    assert jax.config.jax_default_matmul_precision == "float32"
 vqvae = models.vqvae
 data = runs.find_data(one, runs.read_config(one))
 codes, per_slice, power = evaluate.reconstruct(vqvae, data)
@@ -97,6 +100,14 @@ def run_program(folder, backend, number):
 def place(tmp_path_factory):
     """A data set of 72 training slices; under JAX a run of one device, and one of two."""
     return run_program(tmp_path_factory.mktemp("jax"), "jax", 2)
+
+
+def test_float32_is_not_rounded_to_ten_bits_on_a_gpu():
+    import tensorflow
+
+    tensorflow.config.experimental.enable_tensor_float_32_execution(True)
+    runs.set_precision("float32")
+    assert not tensorflow.config.experimental.tensor_float_32_execution_enabled()
 
 
 def assert_used_alike(run, tmp_path):

@@ -11,9 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import PIL.Image
@@ -28,7 +30,7 @@ import options
 import predict
 import runs
 import train
-from benchmarks import kills
+from benchmarks import kills, ship
 from files import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -587,6 +589,28 @@ def test_copies_and_samples_that_are_alike_are_said():
         values = healthy["realism"][part] | values
         (fault,) = evaluate.find_faults(healthy | {"realism": healthy["realism"] | {part: values}})
         assert fault.startswith(said)
+
+
+def test_a_copy_to_give_away_is_half_as_large_and_draws(place, tmp_path):
+    copied = tmp_path / "copy"
+    arguments = ["--run-dir", str(place / "run"), "--output-dir", str(copied), "--data-dir", "somewhere"]
+    assert ship.main(arguments) == 0
+    of_run, of_copy = (runs.load_models(run, "sharp") for run in (place / "run", copied))
+    for mine, other in (
+        *((getattr(of_run, name), getattr(of_copy, name)) for name in ("layout", "layout_prior", "prior", "vqvae")),
+        (of_run.decoders["plain"], of_copy.decoders["plain"]),
+    ):
+        for a, b in zip(mine.get_weights(), other.get_weights(), strict=True):
+            np.testing.assert_array_equal(b, a.astype("float16").astype(a.dtype) if a.dtype == "float32" else a)
+        assert any((a != b).any() for a, b in zip(mine.get_weights(), other.get_weights(), strict=True))
+    with zipfile.ZipFile(copied / "prior.keras") as file, h5py.File(file.open("model.weights.h5")) as weights:
+        kinds = set()
+        weights.visititems(lambda _, item: kinds.add(str(item.dtype)) if isinstance(item, h5py.Dataset) else None)
+    assert "float16" in kinds
+    assert "float32" not in kinds
+    assert str(place) not in (copied / "config.json").read_text()
+    assert call(predict, copied, output_dir=tmp_path / "out", num_samples=2, decoder="sharp") == 0
+    assert len(list((tmp_path / "out" / "samples").iterdir())) == 2
 
 
 def test_256_by_256(tmp_path):

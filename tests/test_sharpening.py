@@ -1,5 +1,6 @@
 """The phase that sharpens the decoder: who learns from what, and that the codes stay."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -56,6 +57,24 @@ def test_each_learns_from_its_own_part_of_the_loss(sharpener, rng):
     pull = of_loss - of_reconstruction  # towards what the discriminator takes for real
     assert np.dot(-pull, of_fooled) > 0
     assert len(sharpener.trainable_variables) == len(judge.trainable_variables) + len(decoder.trainable_variables)
+
+
+def test_the_lecam_term_holds_answers_near_the_means_of_those_to_the_other_kind(rng):
+    images = rng.random((4, 32, 32, 1)).astype("float32")
+    losses_of = {}
+    for weight in (0.0, 0.5):
+        keras.utils.set_random_seed(1)
+        model = sharpening.Sharpener(modules.VQVAE(32, 8, 4, num_embeddings=8, embedding_dim=4), 0.5, weight)
+        model.answers.assign([0.3, -0.2])
+        outputs = model(images)
+        losses_of[weight] = float(model.compute_loss(images, None, outputs, training=True))
+    real, made = (np.asarray(model.discriminator(x), "float64") for x in (images, outputs))
+    means = 0.99 * np.array([0.3, -0.2]) + 0.01 * np.array([real.mean(), made.mean()])
+    np.testing.assert_allclose(model.answers, means, rtol=1e-4)
+    expected = 0.5 * (np.square(real - means[1]).mean() + np.square(made - means[0]).mean())
+    assert losses_of[0.5] - losses_of[0.0] == pytest.approx(expected, rel=1e-3)
+    model.compute_loss(images, None, outputs, training=False)  # a look at validation changes no mean
+    np.testing.assert_allclose(model.answers, means, rtol=1e-4)
 
 
 def test_the_codes_stay(sharpener, rng):
