@@ -28,6 +28,8 @@ from files import UserError, in_a_line
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("path", "subject_id", "session", "slice_index", "slice_position", "label", "split", "row")
 CACHE_VERSION = 2  # raise when decoding changes
+SHARE_ALONE = 0.3  # of the training slices, which are told no slice beside them
+SHARE_WRONG = 0.05  # of the codes beside, which are replaced by others, since drawn codes are not perfect
 ENCODED_AT_ONCE = 256  # slices; as floats they are larger than in the cache
 
 
@@ -383,6 +385,31 @@ def prior_inputs(slices, labels, **codes):
     }
 
 
+def neighbours(slices):
+    """Which slice lies below each one in the same scan, and which above.
+
+    Args:
+        slices: DataFrame of the slices.
+
+    Returns:
+        A dictionary of `below` and `above`: places in the DataFrame, integers, shape (n,), -1 where there is none, or
+        where slices are missing between.
+    """
+    table = slices.reset_index(drop=True).sort_values(["subject_id", "session", "slice_position"], kind="stable")
+    scans = table.groupby(["subject_id", "session"], sort=False)
+    gap = scans.slice_position.diff()
+    next_to = (gap > 0) & (gap < 1.5 * gap.median())
+    below = pd.Series(table.index, table.index).shift(1).where(next_to, -1).sort_index().to_numpy(int)
+    above = np.full(len(slices), -1)
+    above[below[below >= 0]] = np.flatnonzero(below >= 0)
+    return {"below": below, "above": above}
+
+
+def codes_beside(codes, places):
+    """Grids of codes of the slices at some places, int32, -1 throughout where the place is -1."""
+    return np.where((places >= 0)[:, None, None], codes[places].astype("int32"), -1).astype("int32")
+
+
 def select(inputs, chosen):
     """Those of `prior_inputs` that are chosen by indices or a mask, codes as int32."""
     batch = {name: values[chosen] for name, values in inputs.items()}
@@ -397,10 +424,15 @@ class ChangedSlices(Batches):
         batch_size, seed: As for `Batches`; the changes, too, depend on the seed and the epoch alone.
         max_shift: Most pixels they are moved, up, down, left and right.
         mirrored: Share of the slices that are mirrored.
+        by_scan: Whether all slices of a scan are changed alike.
     """
 
-    def __init__(self, data, batch_size, seed, max_shift=0, mirrored=0.0):
-        self.images, self.rows = data.images, data.of("train").row.to_numpy()
+    def __init__(self, data, batch_size, seed, max_shift=0, mirrored=0.0, by_scan=False):
+        training = data.of("train")
+        self.images, self.rows = data.images, training.row.to_numpy()
+        self.alike = np.arange(len(training))  # slices of one number are changed alike
+        if by_scan:
+            self.alike = training.groupby(["subject_id", "session"], sort=False).ngroup().to_numpy()
         self.max_shift, self.mirrored = max_shift, mirrored
         self.changes = np.zeros((len(self.rows), 3), int)
         super().__init__(len(self.rows), self.fetch, batch_size, seed)
@@ -408,9 +440,9 @@ class ChangedSlices(Batches):
     def set_epoch(self, epoch):
         """Draws the order and the changes of one epoch; to be called when it begins."""
         super().set_epoch(epoch)
-        rng = np.random.default_rng([self.seed, epoch, 1])
-        self.changes[:, 0] = rng.random(self.number) < self.mirrored
-        self.changes[:, 1:] = rng.integers(-self.max_shift, self.max_shift + 1, (self.number, 2))
+        rng, number = np.random.default_rng([self.seed, epoch, 1]), self.alike.max() + 1
+        self.changes[:, 0] = (rng.random(number) < self.mirrored)[self.alike]
+        self.changes[:, 1:] = rng.integers(-self.max_shift, self.max_shift + 1, (number, 2))[self.alike]
 
 
 class ChangedImages(ChangedSlices):
@@ -434,12 +466,15 @@ class ChangedCodes(ChangedSlices):
     Args:
         inputs: What `prior_inputs` tells of the training slices, without codes.
         encoders: The VQ-VAE behind each grid of codes, by the name that the prior has for it.
+        beside: What `neighbours` says of the training slices, for a prior that is told the codes of a slice beside;
+            then all slices of a scan are changed alike. Each slice is told one, or none (`SHARE_ALONE`).
     """
 
-    def __init__(self, inputs, encoders, *how, **more):
-        super().__init__(*how, **more)
+    def __init__(self, inputs, encoders, *how, beside=None, **more):
+        super().__init__(*how, by_scan=beside is not None, **more)
         grids = {name: np.zeros((self.number, *[v.grid_size] * 2), "uint16") for name, v in encoders.items()}
-        self.encoders = encoders
+        self.encoders, self.beside = encoders, beside or {}
+        grids |= {name: np.zeros(grids["codes"].shape, "int32") for name in self.beside}
         self.inputs = {**inputs, **grids, "change": np.zeros((self.number, 3), "float32")}  # until an epoch begins
 
     def set_epoch(self, epoch):
@@ -448,6 +483,15 @@ class ChangedCodes(ChangedSlices):
         told = self.changes / [1, max(1, self.max_shift), max(1, self.max_shift)]
         codes = {name: encode(vqvae, self.images, self.rows, self.changes) for name, vqvae in self.encoders.items()}
         self.inputs = {**self.inputs, **codes, "change": told.astype("float32")}
+        rng = np.random.default_rng([self.seed, epoch, 2])
+        drawn = rng.random(self.number)
+        for number, (name, places) in enumerate(self.beside.items()):
+            share = (1 - SHARE_ALONE) / len(self.beside)
+            told_of = (drawn >= number * share) & (drawn < (number + 1) * share)
+            known = codes_beside(codes["codes"], np.where(told_of, places, -1))
+            wrong = (rng.random(known.shape) < SHARE_WRONG) & (known >= 0)
+            known[wrong] = rng.choice(codes["codes"].ravel(), wrong.sum())
+            self.inputs[name] = known
 
     def fetch(self, indices):
         return select(self.inputs, indices)

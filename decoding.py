@@ -80,7 +80,7 @@ def _pixels(image):
     return np.asarray(image.convert("L"))
 
 
-def _read_image(path, scale, how):
+def read_image(path, scale, how):
     """A slice as uint8; images of more than 8 bits are scaled so that `scale`, (low, high), becomes 0 and 255."""
     with _open_image(path) as image:
         try:
@@ -98,7 +98,7 @@ def _read_image(path, scale, how):
     return pixels
 
 
-def _open_volume(path):
+def open_volume(path):
     """A volume with axes right, anterior, superior; its orientation as stored, and whether the header names one."""
     _refuse_no_file(path)
     try:
@@ -117,8 +117,8 @@ def _open_volume(path):
         raise BadFile(path, f"its header claims {' x '.join(map(str, shape))} voxels of type {dtype}")
     if not np.isfinite(volume.affine).all():
         raise BadFile(path, "the affine is not finite")
-    if not all(0.01 <= size <= 100 for size in _voxel_size(volume)):
-        raise BadFile(path, f"its header claims voxels of {' x '.join(f'{s:g}' for s in _voxel_size(volume))} mm")
+    if not all(0.01 <= size <= 100 for size in voxel_sizes(volume)):
+        raise BadFile(path, f"its header claims voxels of {' x '.join(f'{s:g}' for s in voxel_sizes(volume))} mm")
     header = volume.header
     named = True
     if isinstance(volume, nibabel.Nifti1Pair):
@@ -144,7 +144,7 @@ def _check_gzip(path, most):
                 raise ValueError("it unpacks to more than its header says")
 
 
-def _voxel_size(volume):
+def voxel_sizes(volume):
     """Voxel size in mm along the three axes of the array, from the affine."""
     return [float(size) for size in nibabel.affines.voxel_sizes(volume.affine)]
 
@@ -207,7 +207,7 @@ def _without_spoilers(path, values, far, black=None):
     return values, found
 
 
-def _read_volume(path, how):
+def read_volume(path, how):
     """Slices of a plane around the brain's middle, lowest (or most posterior, or leftmost) first.
 
     Intensity runs from the volume's 0.5th percentile (0) to the 99.5th of its foreground (255). Rows of an axial slice
@@ -218,7 +218,7 @@ def _read_volume(path, how):
         A list of slice numbers in the canonical volume; uint8 of shape (num_slices, height, width); names of what was
         found; the range of values before, (low, high).
     """
-    volume, _, _ = _open_volume(path)
+    volume, _, _ = open_volume(path)
     try:
         if path.suffix.lower() == ".gz":
             _check_gzip(path, 2**24 + 16 * math.prod(volume.shape))  # numbers of 16 bytes at most, and extensions
@@ -229,7 +229,7 @@ def _read_volume(path, how):
     if how.voxel_size:
         volume = nibabel.Nifti1Image(voxels, volume.affine)
         low = float(voxels.min())
-        volume = resample_to_output(volume, [how.voxel_size] * 3, order=1, cval=low)
+        volume = resample_to_output(volume, np.broadcast_to(how.voxel_size, 3), order=1, cval=low)
         voxels = np.asanyarray(volume.dataobj, dtype="float32")
     try:
         foreground = voxels > threshold_otsu(voxels)
@@ -239,11 +239,11 @@ def _read_volume(path, how):
     if low >= high:
         raise BadFile(path, f"nearly every value is {low:g}")
     if how.background == "black":
-        gap = max(1, round(BONE_MM / max(_voxel_size(volume))))
+        gap = max(1, round(BONE_MM / max(voxel_sizes(volume))))
         voxels = np.where(head(voxels, gap), voxels, low)
 
     axis = PLANES[how.plane]
-    along_mm = _voxel_size(volume)[axis]
+    along_mm = voxel_sizes(volume)[axis]
     area = foreground.mean(axis=tuple(one for one in range(3) if one != axis))
     inside = np.flatnonzero(area > 0.1 * area.max())
     middle = (inside[0] + inside[-1]) / 2
@@ -266,17 +266,17 @@ def _read_volume(path, how):
         )
     stack = np.rot90(np.moveaxis(voxels, axis, 2)[:, :, numbers]).transpose(2, 0, 1)
     stack = np.clip((stack - low) / (high - low), 0, 1)
-    shape = _slice_shape(volume, how)
+    shape = slice_shape(volume, how)
     if stack.shape[1:] != shape:  # square pixels, of the coarser of the two sizes
         stack = np.stack([resize(image, shape, anti_aliasing=True) for image in stack])
     return numbers.tolist(), (stack * 255).round().astype("uint8"), found, (float(low), float(high))
 
 
-def _slice_shape(volume, how):
+def slice_shape(volume, how):
     """Height and width in pixels of a canonical volume's slices, once their pixels are square."""
-    shape, sizes = volume.shape, _voxel_size(volume)
+    shape, sizes = volume.shape, voxel_sizes(volume)
     if how.voxel_size:
-        shape, affine = nibabel.spaces.vox2out_vox(volume, [how.voxel_size] * 3)
+        shape, affine = nibabel.spaces.vox2out_vox(volume, np.broadcast_to(how.voxel_size, 3))
         sizes = nibabel.affines.voxel_sizes(affine)
     across, along = (one for one in range(3) if one != PLANES[how.plane])
     pixel = max(sizes[across], sizes[along])
@@ -285,7 +285,12 @@ def _slice_shape(volume, how):
     return round(shape[along] * sizes[along] / pixel), round(shape[across] * sizes[across] / pixel)
 
 
-def _fit_square(image, native_size, image_size):
+def native_size_of(shapes):
+    """Side of the square that slices of these shapes, (height, width), are padded to: a multiple of 32."""
+    return math.ceil(max(map(max, shapes)) / 32) * 32
+
+
+def fit_square(image, native_size, image_size):
     """Pads a uint8 slice with black to native_size x native_size, centred, then resizes it with antialiasing."""
     height, width = image.shape
     top, left = (native_size - height) // 2, (native_size - width) // 2
@@ -296,7 +301,7 @@ def _fit_square(image, native_size, image_size):
     return (np.clip(resized, 0, 1) * 255).round().astype("uint8")
 
 
-def _inspect(source, how):
+def inspect_source(source, how):
     """What can be known of a source without decoding it, or, of an image of more than 8 bits, only by doing so.
 
     Returns:
@@ -304,9 +309,9 @@ def _inspect(source, how):
         of an image of more than 8 bits; `voxel`, sizes in mm, and `orientation` of a volume.
     """
     if source.slice_index is None:
-        volume, orientation, named = _open_volume(source.path)
-        kinds, voxel = [] if named else ["unoriented"], tuple(_voxel_size(volume))
-        return {"shape": _slice_shape(volume, how), "kinds": kinds, "voxel": voxel, "orientation": orientation}
+        volume, orientation, named = open_volume(source.path)
+        kinds, voxel = [] if named else ["unoriented"], tuple(voxel_sizes(volume))
+        return {"shape": slice_shape(volume, how), "kinds": kinds, "voxel": voxel, "orientation": orientation}
     with _open_image(source.path) as image:
         about = {"shape": image.size[::-1], "kinds": []}
         if image.mode.startswith("I") or image.mode == "F":
@@ -380,7 +385,7 @@ class How:
     slice_spacing_mm: float = 2.0
     slice_middle: float | None = None
     plane: str = "axial"
-    voxel_size: float | None = None
+    voxel_size: float | tuple[float, float, float] | None = None
     background: str = "keep"
     skip_bad_files: bool = False
 
@@ -393,11 +398,22 @@ def _refuse_nothing(data_dir, found, bad_files):
 
 def _survey(data_dir, sources, how):
     """Sources that can be opened; what is known of each; a `BadFile` for each of the others."""
-    looked = list(_each(lambda source: _inspect(source, how), sources, how.skip_bad_files, "reading headers"))
+    looked = list(_each(lambda source: inspect_source(source, how), sources, how.skip_bad_files, "reading headers"))
     bad_files = [found for _, found in looked if isinstance(found, BadFile)]
     looked = [(source, found) for source, found in looked if not isinstance(found, BadFile)]
     _refuse_nothing(data_dir, looked, bad_files)
     return [source for source, _ in looked], [found for _, found in looked], bad_files
+
+
+def scales_of(sources, inspected):
+    """What becomes 0 and 255 in the images of more than 8 bits of each scan: (low, high) by person and session."""
+    scales = {}
+    for source, about in zip(sources, inspected, strict=True):
+        if "scale" in about:
+            low, high = scales.get((source.subject_id, source.session), about["scale"])
+            scale = min(low, about["scale"][0]), max(high, about["scale"][1])
+            scales[source.subject_id, source.session] = scale
+    return scales
 
 
 def _most_common(values):
@@ -414,14 +430,9 @@ def build_cache(data_dir, sources, how, packed, manifest_path):
     """
     started = time.monotonic()
     sources, inspected, bad_files = _survey(data_dir, sources, how)
-    native_size = math.ceil(max(max(about["shape"]) for about in inspected) / 32) * 32
+    native_size = native_size_of(about["shape"] for about in inspected)
     image_size = how.image_size or native_size
-    scales = {}
-    for source, about in zip(sources, inspected, strict=True):
-        if "scale" in about:
-            low, high = scales.get((source.subject_id, source.session), about["scale"])
-            scale = min(low, about["scale"][0]), max(high, about["scale"][1])
-            scales[source.subject_id, source.session] = scale
+    scales = scales_of(sources, inspected)
     kinds = {name: [] for name in FOUND}
 
     def note(found, name):
@@ -430,12 +441,12 @@ def build_cache(data_dir, sources, how, packed, manifest_path):
 
     def decode(source):
         if source.slice_index is None:
-            numbers, stack, found, values = _read_volume(source.path, how)
+            numbers, stack, found, values = read_volume(source.path, how)
         else:
             scale = scales.get((source.subject_id, source.session))
-            numbers, stack, found = [source.slice_index], _read_image(source.path, scale, how)[None], []
+            numbers, stack, found = [source.slice_index], read_image(source.path, scale, how)[None], []
             values = scale or (float(stack.min()), float(stack.max()))
-        return numbers, [_fit_square(image, native_size, image_size) for image in stack], found, values
+        return numbers, [fit_square(image, native_size, image_size) for image in stack], found, values
 
     indices = [source.slice_index for source in sources if source.slice_index is not None]
     lowest, highest = (min(indices), max(indices)) if indices else (0, 0)

@@ -27,6 +27,7 @@ import decoding
 import predict
 import runs
 from evaluation import baselines, figures, metrics, realism, report
+from trained import TrainedModel
 
 FEWEST_JUDGED = 100  # samples
 AT_ONCE = 256  # slices
@@ -77,15 +78,15 @@ def code_lengths(models, data, codes):
     return of_layout.sum(axis=(1, 2)), metrics.code_lengths(models.prior, inputs)
 
 
-def measure(args, config, data, models):
+def measure(model, data):
     """What metrics.json says of the test people's slices.
 
     Returns:
         The dictionary; the codes of the test slices, a dictionary of metrics for each, bits of each code.
     """
-    test, vqvae = data.of("test"), models.vqvae
+    test, vqvae, config = data.of("test"), model.vqvae, model.config
     codes, per_slice, power_ratio = reconstruct(vqvae, data)
-    layout_bits, bits = code_lengths(models, data, codes)
+    layout_bits, bits = code_lengths(model.models, data, codes)
     for one, of_codes, of_layout in zip(per_slice, bits, layout_bits, strict=True):
         one["bits_per_code"] = float((of_codes.sum() + of_layout) / of_codes.size)
     summary = metrics.summarise(per_slice, test.subject_id)
@@ -94,7 +95,7 @@ def measure(args, config, data, models):
     rates = codebook["bits_per_pixel"], per_code["mean"] / vqvae.downsampling**2
     result = {
         "data": config["data"]["title"],
-        "decoder": args.decoder,
+        "decoder": model.decoder,
         "split": "test",
         "splits_sha256": config["splits_sha256"],
         "slices": len(test),
@@ -115,24 +116,23 @@ def measure(args, config, data, models):
                 "seconds": sum(row["seconds"] for row in rows),
                 "fastest_epoch_seconds": min((row["seconds"] for row in rows), default=None),
             }
-            for stage, rows in runs.read_histories(args.run_dir, args.decoder).items()
+            for stage, rows in runs.read_histories(model.run_dir, model.decoder).items()
         },
     }
     return result, codes, per_slice, bits
 
 
-def draw_pictures(folder, args, data, decoders, found, footer):
+def draw_pictures(folder, model, data, found, footer):
     """Pictures of the test slices: reconstructions, the worst of them, masks, use of the codebook, bits, curves.
 
     Args:
         folder: Where they go.
-        args: The options of the command.
+        model: The `TrainedModel`, whose decoders are all shown; the last is measured.
         data: The data set.
-        decoders: Each VQ-VAE whose output is shown, by name; the last is measured.
         found: Codes, metrics and bits of the test slices, as `measure` returns them.
         footer: Line under each picture.
     """
-    codes, per_slice, bits = found
+    (codes, per_slice, bits), decoders = found, model.models.decoders
     test = data.of("test").reset_index(drop=True)
     shown = predict.one_of_each(test, position=0.6, most=8)
     predict.show_reconstructions(folder / "reconstructions.png", data, decoders, shown, footer)
@@ -145,16 +145,15 @@ def draw_pictures(folder, args, data, decoders, found, footer):
     some = shown.iloc[:5]
     figures.bits(folder / "bits.png", bits.mean(axis=0), images[:5], bits[some.index], some.subject_id, footer)
     figures.codebook(folder / "codebook.png", codes, next(iter(decoders.values())).quantizer.num_embeddings, footer)
-    figures.history(folder / "history.png", runs.read_histories(args.run_dir, args.decoder), footer)
+    figures.history(folder / "history.png", runs.read_histories(model.run_dir, model.decoder), footer)
 
 
-def draw_samples(folder, args, config, data, models, footer):
+def draw_samples(folder, args, model, footer):
     """Draws the samples that are judged, and pictures of them; returns them and their slice positions."""
-    names, vqvae, sampler = config["data"]["labels"], models.vqvae, predict.sampler_of(models, args)
-    labels, positions = predict.choose_conditions(data.of("train"), names, args.num_samples, args.seed)
-    images = np.concatenate(list(predict.draw(sampler, vqvae, labels, positions, args.seed)))
-    predict.show_samples(folder / "samples.png", images, labels, positions, names, footer)
-    predict.show_positions(folder / "positions.png", sampler, vqvae, names, args.seed, footer)
+    labels, positions = model.conditions(args.num_samples, args.seed)
+    images = np.concatenate(list(predict.draw(model, labels, positions, args.seed)))
+    predict.show_samples(folder / "samples.png", images, labels, positions, model.labels, footer)
+    predict.show_positions(folder / "positions.png", model, args.seed, footer)
     return images, positions
 
 
@@ -225,22 +224,25 @@ def write(folder, config, data, result, per_slice, footer):
 
 
 def run(args):
-    config = runs.read_config(args.run_dir)
+    how = (args.layout_temperature, args.temperature, args.top_k, args.top_p)
+    model = TrainedModel(args.run_dir, args.decoder, *how)
+    config = model.config
     data, faults = without_black(runs.find_data(args.run_dir, config, args.data_dir, args.cache_dir))
-    models = runs.load_models(args.run_dir, args.decoder)
     extract = realism.InceptionFeatures() if args.features == "inception" else realism.TextureFeatures(data.image_size)
-    folder = args.output_dir or args.run_dir / f"evaluation{'_sharp' * (args.decoder == 'sharp')}"
+    folder = args.output_dir or args.run_dir / f"evaluation{'_sharp' * (model.decoder == 'sharp')}"
     predict.empty(folder, report.PICTURES)
     footer = runs.footer(data.title, data.credit)
     print(f"data: {data.title}")
 
-    result, *found = measure(args, config, data, models)
-    draw_pictures(folder, args, data, models.decoders, found, footer)
-    images, positions = draw_samples(folder, args, config, data, models, footer)
-    realism_found = judge(folder, args, data, models.vqvae, images, positions, extract, footer)
+    result, *found = measure(model, data)
+    draw_pictures(folder, model, data, found, footer)
+    images, positions = draw_samples(folder, args, model, footer)
+    realism_found = judge(folder, args, data, model.vqvae, images, positions, extract, footer)
     if realism_found:
         result["realism"] = realism_found
-    result["faults"] = [*faults, *find_faults(result)]
+    unfinished = [f"unfinished run: {line}" for line in model.unfinished]
+    result["faults"] = [*unfinished, *faults, *find_faults(result)]
+    runs.write_ranges(args.run_dir, model.decoder, found[1], data.of("test").subject_id)
     write(folder, config, data, result, found[1], footer)
 
     means = {name: values["mean"] or math.nan for name, values in result["reconstruction"].items()}

@@ -110,13 +110,13 @@ class Source:
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def _kind(name):
+def kind_of(name):
     """ "image", "volume" or nothing, by the ending of a file's name."""
     name = name.lower()
     return "image" if name.endswith(IMAGE_SUFFIXES) else "volume" if name.endswith(VOLUME_SUFFIXES) else ""
 
 
-def _walk(folder):
+def walk(folder):
     """Paths of all files below, relative to the folder, in order; links are followed, what is hidden is not."""
 
     def refuse(error):
@@ -134,7 +134,7 @@ def _walk(folder):
         found += [name if start == "." else f"{start}/{name}" for name in sorted(names) if not name.startswith(".")]
         # An image that is a folder, or a link to nowhere, is named when it is opened.
         found += [
-            f"{start}/{name}".removeprefix("./") for name in folders if _kind(name) and not _holds_any(place, name)
+            f"{start}/{name}".removeprefix("./") for name in folders if kind_of(name) and not _holds_any(place, name)
         ]
     return sorted(name.replace(os.sep, "/") for name in found)
 
@@ -199,7 +199,7 @@ def _sources(data_dir, matched):
         if split and not _split_of(split):
             raise UserError(f"{data_dir / name}: split {split!r} is none of {', '.join(SPLIT_NAMES)}")
         number = None
-        if _kind(name) == "image":
+        if kind_of(name) == "image":
             if index and not index.isdecimal():
                 raise UserError(f"{data_dir / name}: read the slice number {index!r}, which is not a number")
             series = subject, session, name.rpartition("/")[0]
@@ -229,7 +229,7 @@ def _by_regex(data_dir, names, everything, subject_regex):
             raise UserError(
                 f"--subject-regex {subject_regex!r}: its group {group!r} matches in none of {len(matched)} files"
             )
-    kinds = collections.Counter(map(_kind, matched))
+    kinds = collections.Counter(map(kind_of, matched))
     if len(kinds) > 1:
         raise UserError(
             f"--subject-regex {subject_regex!r} matches {kinds['image']} images and {kinds['volume']} volumes; "
@@ -364,8 +364,8 @@ def find(data_dir, layout=None, subject_regex=None, label_column=None):
     """
     check(data_dir, layout, subject_regex, label_column)
     data_dir = Path(data_dir)
-    everything = _walk(data_dir)
-    names = [name for name in everything if _kind(name)]
+    everything = walk(data_dir)
+    names = [name for name in everything if kind_of(name)]
     if subject_regex:
         layout = "regex"
         sources, notices = _by_regex(data_dir, names, everything, subject_regex)
@@ -399,7 +399,7 @@ def find(data_dir, layout=None, subject_regex=None, label_column=None):
 
 def _refuse_nothing(data_dir, names, tried=(), everything=()):
     """Raises UserError where no file is used, with what may have been meant."""
-    kinds = collections.Counter(map(_kind, names))
+    kinds = collections.Counter(map(kind_of, names))
     found = " and ".join(f"{kinds[kind]} {kind}s" for kind in ("image", "volume") if kinds[kind])
     if not names:
         scan = next((name for name in everything if _is_dicom(data_dir / name)), None)

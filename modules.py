@@ -717,8 +717,9 @@ class PixelCNN(keras.Model):
     Call arguments:
         inputs: A dictionary: `codes`, int32, shape (batch, grid, grid); `label`, int32, shape (batch,);
             `slice_position`, float32 in [0, 1] from the lowest slice to the highest, shape (batch,); the grids of
-            `maps`, by their names; `change`, float32, shape (batch, 3): whether the slice is mirrored, how far it is
-            moved down and right, in units of the farthest. Without it, slices are as they are.
+            `maps`, by their names, -1 where a code is not known, as in a whole grid that is left out; `change`,
+            float32, shape (batch, 3): whether the slice is mirrored, how far it is moved down and right, in units of
+            the farthest. Without it, slices are as they are.
 
     Returns:
         Logits, float32, shape (batch, grid, grid, K); those at (r, c) depend only on codes before (r, c).
@@ -832,7 +833,10 @@ class PixelCNN(keras.Model):
     def place(self, inputs):
         """What is known of each place: a learned embedding of it, and the maps. (B or 1, grid, grid, filters)."""
         place = ops.cast(self.row_embedding + self.column_embedding, self.compute_dtype)[None]
-        return sum((code_map(inputs[name]) for name, code_map in self.maps.items()), place)
+        for name, code_map in self.maps.items():
+            unknown = ops.full((1, code_map.grid_size, code_map.grid_size), -1, "int32")
+            place = place + code_map(inputs.get(name, unknown))
+        return place
 
     def head(self, v, h):
         """Logits, float32, from the features of both stacks."""

@@ -16,7 +16,7 @@ import layouts
 from files import UserError
 
 
-def option(default, meaning, choices=None, least=None, most=None, above=None, kind=None, everyday=False):
+def option(default, meaning, choices=None, least=None, most=None, above=None, kind=None, several=False, everyday=False):
     """A field of a group: its default, what it means (with its unit), and what it may be.
 
     Args:
@@ -25,6 +25,7 @@ def option(default, meaning, choices=None, least=None, most=None, above=None, ki
         choices: The words that it may be.
         least, most, above: Limits of a number, the last one excluded.
         kind: Type, where the default does not say it.
+        several: Whether it takes more than one value; it is a list then.
         everyday: Whether `--help` shows it, or `--help-all` alone.
     """
     return dataclasses.field(
@@ -36,6 +37,7 @@ def option(default, meaning, choices=None, least=None, most=None, above=None, ki
             "most": most,
             "above": above,
             "kind": kind or type(default),
+            "several": several,
             "everyday": everyday,
         },
     )
@@ -72,6 +74,12 @@ class Training:
         "sizes of the VQ-VAE; 1mm is for slices of 256 x 256 at 1 mm",
         ("default", "1mm", "vqvae-2017", "three-conv"),
         kind=str,
+        everyday=True,
+    )
+    start_from: Path = option(
+        None,
+        "folder of a trained run whose weights each stage starts from; with one --stage, it lends the others' models",
+        kind=Path,
         everyday=True,
     )
     precision: str = option(
@@ -136,6 +144,17 @@ class Augmentation:
 
     max_shift: int = option(2, "most pixels by which a slice is moved, up, down, left and right", least=0, most=64)
     mirrored: float = option(0.5, "share of the slices that are mirrored left to right", least=0, most=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """whole heads"""
+
+    neighbours: bool = option(
+        False,
+        "tell both priors the codes of the slice below or above, so that predict.py can draw --volumes",
+        everyday=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +292,7 @@ TRAIN = {  # each group by the beginning of its flags and its place in config.js
     ("", "command"): Training,
     ("", "data"): Data,
     ("", "augmentation"): Augmentation,
+    ("", "heads"): Heads,
     ("", "vqvae"): VQVAE,
     ("layout_", "layout"): Layout,
     ("layout_prior_", "layout_prior"): LayoutPrior,
@@ -295,6 +315,7 @@ def train(argv=None):
     parser, given = _read("Train a VQ-VAE on brain slices and a PixelCNN prior on its codes.", TRAIN, argv)
     demo = {} if given.get("data_dir") else DEMO
     preset = given.get("preset")
+    of_start = _of_start(parser, given)
     values = {}
     for (prefix, place), group in TRAIN.items():
         chosen = {field.name: field.default for field in dataclasses.fields(group)}
@@ -302,6 +323,7 @@ def train(argv=None):
             chosen |= {name: demo[prefix + name] for name in chosen if prefix + name in demo}
         if place == "vqvae" and preset is not None:
             chosen |= PRESETS[preset]
+        chosen |= {name: value for name, value in of_start.get(place, {}).items() if name in chosen}
         values[place] = chosen | {name: given[prefix + name] for name in chosen if prefix + name in given}
     command, data = values.pop("command"), values["data"]
     sizes = {"": (data["image_size"], values["vqvae"]), "layout-": (values["layout"]["image_size"], values["layout"])}
@@ -331,9 +353,33 @@ def train(argv=None):
     data["slice_spacing_mm"] = data.pop("slice_spacing")
     data["data_dir"] = str(data_dir.resolve()) if data_dir else None
     data["cache_dir"] = str(data["cache_dir"].resolve())
-    options = {**values, "precision": command["precision"]}
+    start_from = command["start_from"]
+    options = {**values, "precision": command["precision"], "start_from": str(start_from) if start_from else None}
     command |= {"run_dir": run_dir, "options": options}
     return argparse.Namespace(**{name: command[name] for name in ("stage", "run_dir", "devices", "dry_run", "options")})
+
+
+def _of_start(parser, given):
+    """What --start-from says of each group of options: sizes of models, and all of the stages that are not trained."""
+    start = given.get("start_from")
+    if not start:
+        return {}
+    path = start / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        options, image_size = config["options"], config["data"]["image_size"]
+        groups = {place: options[place] for place in ("vqvae", "layout", "layout_prior", "prior")}
+        if given.get("stage", "all") != "all":
+            groups |= {
+                f"{stage}_training": options[f"{stage}_training"]
+                for stage in (*groups, "sharp")
+                if stage != given["stage"] and f"{stage}_training" in options
+            }
+    except FileNotFoundError:
+        parser.error(f"--start-from {start}: no run here (no config.json)")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        parser.error(f"--start-from {path}: damaged, or of an older version ({type(error).__name__})")
+    return {**groups, "data": {"image_size": image_size}}
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -347,7 +393,11 @@ class TrainedRun:
 
     run_dir: Path = option(Path("runs/demo"), "folder that train.py wrote", everyday=True)
     decoder: str = option(
-        "plain", "which decoder; train.py --stage sharp makes the other one", ("plain", "sharp"), everyday=True
+        None,
+        "which decoder (default: the sharp one where train.py --stage sharp has made it)",
+        ("plain", "sharp"),
+        kind=str,
+        everyday=True,
     )
     data_dir: Path = option(None, "folder of the run's data now (default: where they were)", kind=Path, everyday=True)
     cache_dir: Path = option(None, "folder of decoded slices (default: where they were)", kind=Path)
@@ -371,16 +421,35 @@ class Prediction:
     output_dir: Path = option(
         None, "where samples and pictures go (default: predictions in the run folder)", kind=Path, everyday=True
     )
-    num_samples: int = option(16, "how many slices to draw", least=1, everyday=True)
-    label: str = option(None, "label of every sample (default: as often as in training)", kind=str, everyday=True)
+    num_samples: int = option(16, "how many slices to draw, or completions", least=1, everyday=True)
+    label: str = option(
+        None,
+        "label of every sample (default: as often as in training; of inputs, the likeliest)",
+        kind=str,
+        everyday=True,
+    )
     slice_position: float = option(
         None,
-        "height of every sample, 0 the lowest and 1 the highest (default: as often as in training)",
+        "height of every sample, 0 the lowest and 1 the highest (default: as often as in training; of images, the "
+        "likeliest)",
         least=0,
         most=1,
         kind=float,
         everyday=True,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """scans of one's own; without them, new slices are drawn"""
+
+    input: Path = option(
+        None, "images, volumes or folders of them, to be reconstructed", kind=Path, several=True, everyday=True
+    )
+    mask: Path = option(
+        None, "image of the size of the one --input; what is bright in it is drawn anew", kind=Path, everyday=True
+    )
+    anomaly: bool = option(False, "map what is uncommon in the inputs; that finds no disease", everyday=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,18 +471,31 @@ class Evaluation:
 
 
 def predict(argv=None):
-    """Reads the command line of predict.py: a namespace of the fields of `TrainedRun`, `Prediction`, `Truncation`."""
-    groups = {("", group.__name__): group for group in (TrainedRun, Prediction, Truncation)}
-    return _of_a_run("Draw new slices from a trained run; show reconstructions of its test people.", groups, argv)
+    """Reads the command line of predict.py: the fields of `TrainedRun`, `Prediction`, `Inputs` and `Truncation`."""
+    groups = {("", group.__name__): group for group in (TrainedRun, Prediction, Inputs, Truncation)}
+    args, parser = _of_a_run("Draw new slices from a trained run, or apply it to scans of your own.", groups, argv)
+    if not args.input:
+        for flag, value in (("--mask", args.mask), ("--anomaly", args.anomaly)):
+            if value:
+                parser.error(f"{flag}: is for a scan, which --input gives")
+    if args.mask and args.anomaly:
+        parser.error("--mask and --anomaly: give one of them")
+    if args.mask and (len(args.input) > 1 or args.input[0].is_dir()):
+        parser.error(f"--mask {args.mask}: is for one image, and --input gives more")
+    for path in [*(args.input or []), *[args.mask] * bool(args.mask)]:
+        if not path.exists():
+            parser.error(f"{path}: no such file or folder")
+    return args
 
 
 def evaluate(argv=None):
     """Reads the command line of evaluate.py: a namespace of the fields of `TrainedRun`, `Evaluation`, `Truncation`."""
     groups = {("", group.__name__): group for group in (TrainedRun, Evaluation, Truncation)}
-    return _of_a_run("Measure a trained run on its test people, and its samples against them.", groups, argv)
+    return _of_a_run("Measure a trained run on its test people, and its samples against them.", groups, argv)[0]
 
 
 def _of_a_run(description, groups, argv):
+    """The options of a command that needs a run, checked against it, and the parser, which says what is wrong."""
     parser, given = _read(description, groups, argv)
     values = {field.name: field.default for group in groups.values() for field in dataclasses.fields(group)}
     args = argparse.Namespace(**values | given)
@@ -429,7 +511,7 @@ def _of_a_run(description, groups, argv):
             parser.error(f"--label {args.label}: the run knows {', '.join(labels) or 'no labels'}")
     if args.decoder == "sharp" and not (args.run_dir / "sharp.keras").exists():
         parser.error(f"--decoder sharp: no sharp.keras in {args.run_dir}; run train.py --stage sharp first")
-    return args
+    return args, parser
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -459,6 +541,7 @@ def _build(description, groups, everything):
             else:
                 choices = "{" + ", ".join(map(str, about["choices"])) + "}" if about["choices"] else None
                 how = {"type": about["kind"], "metavar": choices or about["kind"].__name__.upper()}
+                how |= {"nargs": "+"} if about["several"] else {}
             shown = [] if field.default is None or about["kind"] is bool else [f"default: {field.default}"]
             if "data" in [place for _, place in groups] and prefix + field.name in DEMO:
                 shown.append(f"demo: {DEMO[prefix + field.name]}")

@@ -1,10 +1,14 @@
-"""Draws new slices from a trained run, and shows what its VQ-VAE makes of a few test people.
+"""Draws new slices from a trained run, or applies it to scans of one's own.
 
-    python predict.py                                             # the demo run
-    python predict.py --run-dir runs/ixi --num-samples 64 --slice-position 0.6
+    python predict.py                                             # new slices of the demo run
+    python predict.py --run-dir pretrained/ixi --num-samples 64 --slice-position 0.6
+    python predict.py --run-dir pretrained/ixi --input scan.nii.gz photos/           # reconstructions, codes, bits
+    python predict.py --run-dir pretrained/ixi --input slice.png --mask mask.png     # what may be under the mask
+    python predict.py --run-dir pretrained/ixi --input scan.nii.gz --anomaly         # what is uncommon
 
-Drawing needs the run folder alone. Writes to --output-dir: samples/sample_0000.png and so on (8-bit grey), samples.png,
-positions.png, and where the run's data are at hand reconstructions.png. `evaluate.py` measures.
+The run folder alone is needed. New slices go to --output-dir: samples/sample_0000.png and so on (8-bit grey),
+samples.png, positions.png, and where the run's data are at hand reconstructions.png; docs/using.md says what is
+written for scans of one's own. `evaluate.py` measures.
 """
 
 import sys
@@ -17,51 +21,32 @@ if __name__ == "__main__":
 with files.quietly():
     import keras  # noqa: F401
 import numpy as np
+import pandas as pd
 import PIL.Image
 from tqdm import tqdm
 
+import inputs
 import runs
-import sampling
+from decoding import BadFile
 from evaluation import figures, metrics
+from files import UserError
+from trained import TrainedModel
 
-AT_ONCE = 32  # samples
-
+BITS_OF_WHITE = 16  # bits of a code that are white in bits.png
+UNCOMMON_OF_WHITE = 4  # intensity times bits that are white in anomaly.png
 
 # ----------------------------------------------------------------------------------------------------------------
 # New slices
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def choose_conditions(training, labels, number, seed, label=None, slice_position=None):
-    """Label and slice position of each sample: as given, or those of a training slice drawn at random.
-
-    Sample i of a seed has the same ones however many are drawn.
-
-    Args:
-        training: DataFrame of the training slices.
-        labels: The labels that the prior knows, in its order.
-
-    Returns:
-        Labels as the prior counts them, int32, and slice positions, float32, each of shape (number,).
-    """
-    drawn = [np.random.default_rng([seed, i, 1]).integers(len(training)) for i in range(number)]
-    chosen = training.iloc[drawn]
-    names = chosen.label if label is None else [label] * number
-    positions = chosen.slice_position if slice_position is None else [slice_position] * number
-    return np.array([["", *labels].index(name) for name in names], "int32"), np.array(positions, "float32")
-
-
-def draw(sampler, vqvae, labels, positions, seed, noise_index=None, description="samples"):
-    """Yields new images a batch at a time, float32 in [0, 1], shape (m, S, S).
-
-    The arguments are those of `SliceSampler.sample`. Progress is shown on standard error, every ten seconds where
-    that is not a terminal.
-    """
+def draw(model, labels, positions, seed, noise_index=None, description="samples"):
+    """What `TrainedModel.draw` yields; progress goes to standard error, every ten seconds where that is no terminal."""
     pause = 0.1 if sys.stderr.isatty() else 10
     with tqdm(total=len(labels), desc=description, unit="slice", leave=False, delay=1, mininterval=pause) as bar:
-        for codes in sampler.sample(labels, positions, seed, noise_index=noise_index, batch_size=AT_ONCE):
-            yield vqvae.decode(codes)[..., 0]
-            bar.update(len(codes))
+        for images in model.draw(labels, positions, seed, noise_index):
+            yield images
+            bar.update(len(images))
 
 
 def write_samples(batches, folder):
@@ -75,25 +60,20 @@ def write_samples(batches, folder):
         yield image
 
 
-def sampler_of(models, args):
-    """The `SliceSampler` of a run at what `options.Truncation` says."""
-    how = (args.layout_temperature, args.temperature, args.top_k, args.top_p)
-    return sampling.SliceSampler(models.layout_prior, models.prior, *how)
-
-
 def show_samples(path, images, labels, positions, names, footer):
     """A picture of at most 32 samples, each under its label and slice position."""
     titles = [f"{['', *names][k]} at {p:.2f}".strip() for k, p in zip(labels[:32], positions, strict=False)]
     figures.image_grid(path, images[:32], titles, f"made by the model\n{footer}")
 
 
-def show_positions(path, sampler, vqvae, names, seed, footer, label=None):
+def show_positions(path, model, seed, footer, label=None):
     """A picture of the same noise at eight heights, a row for each label, or for one."""
+    names = model.labels
     kinds = range(1, len(names) + 1) if label is None else [names.index(label) + 1]
     kinds = list(kinds) or [0]
     heights = np.tile(np.linspace(0, 1, 8, dtype="float32"), len(kinds))
     labels = np.repeat(np.array(kinds, "int32"), 8)
-    drawn = draw(sampler, vqvae, labels, heights, seed, np.zeros(len(labels), int), "positions")
+    drawn = draw(model, labels, heights, seed, np.zeros(len(labels), int), "positions")
     figures.image_grid(
         path,
         np.concatenate(list(drawn)),
@@ -138,6 +118,146 @@ def show_reconstructions(path, data, decoders, slices, footer):
 
 
 # ----------------------------------------------------------------------------------------------------------------
+# Scans of one's own
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def read_scans(paths, config):
+    """Yields each scan of some files and folders; one that cannot be used gets a line, and is told at the end.
+
+    Raises:
+        UserError: At the end, if any could not be used.
+    """
+    found, bad = inputs.find(paths), 0
+    for name, (source, scale) in found.items():
+        try:
+            yield inputs.read(name, source, config, scale)
+        except BadFile as error:
+            bad += 1
+            print(f"error: {error.path}: {error.reason}", file=sys.stderr)
+    if bad:
+        raise UserError(f"{bad} of {len(found)} inputs could not be used; the others are done")
+
+
+def outside(found, ranges, kind):
+    """Lines on what is outside the range of the run's test people: `kind` is "slices" or "people" (of volumes)."""
+    lines = []
+    for name, words in (("ssim_head", "SSIM inside the head"), ("bits_per_code", "bits per code")):
+        low, high = ranges.get(name, {}).get(kind, (-np.inf, np.inf))
+        if not low <= found[name] <= high:
+            lines.append(f"{words} {found[name]:.3f}, test people of the run {low:.3f} to {high:.3f}")
+    return lines
+
+
+def reconstruct(model, scan, folder, args):
+    """Writes what the models make of a scan; returns its row of inputs.csv, and the slice that is shown."""
+    codes = model.encode(scan.images)
+    outputs = model.decode(codes)
+    heights = args.slice_position if scan.slice_positions is None else scan.slice_positions
+    bits, layout_bits = model.bits(scan.images, args.label, heights)
+    folder.mkdir(parents=True, exist_ok=True)
+    runs.save(
+        lambda partial: np.savez_compressed(
+            partial,
+            codes=codes.astype("uint16"),
+            layout=model.encode_layout(scan.images).astype("uint16"),
+            bits=bits,
+            layout_bits=layout_bits,
+            slice_numbers=scan.numbers,
+        ),
+        folder / "codes.npz",
+    )
+    by_pixel = bits.repeat(model.vqvae.downsampling, axis=1).repeat(model.vqvae.downsampling, axis=2)
+    difference = outputs - scan.images
+    if scan.volume:
+        low, high = scan.values
+        inputs.write_volume(scan, low + outputs * (high - low), folder / "reconstruction.nii.gz")
+        inputs.write_volume(scan, difference * (high - low), folder / "difference.nii.gz")
+        inputs.write_volume(scan, by_pixel, folder / "bits.nii.gz", order=0)
+    else:
+        inputs.write_image(scan, outputs[0], folder / "reconstruction.png")
+        inputs.write_image(scan, difference[0] / 2 + 0.5, folder / "difference.png")
+        inputs.write_image(scan, by_pixel[0] / BITS_OF_WHITE, folder / "bits.png", order=0)
+    per_slice = metrics.batch_metrics(scan.images, outputs)
+    for one, of_codes, of_layout in zip(per_slice, bits, layout_bits, strict=True):
+        one["bits_per_code"] = float((of_codes.sum() + of_layout.sum()) / of_codes.size)
+    values = pd.DataFrame(per_slice).replace([np.inf, -np.inf], np.nan).mean().to_dict()
+    strange = outside(values, runs.read_ranges(model.run_dir, model.decoder), "people" if scan.volume else "slices")
+    row = {"input": scan.name, "slices": len(scan.images), **values}
+    row |= {"outside": "; ".join(strange), "notices": "; ".join(scan.notices)}
+    middle = len(scan.images) * 6 // 10
+    title = f"{scan.name[:24]}\nhead {per_slice[middle]['ssim_head']:.3f}, {bits[middle].mean():.2f} bits a code"
+    return row, (scan.images[middle], outputs[middle], bits[middle], title)
+
+
+def reconstruct_all(model, args, folder, footer):
+    """--input: a folder for each scan, inputs.csv and inputs.png."""
+    rows, shown = [], []
+    ranges = runs.read_ranges(model.run_dir, model.decoder)
+    if not ranges:
+        print(f"note: to know what is usual for the run's test people: python evaluate.py --run-dir {args.run_dir}")
+
+    def write():
+        table = pd.DataFrame(rows)
+        for name, limits in ranges.items():
+            kinds = ["people" if number > 1 else "slices" for number in table.slices]
+            table[f"{name}_of_test_people"] = ["{} to {}".format(*limits[kind]) for kind in kinds]
+        files.write_text(folder / "inputs.csv", table.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
+        images, outputs, bits, titles = zip(*shown[:8], strict=True)
+        figures.inputs(folder / "inputs.png", np.stack(images), np.stack(outputs), bits, titles, footer)
+
+    try:
+        for scan in read_scans(args.input, model.config):
+            row, picture = reconstruct(model, scan, folder / scan.name, args)
+            rows.append(row)
+            shown.append(picture)
+            figures_of = f"SSIM {row['ssim']:.4f}, inside the head {row['ssim_head']:.4f}, PSNR {row['psnr_db']:.2f} dB"
+            print(f"{scan.name}: {len(scan.images)} slices, {figures_of}, {row['bits_per_code']:.3f} bits per code")
+            for line in scan.notices:
+                print(f"note: {scan.name}: {line}")
+            if row["outside"]:
+                print(f"warning: {scan.name} is unlike the run's data: {row['outside']}")
+    finally:
+        if rows:
+            write()
+            print(f"written to {folder}; look at {folder / 'inputs.png'}")
+
+
+def complete(model, args, folder, footer):
+    """--mask: completions of one image, and a picture of them."""
+    (scan,) = read_scans(args.input, model.config)
+    if scan.volume:
+        raise UserError(f"{args.input[0]}: a volume, and --mask is for one image")
+    under, mask = inputs.read_mask(args.mask, scan)
+    drawn = model.complete(scan.images[0], mask, args.num_samples, args.seed, args.label, args.slice_position)
+    for old in folder.glob("completion_*.png"):
+        old.unlink()
+    for i, image in enumerate(drawn):
+        inputs.write_image(scan, image, folder / f"completion_{i:04d}.png", only=under)
+    figures.completions(folder / "completions.png", scan.images[0], mask, drawn[:14], footer)
+    print(f"{len(drawn)} completions: {folder}; look at {folder / 'completions.png'}")
+
+
+def map_anomalies(model, args, folder, footer):
+    """--anomaly: a map of each scan, and a picture of them."""
+    shown = []
+    for scan in read_scans(args.input, model.config):
+        heights = args.slice_position if scan.slice_positions is None else scan.slice_positions
+        found = model.anomaly_map(scan.images, seed=args.seed, label=args.label, slice_position=heights)
+        (folder / scan.name).mkdir(parents=True, exist_ok=True)
+        if scan.volume:
+            inputs.write_volume(scan, found, folder / scan.name / "anomaly.nii.gz")
+        else:
+            inputs.write_image(scan, found[0] / UNCOMMON_OF_WHITE, folder / scan.name / "anomaly.png")
+        worst = found.max(axis=(1, 2)).argmax()
+        shown.append((scan.images[worst], found[worst], scan.name[:24]))
+        print(f"{scan.name}: {folder / scan.name}")
+        images, maps, titles = zip(*shown[:8], strict=True)
+        figures.anomalies(folder / "anomalies.png", images, maps, titles, footer)
+    print(f"what is uncommon for {args.run_dir}: {folder / 'anomalies.png'}; it finds no disease")
+
+
+# ----------------------------------------------------------------------------------------------------------------
 # The command
 # ----------------------------------------------------------------------------------------------------------------
 
@@ -149,35 +269,46 @@ def empty(output_dir, pictures):
         left.unlink(missing_ok=True)
 
 
-def run(args):
-    config, slices = runs.read_config(args.run_dir), runs.read_splits(args.run_dir)
-    models = runs.load_models(args.run_dir, args.decoder)
-    names, footer = config["data"]["labels"], runs.footer(config["data"]["title"], config["data"]["credit"])
-    output_dir = args.output_dir or args.run_dir / f"predictions{'_sharp' * (args.decoder == 'sharp')}"
-    empty(output_dir, ["samples.png", "positions.png", "reconstructions.png"])
-    print(f"run: {args.run_dir}, trained on {config['data']['title']}")
-
-    sampler = sampler_of(models, args)
-    labels, positions = choose_conditions(
-        slices[slices.split == "train"], names, args.num_samples, args.seed, args.label, args.slice_position
-    )
-    drawn = draw(sampler, models.vqvae, labels, positions, args.seed)
-    kept = [image for i, image in enumerate(write_samples(drawn, output_dir / "samples")) if i < 32]
-    show_samples(output_dir / "samples.png", kept, labels, positions, names, footer)
-    show_positions(output_dir / "positions.png", sampler, models.vqvae, names, args.seed, footer, args.label)
+def draw_new(model, args, folder, footer):
+    """New slices, pictures of them, and reconstructions of test people where the run's data are at hand."""
+    labels, positions = model.conditions(args.num_samples, args.seed, args.label, args.slice_position)
+    drawn = draw(model, labels, positions, args.seed)
+    kept = [image for i, image in enumerate(write_samples(drawn, folder / "samples")) if i < 32]
+    show_samples(folder / "samples.png", kept, labels, positions, model.labels, footer)
+    show_positions(folder / "positions.png", model, args.seed, footer, args.label)
 
     data = None
-    if args.data_dir or runs.data_are_at_hand(config, args.cache_dir):
+    if args.data_dir or runs.data_are_at_hand(model.config, args.cache_dir):
         try:
-            data = runs.find_data(args.run_dir, config, args.data_dir, args.cache_dir)
-        except (files.UserError, OSError) as error:
+            data = runs.find_data(args.run_dir, model.config, args.data_dir, args.cache_dir)
+        except (UserError, OSError) as error:
             if args.data_dir:
                 raise
             print(f"note: no reconstructions are shown: {error}")
     if data:
         people = one_of_each(data.of("test"), position=0.6, most=8)
-        show_reconstructions(output_dir / "reconstructions.png", data, models.decoders, people, footer)
-    print(f"{args.num_samples} new slices: {output_dir / 'samples'}; look at {output_dir / 'samples.png'}")
+        show_reconstructions(folder / "reconstructions.png", data, model.models.decoders, people, footer)
+    print(f"{args.num_samples} new slices: {folder / 'samples'}; look at {folder / 'samples.png'}")
+
+
+def run(args):
+    how = (args.layout_temperature, args.temperature, args.top_k, args.top_p)
+    model = TrainedModel(args.run_dir, args.decoder, *how)
+    about = model.config["data"]
+    footer = runs.footer(about["title"], about["credit"])
+    print(f"run: {args.run_dir}, trained on {about['title']}")
+    for line in model.unfinished:
+        print(f"warning: unfinished run: {line}")
+    name, do, pictures = "predictions", draw_new, ["samples.png", "positions.png", "reconstructions.png"]
+    if args.input:
+        name, do, pictures = "inputs", reconstruct_all, ["inputs.png", "inputs.csv"]
+    if args.mask:
+        name, do, pictures = "completions", complete, ["completions.png"]
+    if args.anomaly:
+        name, do, pictures = "anomalies", map_anomalies, ["anomalies.png"]
+    folder = args.output_dir or args.run_dir / name
+    empty(folder, pictures)
+    do(model, args, folder, footer)
 
 
 def main(argv=None):

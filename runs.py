@@ -8,6 +8,7 @@
     layout_prior.keras     the best prior of layouts, by validation bits per code
     prior.keras            the best prior of codes, given the layout
     sharp.keras            the VQ-VAE with its sharp decoder, where that phase was run
+    ranges.json            what is usual for the test people, by decoder, once evaluate.py has measured it
     *_history.csv          one row an epoch
     *_state.weights.h5     from which a stopped run goes on
 
@@ -20,6 +21,7 @@ import hashlib
 import json
 import math
 import platform
+import shutil
 import tempfile
 import textwrap
 import time
@@ -72,6 +74,12 @@ def set_precision(precision):
 
 
 VQVAES, PRIORS = ("vqvae", "layout"), ("layout_prior", "prior")  # models of a run, also their stages and files
+BESIDE = ("below", "above")  # maps of both priors of a run with --neighbours
+MONITORS = {  # what is to be small on the validation people
+    **dict.fromkeys(VQVAES, "val_reconstruction_loss"),
+    **dict.fromkeys(PRIORS, "val_bits_per_code"),
+    "sharp": "val_power_gap",
+}
 
 
 def build(name, image_size, num_labels, options, vqvae_fingerprint=""):
@@ -93,10 +101,60 @@ def build(name, image_size, num_labels, options, vqvae_fingerprint=""):
             codes = options["vqvae"]
             grid = image_size // codes["downsampling"]
             maps = {"layout": {"num_embeddings": layout["num_embeddings"], "grid_size": layout_grid}}
+        if options.get("heads", {}).get("neighbours"):
+            maps |= {beside: {"num_embeddings": codes["num_embeddings"], "grid_size": grid} for beside in BESIDE}
         sizes = (codes["num_embeddings"], codes["embedding_dim"], grid, num_labels, maps)
         return modules.PixelCNN(*sizes, vqvae_fingerprint=vqvae_fingerprint, **options[name], seed=seed)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def start(name, model, run_dir, start_from):
+    """Gives a new model of a run the weights that one of `VQVAES` or `PRIORS` has in another run, --start-from.
+
+    What the other model lacks stays as it is: labels that are others, a map that it has not. The last weights of such a
+    map become 0, so that the prior begins as it was.
+
+    Raises:
+        UserError: If the models differ in size.
+    """
+    trained = load_vqvae(start_from, name) if name in VQVAES else _load(start_from / f"{name}.keras", modules.PixelCNN)
+    set_precision(read_config(run_dir)["options"]["precision"])
+    if name in VQVAES:
+        pairs = [(getattr(model, part), getattr(trained, part)) for part in ("encoder", "quantizer", "decoder")]
+    else:
+        theirs = {layer.name: layer for layer in trained.layers}
+        pairs = [(layer, theirs[layer.name]) for layer in model.layers if layer.name in theirs]
+        if trained.num_labels != model.num_labels:
+            pairs = [(layer, other) for layer, other in pairs if layer is not model.label_embedding]
+        for place in ("row_embedding", "column_embedding"):
+            getattr(model, place).assign(getattr(trained, place))
+        for beside in model.maps.keys() - trained.maps.keys():
+            last = model.maps[beside].out
+            last.set_weights([np.zeros_like(w) for w in last.get_weights()])
+    try:
+        for layer, other in pairs:
+            layer.set_weights(other.get_weights())
+    except ValueError as error:
+        raise UserError(f"{start_from}: its {name} has other sizes; leave out the options that change them") from error
+
+
+NEEDS = {"layout_prior": ("layout",), "prior": ("vqvae", "layout"), "sharp": ("vqvae",)}  # stages before a stage
+
+
+def borrow(run_dir, start_from, stage):
+    """Gives a run that trains one stage alone the other models of the run of --start-from, but for those built on it.
+
+    A prior that is another model there, since it is told other maps, is left out.
+    """
+    theirs, ours = (read_config(folder)["models"] for folder in (start_from, run_dir))
+    for other in (*VQVAES, *PRIORS):
+        same = {**theirs.get(other, {}), "seed": 0} == {**ours[other], "seed": 0}
+        if other == stage or stage in NEEDS.get(other, ()) or not same or (run_dir / f"{other}.keras").exists():
+            continue
+        for name in (f"{other}_history.csv", f"{other}.keras"):
+            if (start_from / name).exists():
+                write_whole(run_dir / name, lambda partial, name=name: shutil.copyfile(start_from / name, partial))
 
 
 def open_run(run_dir, options, data):
@@ -294,10 +352,66 @@ def read_history(path):
         raise UserError(f"{path}: damaged ({in_a_line(error)}); train again in another folder") from error
 
 
+def waited(stage, history):
+    """Epochs of a stage's history since the best one; 0 if that was the last."""
+    values = [row.get(MONITORS[stage], math.nan) for row in history]
+    return len(values) - 1 - int(np.argmin(values)) if values else 0
+
+
+def is_finished(stage, history, training):
+    """Whether a stage of this history has had all its epochs, or waited in vain for a better one."""
+    return len(history) >= training["epochs"] or waited(stage, history) >= training["patience"]
+
+
 def read_histories(run_dir, decoder="plain"):
     """The histories of the stages behind a run's prior and one of its decoders, by stage."""
     stages = (*VQVAES, *PRIORS, *["sharp"] * (decoder == "sharp"))
     return {stage: read_history(run_dir / f"{stage}_history.csv") for stage in stages}
+
+
+def best_decoder(run_dir):
+    """ "sharp" where a run has that decoder, else "plain"."""
+    return "sharp" if (run_dir / "sharp.keras").exists() else "plain"
+
+
+def unfinished(run_dir, config, decoder):
+    """A line for each stage, behind the prior and one decoder, that was stopped before its end."""
+    lines = []
+    for stage, history in read_histories(run_dir, decoder).items():
+        training = config["options"][f"{stage}_training"]
+        if not is_finished(stage, history, training):
+            lines.append(f"{stage} was trained for {len(history)} of {training['epochs']} epochs")
+    return lines
+
+
+def read_ranges(run_dir, decoder):
+    """What is usual for test people with a decoder: see `write_ranges`; empty where evaluate.py has not measured it."""
+    path = run_dir / "ranges.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get(decoder, {}) if path.exists() else {}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({in_a_line(error)}); remove it and run evaluate.py") from error
+
+
+def write_ranges(run_dir, decoder, per_slice, subject_ids):
+    """Keeps what is usual: of each metric the range of 98 in 100 test slices, and of the test people's means.
+
+    Args:
+        per_slice: A dictionary of metrics for each test slice.
+        subject_ids: Whose slice each is.
+    """
+    values = pd.DataFrame(per_slice).replace([np.inf, -np.inf], np.nan)
+    slices, people = values.quantile([0.01, 0.99]), values.groupby(np.asarray(subject_ids)).mean()
+    found = {
+        name: {
+            "slices": [round(float(x), 4) for x in slices[name]],
+            "people": [round(float(x), 4) for x in (people[name].min(), people[name].max())],
+        }
+        for name in values
+    }
+    path = run_dir / "ranges.json"
+    old = {other: ranges for other in ("plain", "sharp") if (ranges := read_ranges(run_dir, other))}
+    write_text(path, json.dumps({**old, decoder: found}, indent=2) + "\n")
 
 
 def fingerprint(*vqvaes):
@@ -432,30 +546,22 @@ class Checkpoint(keras.callbacks.Callback):
     Args:
         batches: The training batches, told which epoch it is.
         run_dir, stage: Files are `<stage>.keras`, `<stage>_history.csv` and `<stage>_state.weights.h5`.
-        monitor: Metric to be small on validation.
-        patience: Epochs without a better one before the stage ends.
+        training: The stage's `epochs` and `patience`.
     """
 
-    def __init__(self, batches, run_dir, stage, monitor, patience):
+    def __init__(self, batches, run_dir, stage, training):
         super().__init__()
         self.batches = batches
         self.best_path = run_dir / f"{stage}.keras"
         self.history_path = run_dir / f"{stage}_history.csv"
         self.state_path = run_dir / f"{stage}_state.weights.h5"
-        self.monitor, self.patience = f"val_{monitor}", patience
+        self.stage, self.training, self.monitor = stage, training, MONITORS[stage]
         self.history = read_history(self.history_path)
         if self.history and self.monitor not in self.history[0]:
             raise UserError(f"{self.history_path}: damaged (no column {self.monitor}); remove it")
 
-    def _values(self):
-        return [row[self.monitor] for row in self.history]
-
-    def _waited(self):
-        """Epochs since the best one; 0 if that was the last."""
-        return len(self.history) - 1 - int(np.argmin(self._values())) if self.history else 0
-
-    def finished(self, epochs):
-        return self.best_path.exists() and (len(self.history) >= epochs or self._waited() >= self.patience)
+    def finished(self):
+        return self.best_path.exists() and is_finished(self.stage, self.history, self.training)
 
     def restore(self):
         """Loads the state of an earlier process, where there is one; returns how many epochs it has seen."""
@@ -486,7 +592,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_test_end(self, logs=None):
         # Called inside the epoch's validation, while averaged weights are in the model.
-        if logs[self.monitor.removeprefix("val_")] < min(self._values(), default=math.inf):
+        if logs[self.monitor.removeprefix("val_")] < min((row[self.monitor] for row in self.history), default=math.inf):
             save(self.model.save, self.best_path)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -499,5 +605,5 @@ class Checkpoint(keras.callbacks.Callback):
             table = pd.DataFrame(self.history).to_csv(index=False, float_format="%.9g", lineterminator="\n")
             write_text(self.history_path, table)
         save(self.model.save_weights, self.state_path)
-        if self._waited() >= self.patience:
+        if waited(self.stage, self.history) >= self.training["patience"]:
             self.model.stop_training = True

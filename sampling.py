@@ -1,8 +1,10 @@
 """Draws grids of codes from a `PixelCNN`, each position computed once; slices by a layout first.
 
-sampler = sampling.SliceSampler(layout_prior, prior)
-for codes in sampler.sample(label=[0, 0], slice_position=[0.4, 0.6], seed=0):
-    images = vqvae.decode(codes)
+    sampler = sampling.SliceSampler(layout_prior, prior)
+    for codes in sampler.sample(label=[0, 0], slice_position=[0.4, 0.6], seed=0):
+        images = vqvae.decode(codes)
+
+`SliceSampler.complete` draws the rest of a slice of which some codes are known, those after the rest included.
 """
 
 import keras
@@ -38,6 +40,28 @@ def draw_codes(logits, uniform, temperature, top_k=0, top_p=1.0):
     return ops.minimum(codes, num_codes - 1)
 
 
+def resample(log_weights, uniform):
+    """Which particles go on, and their log weights, by systematic resampling; all do while their weights are alike.
+
+    Systematic resampling takes each particle about as often as its share of the weight says (Douc, Cappé & Moulines
+    2005, section 2.3). It is done where the effective number of particles, 1 / sum of squared shares, is below half.
+
+    Args:
+        log_weights: Shape (particles,).
+        uniform: A number in [0, 1).
+
+    Returns:
+        Indices, int32, and log weights, each of shape (particles,).
+    """
+    number = log_weights.shape[0]
+    shares = ops.exp(log_weights - ops.logsumexp(log_weights))
+    points = (ops.arange(number, dtype="float32") + uniform) / number
+    taken = ops.sum(ops.cast(ops.cumsum(shares)[None] <= points[:, None], "int32"), axis=1)
+    too_few = 1 / ops.sum(ops.square(shares)) < number / 2
+    index = ops.where(too_few, ops.minimum(taken, number - 1), ops.arange(number))
+    return index, ops.where(too_few, ops.zeros_like(log_weights), log_weights)
+
+
 def sample_noise(seed, index, grid_size, level=0):
     """The noise of one sample: float32 in [0, 1), shape (grid, grid), from the seed and the sample's index alone.
 
@@ -53,22 +77,29 @@ class PixelCNNSampler(keras.Model):
     the horizontal stack once a code; each layer keeps the last inputs under its kernel, the attention its keys and
     values, and the conditioning is computed once. The layers, their weights and their maths are the prior's own.
 
+    Codes that are given are taken as they are, and those drawn before them know nothing of them. With `particles` they
+    do: the grids of a batch are particles of one draw, weighted by the probability of each given code and resampled
+    after each row (sequential importance resampling; Gordon, Salmond & Smith 1993), so that those go on in which the
+    given codes are likely.
+
     Args:
         prior: A `PixelCNN`, built under the float32 policy.
         temperature, top_k, top_p: See `draw_codes`.
+        particles: Whether the grids of a batch are particles of one draw.
 
     Call arguments:
         inputs: A dictionary: `uniform`, float32 in [0, 1), shape (batch, grid, grid); `known`, int32, same shape, a
-            code where it is given and -1 where it is to be drawn; `label`, `slice_position` and maps as for the prior.
+            code where it is given and -1 where it is to be drawn; `label`, `slice_position` and maps as for the prior;
+            with `particles`, `resampling`, float32 in [0, 1), shape (grid,).
 
     Returns:
-        Codes, int32, shape (batch, grid, grid).
+        Codes, int32, shape (batch, grid, grid); with `particles`, also the logarithms of their weights, (batch,).
 
     Raises:
         ValueError: For an option out of range, or a prior of another precision.
     """
 
-    def __init__(self, prior, temperature=1.0, top_k=0, top_p=1.0, **kwargs):
+    def __init__(self, prior, temperature=1.0, top_k=0, top_p=1.0, particles=False, **kwargs):
         super().__init__(**kwargs)
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, not {temperature}")
@@ -80,6 +111,7 @@ class PixelCNNSampler(keras.Model):
         self.temperature = temperature
         self.top_k = top_k
         self.top_p = top_p
+        self.particles = particles
         self.built = True
 
     def call(self, inputs):
@@ -88,12 +120,14 @@ class PixelCNNSampler(keras.Model):
         batch = ops.shape(uniform)[0]
         condition = prior.condition(inputs)
         biases = [block.conditioning(condition) for block in prior.blocks]
-        place = prior.place(inputs)  # (B or 1, H, W, filters)
+        whole_place = prior.place(inputs)  # (B or 1, H, W, filters)
+        if self.particles:
+            whole_place = ops.broadcast_to(whole_place, (batch, *whole_place.shape[1:]))
 
         def zeros(*shape):
             return ops.zeros((batch, *shape), "float32")
 
-        rows, filters = prior.vertical_kernel[0], place.shape[-1]
+        rows, filters = prior.vertical_kernel[0], whole_place.shape[-1]
         # Cached inputs of each layer: the rows above the present one, starting with the blank above the image.
         row_caches = [zeros(rows if i == 0 else rows - 1, size, filters) for i in range(len(prior.blocks))]
         attention_caches = [
@@ -102,7 +136,8 @@ class PixelCNNSampler(keras.Model):
         ]
 
         def draw_row(row, state):
-            codes, row_caches, attention_caches = state
+            codes, row_caches, attention_caches, *filtered = state  # with particles: place, log weights
+            place, weights = filtered if self.particles else (whole_place, None)
             row_caches, attention_caches = list(row_caches), list(attention_caches)
             row_place = ops.take(place, row, axis=1)  # (B or 1, W, filters)
             v, messages, attention_index = None, [], 0
@@ -134,7 +169,7 @@ class PixelCNNSampler(keras.Model):
             row_known = ops.transpose(ops.take(known, row, axis=1))
 
             def draw_code(column, state):
-                row_codes, caches = state
+                row_codes, caches, *weights = state
                 caches = list(caches)
                 message = ops.unstack(ops.take(messages, column, axis=0), len(prior.blocks))  # each (B, 2 filters)
                 h = None
@@ -151,19 +186,31 @@ class PixelCNNSampler(keras.Model):
                 drawn = draw_codes(logits, noise, self.temperature, self.top_k, self.top_p)
                 given = ops.take(row_known, column, axis=0)
                 code = ops.where(given >= 0, given, drawn)
+                if self.particles:
+                    gain = ops.take_along_axis(ops.log_softmax(logits / self.temperature), code[:, None], axis=1)[:, 0]
+                    weights = [weights[0] + ops.where(given >= 0, gain, 0.0)]
                 row_codes = ops.where(ops.equal(ops.arange(size), column), code[:, None], row_codes)
                 caches[0] = ops.concatenate([caches[0][1:], prior.embed(code)[None]], axis=0)
-                return row_codes, tuple(caches)
+                return row_codes, tuple(caches), *weights
 
             reach = [(prior.horizontal_kernel - 1) * dilation for dilation in prior.dilations]
             caches = tuple(ops.zeros((n + 1 if i == 0 else n, batch, filters), "float32") for i, n in enumerate(reach))
-            row_codes, _ = ops.fori_loop(0, size, draw_code, (ops.zeros((batch, size), "int32"), caches))
+            state = (ops.zeros((batch, size), "int32"), caches, *[weights] * self.particles)
+            row_codes, _, *weights = ops.fori_loop(0, size, draw_code, state)
             codes = ops.where(ops.equal(ops.arange(size), row)[:, None], row_codes[:, None], codes)
             row_caches[0] = ops.concatenate([row_caches[0][:, 1:], prior.embed(row_codes)[:, None]], axis=1)
-            return codes, tuple(row_caches), tuple(attention_caches)
+            state = codes, tuple(row_caches), tuple(attention_caches)
+            if self.particles:
+                going_on, weights = resample(weights[0], ops.take(inputs["resampling"], row))
+                state = keras.tree.map_structure(lambda x: ops.take(x, going_on, axis=0), (*state, place))
+                state = (*state, weights)
+            return state
 
         start = (ops.zeros((batch, size, size), "int32"), tuple(row_caches), tuple(attention_caches))
-        return ops.fori_loop(0, size, draw_row, start)[0]
+        if self.particles:
+            start = (*start, whole_place, zeros())
+        end = ops.fori_loop(0, size, draw_row, start)
+        return (end[0], end[-1]) if self.particles else end[0]
 
     def sample(self, label, slice_position, seed, known=None, noise_index=None, batch_size=32, level=0, **maps):
         """Draws one grid of codes for each label and slice position.
@@ -234,14 +281,105 @@ class SliceSampler:
     def __init__(self, layout_prior, prior, layout_temperature=1.0, temperature=1.0, top_k=0, top_p=1.0):
         self.layouts = PixelCNNSampler(layout_prior, layout_temperature)
         self.codes = PixelCNNSampler(prior, temperature, top_k, top_p)
+        self.layout_filter = PixelCNNSampler(layout_prior, layout_temperature, particles=True)
+        self.code_filter = PixelCNNSampler(prior, temperature, top_k, top_p, particles=True)
 
-    def sample(self, label, slice_position, seed, noise_index=None, batch_size=32):
-        """Draws one grid of codes for each label and slice position, as `PixelCNNSampler.sample` does."""
-        how = {"seed": seed, "batch_size": batch_size}
+    def sample(self, label, slice_position, seed, noise_index=None, batch_size=32, known=None, known_layout=None):
+        """Draws one grid of codes for each label and slice position, as `PixelCNNSampler.sample` does.
+
+        `known` and `known_layout` hold codes that are given, of the slice and of its layout.
+        """
         noise_index = np.arange(len(label)) if noise_index is None else np.asarray(noise_index)
         label, slice_position = np.asarray(label), np.asarray(slice_position)
         for start in range(0, len(label), batch_size):
             part = slice(start, start + batch_size)
-            conditions = (label[part], slice_position[part])
-            (layout,) = self.layouts.sample(*conditions, noise_index=noise_index[part], level=1, **how)
-            yield from self.codes.sample(*conditions, noise_index=noise_index[part], layout=layout, **how)
+            given, given_layout = (None if codes is None else codes[part] for codes in (known, known_layout))
+            how = {"seed": seed, "batch_size": batch_size, "noise_index": noise_index[part]}
+            yield self._draw(label[part], slice_position[part], given, given_layout, how)[0]
+
+    def _draw(self, label, slice_position, known, known_layout, how, beside=None, layouts_beside=None):
+        """Codes and layouts of one batch; `beside` and `layouts_beside` are those of slices beside them, by map."""
+        (layout,) = self.layouts.sample(
+            label, slice_position, known=known_layout, level=1, **how, **(layouts_beside or {})
+        )
+        (codes,) = self.codes.sample(label, slice_position, known=known, layout=layout, **how, **(beside or {}))
+        return codes, layout
+
+    def sample_heads(self, label, slice_positions, seed, first=0, batch_size=16, noise_index=None):
+        """Draws all slices of some heads, each given the one drawn before it, below or above; for priors told those.
+
+        Args:
+            label: Integers, shape (n,): of the heads.
+            slice_positions: Of the slices of every head, rising, shape (s,).
+            seed: Non-negative integer.
+            first: Which slice is drawn first; those above it follow upwards, then those below it downwards.
+            batch_size: Heads drawn at a time.
+            noise_index: Which noise each head takes; None takes 0, 1, 2 and so on.
+
+        Yields:
+            NumPy int32 codes of at most `batch_size` heads at a time, shape (m, s, grid, grid).
+
+        Raises:
+            ValueError: If the priors are not told the codes of a slice beside.
+        """
+        if not {"below", "above"} <= self.codes.prior.maps.keys() & self.layouts.prior.maps.keys():
+            raise ValueError("the priors are not told the codes of the slices below and above")
+        number, label = len(slice_positions), np.asarray(label)
+        noise_index = np.arange(len(label)) if noise_index is None else np.asarray(noise_index)
+        order = [(first, None, None)]
+        order += [(i, i - 1, "below") for i in range(first + 1, number)]
+        order += [(i, i + 1, "above") for i in range(first - 1, -1, -1)]
+        for start in range(0, len(label), batch_size):
+            part = slice(start, start + batch_size)
+            drawn = {}
+            for i, other, name in order:
+                how = {"seed": seed, "batch_size": batch_size, "noise_index": noise_index[part] * number + i}
+                position = np.full(len(label[part]), slice_positions[i], "float32")
+                beside = [{} if other is None else {name: codes} for codes in drawn.get(other, (None, None))]
+                drawn[i] = self._draw(label[part], position, None, None, how, *beside)
+            yield np.stack([drawn[i][0] for i in range(number)], axis=1)
+
+    def complete(self, known, known_layout, label, slice_position, number, seed, particles=32):
+        """Draws the rest of a slice of which some codes are known, wherever they are.
+
+        Each draw has a particle filter of its own (`PixelCNNSampler`). It runs over the layout, then, each particle
+        with its layout, over the slice's codes; one particle is drawn from the last by its weight. The more particles,
+        the nearer the draw is to one from p(unknown codes | known codes).
+
+        Args:
+            known, known_layout: Codes of the slice (grid, grid) and of its layout (h, h), -1 where they are not known.
+            label, slice_position: Those of the slice, one number each.
+            number: How many draws.
+            seed: Non-negative integer; draw i of a seed is the same however many are drawn.
+            particles: Grids of each filter; with 1 the known codes are merely forced.
+
+        Returns:
+            NumPy int32, shape (number, grid, grid).
+        """
+        told = {
+            "label": np.full(particles, label, "int32"),
+            "slice_position": np.full(particles, slice_position, "float32"),
+        }
+
+        def run(sampler, rng, known, **maps):
+            """Codes of a filter's particles, (particles, grid, grid), and their shares of the weight."""
+            size = sampler.prior.grid_size
+            batch = {
+                **told,
+                **maps,
+                "known": np.tile(known.astype("int32"), (particles, 1, 1)),
+                "uniform": rng.random((particles, size, size), "float32"),
+                "resampling": rng.random(size, "float32"),
+            }
+            codes, weights = (ops.convert_to_numpy(x) for x in sampler.predict_on_batch(batch))
+            shares = np.exp(weights.astype(float) - weights.max())
+            return codes, shares / shares.sum()
+
+        drawn = []
+        for index in range(number):
+            rng = np.random.default_rng([seed, index, 3])
+            layouts, shares = run(self.layout_filter, rng, known_layout)
+            layouts = layouts[rng.choice(particles, particles, p=shares)]
+            codes, shares = run(self.code_filter, rng, known, layout=layouts)
+            drawn.append(codes[rng.choice(particles, p=shares)])
+        return np.stack(drawn)

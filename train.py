@@ -12,6 +12,7 @@ import contextlib
 import functools
 import io
 import sys
+from pathlib import Path
 
 import files
 import options
@@ -70,13 +71,13 @@ def sharp_optimizer(learning_rate, average_steps):
     )
 
 
-def fit(stage, model, make_optimizer, batches, validation, monitor, training, run_dir):
+def fit(stage, model, make_optimizer, batches, validation, training, run_dir):
     """Fits a stage, or what is left of it; the best model is left in the run folder.
 
     `make_optimizer` is a function of the learning rate's schedule and the number of steps.
     """
-    checkpoint = runs.Checkpoint(batches, run_dir, stage, monitor, training["patience"])
-    if checkpoint.finished(training["epochs"]):
+    checkpoint = runs.Checkpoint(batches, run_dir, stage, training)
+    if checkpoint.finished():
         print(f"{stage}: already trained, {len(checkpoint.history)} epochs")
         return
     steps = training["epochs"] * len(batches)
@@ -114,13 +115,8 @@ def fit(stage, model, make_optimizer, batches, validation, monitor, training, ru
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def train_vqvae(run_dir, data, options, name="vqvae"):
-    """Stage 1: fits a VQ-VAE to the training people's slices; `name` is "layout" for that of shrunk slices."""
-    training, seed = options[f"{name}_training"], options["data"]["seed"]
-    model = runs.build(name, data.image_size, len(data.labels), options)
-    size, batch_size = model.image_size, training["batch_size"]
-    batches = dataset.ChangedImages(data, size, batch_size, seed, **options["augmentation"])
-    # The codebook starts as encoder outputs: at another scale, two entries would take every vector for epochs.
+def initialise(model, batches, batch_size):
+    """Gives the codebook encoder outputs: at another scale, two entries would take every vector for epochs."""
     batches.set_epoch(0)
     images = batches.fetch(np.sort(batches.order[:INITIAL_SLICES]))
     parts = range(0, len(images), batch_size)
@@ -129,13 +125,24 @@ def train_vqvae(run_dir, data, options, name="vqvae"):
         model.quantizer.initialise(z_e)
     except ValueError as error:
         raise UserError(f"{error}; give more slices, or a smaller --num-embeddings") from error
+
+
+def train_vqvae(run_dir, data, options, name="vqvae"):
+    """Stage 1: fits a VQ-VAE to the training people's slices; `name` is "layout" for that of shrunk slices."""
+    training, seed = options[f"{name}_training"], options["data"]["seed"]
+    model = runs.build(name, data.image_size, len(data.labels), options)
+    size, batch_size = model.image_size, training["batch_size"]
+    batches = dataset.ChangedImages(data, size, batch_size, seed, **options["augmentation"])
+    if options["start_from"]:
+        runs.start(name, model, run_dir, Path(options["start_from"]))
+    else:
+        initialise(model, batches, batch_size)
     fit(
         name,
         model,
         lambda rate, steps: vqvae_optimizer(rate),
         batches,
         dataset.image_batches(data, "validation", size, batch_size),
-        "reconstruction_loss",
         training,
         run_dir,
     )
@@ -159,16 +166,28 @@ def train_prior(run_dir, data, options, name="prior"):
     if (run_dir / f"{name}.keras").exists():
         runs.load_prior(run_dir, name, *encoders.values())  # raises if it belongs to another VQ-VAE
     model = runs.build(name, data.image_size, len(data.labels), options, runs.fingerprint(*encoders.values()))
+    if options["start_from"]:
+        runs.start(name, model, run_dir, Path(options["start_from"]))
     model.set_codebook(keras.ops.convert_to_numpy(encoders["codes"].quantizer.codebook))
+    beside = None
+    if options["heads"]["neighbours"]:
+        beside = dataset.neighbours(train)
+        if beside["below"].max() < 0:
+            raise UserError("--neighbours: no person has two slices, one above the other")
+        known = dataset.neighbours(validation)
+        # Validated as whole heads are drawn, from the lowest slice upwards.
+        codes["below"] = dataset.codes_beside(codes["codes"], known["below"])
+        codes["above"] = np.full_like(codes["below"], -1)
     checked = dataset.prior_inputs(validation, data.labels, **codes)
     told = dataset.prior_inputs(train, data.labels)
     fit(
         name,
         model,
         lambda rate, steps: prior_optimizer(rate, steps * training["average_over"]),
-        dataset.ChangedCodes(told, encoders, data, training["batch_size"], seed, **options["augmentation"]),
+        dataset.ChangedCodes(
+            told, encoders, data, training["batch_size"], seed, beside=beside, **options["augmentation"]
+        ),
         dataset.Batches(len(validation), lambda rows: dataset.select(checked, rows), training["batch_size"]),
-        "bits_per_code",
         training,
         run_dir,
     )
@@ -189,7 +208,6 @@ def train_sharp(run_dir, data, options):
         lambda rate, steps: sharp_optimizer(rate, steps / 20),
         dataset.ChangedImages(data, data.image_size, training["batch_size"], seed, **options["augmentation"]),
         dataset.image_batches(data, "validation", data.image_size, training["batch_size"]),
-        "power_gap",
         training,
         run_dir,
     )
@@ -282,10 +300,11 @@ def run(command):
         if command.dry_run:
             print(f"nothing was trained; look at {run_dir / 'preview.png'} and {run_dir / 'splits.csv'}")
             return
+        if options["start_from"] and command.stage != "all" and devices.is_first():
+            runs.borrow(run_dir, Path(options["start_from"]), command.stage)
         for stage in [*runs.VQVAES, *runs.PRIORS] if command.stage == "all" else [command.stage]:
             STAGES[stage](run_dir, data, options)
-    sharp = " --decoder sharp" * (command.stage == "sharp")
-    print(f"done: {run_dir}; now: python predict.py --run-dir {run_dir}{sharp}")
+    print(f"done: {run_dir}; now: python predict.py --run-dir {run_dir}")
 
 
 def main(argv=None):

@@ -24,7 +24,7 @@ def run(args):
     chosen = [sources[i] for i in np.linspace(0, len(sources) - 1, HEADS).astype(int)]
     figure = Figure(figsize=(13, 6.2), layout="constrained")
     for column, source in zip(figure.subplots(len(HEIGHTS), HEADS).T, chosen, strict=True):
-        kept, black = (decoding._read_volume(source.path, decoding.How(background=b))[1] for b in ("keep", "black"))
+        kept, black = (decoding.read_volume(source.path, decoding.How(background=b))[1] for b in ("keep", "black"))
         column[0].set_title(source.subject_id, fontsize=7)
         for axis, height in zip(column, HEIGHTS, strict=True):
             left = black[height] / 255

@@ -79,7 +79,8 @@ def run(args):
     how |= {"max_shift": 0, "mirrored": 0}  # nothing against learning by heart
     for kind, regex in SUBJECT.items():
         run_dir = args.runs_dir / kind.replace(" ", "-")
-        data, models = report.train(run_dir, subject_regex=regex, **how)
+        data, model = report.train(run_dir, subject_regex=regex, **how)
+        models = model.models
         asked = runs.read_config(run_dir)["options"]["data"] | {"data_dir": str(new), "test_fraction": 0.8}
         strangers = dataset.prepare(**asked)
         strangers = dataclasses.replace(strangers, slices=strangers.slices.assign(split="test"))

@@ -13,16 +13,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import evaluate
-import predict
 import runs
-import sampling
+import trained
 from benchmarks import report
 from evaluation import figures, metrics
 
 SHOWN, HEIGHTS = 8, np.linspace(0.15, 0.85, 8, dtype="float32")
 AXES = {
     "bits_per_image": "bits per image, under the prior",
-    "seconds_per_sample": f"seconds a sample, in batches of {predict.AT_ONCE}",
+    "seconds_per_sample": f"seconds a sample, in batches of {trained.AT_ONCE}",
 }
 
 
@@ -31,11 +30,11 @@ def measure(args, factor, num_embeddings):
     run_dir = args.runs_dir / f"factor{factor}-codes{num_embeddings}"
     how = {"vqvae_epochs": args.vqvae_epochs, "prior_epochs": max(1, args.prior_epochs * factor**2 // 16)}
     how |= {"data_dir": args.data_dir, "downsampling": factor, "num_embeddings": num_embeddings}
-    data, models = report.train(run_dir, **how)
-    sampler, vqvae = sampling.SliceSampler(models.layout_prior, models.prior), models.vqvae
-    heights = np.tile(HEIGHTS, predict.AT_ONCE // SHOWN)
+    data, model = report.train(run_dir, **how)
+    models, vqvae = model.models, model.vqvae
+    heights = np.tile(HEIGHTS, trained.AT_ONCE // SHOWN)
     for _ in range(2):  # the first call compiles
-        drawn = predict.draw(sampler, vqvae, np.zeros(len(heights), "int32"), heights, seed=0)
+        drawn = model.draw(np.zeros(len(heights), "int32"), heights, seed=0)
         seconds, images = report.timed(lambda drawn=drawn: next(drawn))
     test = data.of("test")
     codes, per_slice, _ = evaluate.reconstruct(vqvae, data)
@@ -86,7 +85,7 @@ def run(args):
             row, images, footer = measure(args, factor, num_embeddings)
             rows.append(row)
             samples.append(images)
-            report.write(args.output_dir / "rates.json", rows, batch=predict.AT_ONCE)
+            report.write(args.output_dir / "rates.json", rows, batch=trained.AT_ONCE)
     plot(args.output_dir / "rates.png", rows, footer)
     titles = [f"at {p:.2f}" for p in np.tile(HEIGHTS, len(rows))]
     names = [f"1/{row['downsampling']}, {row['num_embeddings']} codes" for row in rows]

@@ -23,6 +23,7 @@ import files
 import losses
 import runs
 from files import UserError
+from trained import TrainedModel
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -78,8 +79,8 @@ def train(run_dir, **options):
 
 
 def open_run(run_dir):
-    """Data and models of a run."""
-    return runs.find_data(run_dir, runs.read_config(run_dir)), runs.load_models(run_dir)
+    """Data and `TrainedModel` of a run, with its plain decoder."""
+    return runs.find_data(run_dir, runs.read_config(run_dir)), TrainedModel(run_dir, "plain")
 
 
 def clear(folder):

@@ -18,7 +18,6 @@ from skimage.filters import threshold_multiotsu
 import files
 import predict
 import runs
-import sampling
 from benchmarks import report
 from evaluation import figures, metrics
 from files import UserError
@@ -71,26 +70,25 @@ def difference(a, b, axis=-1):
     return np.mean(a, axis=axis) - np.mean(b, axis=axis)
 
 
-def gather(args, data, models):
+def gather(args, data, model):
     """Images by source and label: of the cohort, one of each person, their reconstructions, and samples."""
-    vqvae, sampler = models.vqvae, sampling.SliceSampler(models.layout_prior, models.prior)
     nearest = predict.one_of_each(data.slices, args.slice_position, len(data.slices))
     images = {("cohort", name): data.pixels(nearest[nearest.label == name]) for name in data.labels}
     for name in data.labels:
-        images["reconstructions", name] = vqvae.decode(vqvae.encode(images["cohort", name][..., None]))[..., 0]
+        images["reconstructions", name] = model.decode(model.encode(images["cohort", name]))
     wanted = np.repeat(np.arange(1, len(data.labels) + 1, dtype="int32"), args.num_samples)
     heights = np.full(len(wanted), args.slice_position, "float32")
-    drawn = np.concatenate([*predict.draw(sampler, vqvae, wanted, heights, seed=0)])
+    drawn = np.concatenate([*predict.draw(model, wanted, heights, seed=0)])
     return images | {("samples", name): drawn[wanted == k] for k, name in enumerate(data.labels, 1)}
 
 
 def run(args):
-    data, models = report.open_run(args.run_dir)
+    data, model = report.open_run(args.run_dir)
     labels, shares, middle = data.labels, {}, {}
     if len(labels) < 2:
         raise UserError(f"{args.run_dir}: its data have {len(labels)} labels; two or more can be compared")
     found = {"slice_position": args.slice_position, "labels": labels}
-    for (source, name), group in gather(args, data, models).items():
+    for (source, name), group in gather(args, data, model).items():
         values = np.array([ventricle_share(image) for image in group])
         group, values = group[np.isfinite(values)], values[np.isfinite(values)]
         if len(values) < 2:

@@ -44,6 +44,52 @@ def reconstructions(path, images, outputs, titles, footer):
     finish(figure, path, footer)
 
 
+def inputs(path, images, outputs, bits, titles, footer):
+    """Scans of one's own, a column each: input, reconstruction, their difference, bits of each code."""
+    figure, axes = _image_axes(4, len(images))
+    most = max(1.0, *(one.max() for one in bits))
+    for column, (image, output, of_codes, title) in enumerate(zip(images, outputs, bits, titles, strict=True)):
+        axes[0, column].imshow(image, **GREY)
+        axes[1, column].imshow(output, **GREY)
+        difference = axes[2, column].imshow(output - image, cmap="RdBu_r", vmin=-0.3, vmax=0.3, interpolation="nearest")
+        told = axes[3, column].imshow(of_codes, cmap="magma", vmin=0, vmax=most, interpolation="nearest")
+        axes[0, column].set_title(title, fontsize=7)
+    for axis, name in zip(axes[:, 0], ("input", "reconstruction", "difference", "bits"), strict=True):
+        axis.set_ylabel(name)
+    figure.colorbar(difference, ax=axes[2, :], label="intensity", fraction=0.05)
+    figure.colorbar(told, ax=axes[3, :], label="bits a code", fraction=0.05)
+    finish(figure, path, footer)
+
+
+def completions(path, image, mask, drawn, footer):
+    """A slice with the outline of a mask, and what was drawn under it: float in [0, 1], shape (n, S, S)."""
+    shown = [image, np.where(mask, 0.5, image), *drawn]
+    titles = ["input", "what was known", *(f"draw {i}" for i in range(len(drawn)))]
+    columns = min(8, len(shown))
+    figure, axes = _image_axes(-(-len(shown) // columns), columns)
+    for axis in axes.flat[len(shown) :]:
+        axis.axis("off")
+    for axis, one, title in zip(axes.flat, shown, titles, strict=False):
+        axis.imshow(one, **GREY)
+        axis.contour(mask, levels=[0.5], colors="tab:orange", linewidths=0.6)
+        axis.set_title(title, fontsize=7)
+    finish(figure, path, f"under the outline: made by the model\n{footer}")
+
+
+def anomalies(path, images, maps, titles, footer):
+    """Slices above the maps of what is uncommon in them, a column each."""
+    figure, axes = _image_axes(2, len(images))
+    most = max(found.max() for found in maps)
+    for column, (image, found, title) in enumerate(zip(images, maps, titles, strict=True)):
+        axes[0, column].imshow(image, **GREY)
+        axes[0, column].set_title(title, fontsize=7)
+        shown = axes[1, column].imshow(found, cmap="magma", vmin=0, vmax=most, interpolation="nearest")
+    axes[0, 0].set_ylabel("input")
+    axes[1, 0].set_ylabel("uncommon")
+    figure.colorbar(shown, ax=axes[1, :], label="intensity x bits", fraction=0.05)
+    finish(figure, path, f"what this model finds uncommon; it finds no disease\n{footer}")
+
+
 def closest_pairs(path, samples, training, titles, footer):
     """Samples above the training slices most like them, a column for each pair."""
     figure, axes = _image_axes(2, len(samples))
@@ -196,3 +242,16 @@ def preview(path, columns, plane, pixel_mm, footer):
     scale = "50 mm" if pixel_mm else f"{length} pixels"
     corner.text(size * 0.06, size * 0.91, scale, color="yellow", fontsize=7)
     finish(figure, path, f"{meaning}; the yellow line is {scale}\n{footer}")
+
+
+def lesions(path, images, where, maps, titles, footer):
+    """Slices with planted lesions, outlined, above each kind of map of them, by name; a column for each slice."""
+    figure, axes = _image_axes(1 + len(maps), len(images))
+    for row, (name, shown) in zip(axes, {"lesion planted": images, **maps}.items(), strict=True):
+        row[0].set_ylabel(name, fontsize=7)
+        for axis, image, lesion in zip(row, shown, where, strict=True):
+            axis.imshow(image, **(GREY if shown is images else {"cmap": "magma", "vmin": 0, "vmax": shown.max()}))
+            axis.contour(lesion, levels=[0.5], colors="tab:cyan", linewidths=0.6)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=8)
+    finish(figure, path, footer)

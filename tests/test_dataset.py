@@ -107,8 +107,8 @@ def test_volume_axes_come_from_the_affine(tmp_path):
     turned = np.zeros((4, 4))  # posterior, superior, right, as IXI's volumes lie
     turned[0, 2], turned[1, 0], turned[2, 1], turned[3, 3] = 2, -2, 2, 1
     nibabel.save(nibabel.Nifti1Image(voxels[:, ::-1].transpose(1, 2, 0), turned), tmp_path / "psr.nii.gz")
-    numbers, slices = decoding._read_volume(tmp_path / "ras.nii.gz", decoding.How(num_slices=16))[:2]
-    same_numbers, same_slices = decoding._read_volume(tmp_path / "psr.nii.gz", decoding.How(num_slices=16))[:2]
+    numbers, slices = decoding.read_volume(tmp_path / "ras.nii.gz", decoding.How(num_slices=16))[:2]
+    same_numbers, same_slices = decoding.read_volume(tmp_path / "psr.nii.gz", decoding.How(num_slices=16))[:2]
     assert numbers == same_numbers
     np.testing.assert_array_equal(slices, same_slices)
     brightest = np.argwhere(slices[numbers.index(35)] == 255)
@@ -162,7 +162,7 @@ def test_larger_slices_are_averaged_and_not_picked(tmp_path, cache_dir):
 def test_pixels_of_a_volume_become_square(tmp_path):
     write_volume(tmp_path / "a.nii.gz", np.random.default_rng(0), shape=(24, 60, 70), affine=np.diag([2.0, 1, 2, 1]))
     how = decoding.How(num_slices=8, slice_spacing_mm=4)
-    _, stack, _, _ = decoding._read_volume(tmp_path / "a.nii.gz", how)
+    _, stack, _, _ = decoding.read_volume(tmp_path / "a.nii.gz", how)
     assert stack.shape == (8, 30, 24)
 
 
@@ -238,7 +238,7 @@ def test_an_interrupted_build_leaves_nothing_and_starts_again(tmp_path, cache_di
     bad = sorted(folder.rglob("case_*.png"))[2]
     bad.write_bytes(bad.read_bytes()[:300])
     whole = dataset.load(folder, cache_dir=tmp_path / "other", skip_bad_files=True)
-    fit, decoded = decoding._fit_square, []
+    fit, decoded = decoding.fit_square, []
 
     def stopped(image, *sizes):
         decoded.append(image)
@@ -247,7 +247,7 @@ def test_an_interrupted_build_leaves_nothing_and_starts_again(tmp_path, cache_di
         return fit(image, *sizes)
 
     with monkeypatch.context() as patch:
-        patch.setattr(decoding, "_fit_square", stopped)
+        patch.setattr(decoding, "fit_square", stopped)
         with pytest.raises(KeyboardInterrupt):
             dataset.load(folder, cache_dir=cache_dir, skip_bad_files=True)
     assert list(cache_dir.iterdir()) == []

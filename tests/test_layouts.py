@@ -457,7 +457,7 @@ def test_planes_lie_as_they_are_marked(tmp_path):
     where = {}
     for plane in ("axial", "coronal", "sagittal"):
         how = decoding.How(plane=plane, num_slices=5, slice_spacing_mm=8.0, slice_middle=44.0)
-        numbers, stack, _, _ = decoding._read_volume(path, how)
+        numbers, stack, _, _ = decoding.read_volume(path, how)
         assert numbers == sorted(numbers)
         bright = np.argwhere(stack > 200)
         where[plane] = [np.sign(stack.shape[axis] / 2 - bright[:, axis].mean()) for axis in (1, 2)]

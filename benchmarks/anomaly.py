@@ -1,0 +1,182 @@
+"""Measures maps of what is uncommon on lesions of known place, planted on people whom the model has not seen.
+
+    python -m benchmarks.anomaly --run-dir pretrained/ixi --output results/ixi_sharp/anomaly.json
+
+Each slice gets one lesion: dark, bright, or of another texture (its own pixels in another order, so that its
+intensities tell nothing), 6 to 30 mm wide, irregular, its edge blended. Every score is pixel by pixel inside the head,
+and a mean over people: area under the ROC curve, average precision, and Dice at the threshold that is best over all.
+Planted lesions are easier than real ones, and a score here is no score of any disease.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
+import runs
+import trained
+from benchmarks import report
+from evaluation import figures, metrics
+
+KINDS = ("dark", "bright", "texture")
+DIAMETERS_MM = (6.0, 30.0)
+EDGE_MM = 1.5  # sigma of the blending
+DARK, BRIGHT = 0.25, 0.95
+EACH = 3  # slices of each kind and person
+
+
+def plant(image, head, kind, diameter, rng, pixel_mm):
+    """A lesion somewhere in a head.
+
+    Args:
+        image: float in [0, 1], shape (S, S).
+        head: Its mask.
+        kind: One of `KINDS`.
+        diameter: In mm.
+        rng: NumPy generator, of place, shape and texture.
+        pixel_mm: Side of a pixel.
+
+    Returns:
+        The slice with the lesion, and where it is: bool, shape (S, S).
+    """
+    radius = diameter / 2 / pixel_mm
+    room = ndimage.distance_transform_edt(head)
+    places = np.argwhere(room > min(radius, 0.6 * room.max()))
+    row, column = places[rng.integers(len(places))]
+    y, x = np.ogrid[: len(image), : len(image)]
+    bumps = ndimage.gaussian_filter(rng.standard_normal(image.shape), max(1.0, radius / 2))
+    away = np.hypot(y - row, x - column) / radius + 0.2 * bumps / bumps.std()
+    where = (away < 1) & head
+    if not where.any():
+        where[row, column] = True
+    weight = np.clip(ndimage.gaussian_filter(where.astype("float32"), EDGE_MM / pixel_mm) * 1.2, 0, 1)
+    if kind == "texture":
+        value = image.copy()
+        value[where] = rng.permutation(image[where])
+    else:
+        value = np.full_like(image, DARK if kind == "dark" else BRIGHT)
+        value = np.clip(value + 0.03 * rng.standard_normal(image.shape), 0, 1)
+    return (image * (1 - weight) + value * weight).astype("float32"), where
+
+
+def planted(data, split, pixel_mm):
+    """Slices of each person of a split with lesions: DataFrame, images, masks of heads and lesions, kinds."""
+    slices = data.of(split)
+    rows, images, heads, lesions, kinds = [], [], [], [], []
+    for number, (_, mine) in enumerate(slices.groupby("subject_id", sort=True)):
+        rng = np.random.default_rng([number, 5])
+        chosen = mine[mine.slice_position.between(0.25, 0.85)]
+        for i, index in enumerate(rng.choice(len(chosen), len(KINDS) * EACH, replace=False)):
+            one, kind = chosen.iloc[[index]], KINDS[i % len(KINDS)]
+            image = data.pixels(one)[0]
+            head = metrics.head_mask(image)
+            changed, lesion = plant(image, head, kind, rng.uniform(*DIAMETERS_MM), rng, pixel_mm)
+            rows.append(one.index[0])
+            for kept, value in ((images, changed), (heads, head), (lesions, lesion), (kinds, kind)):
+                kept.append(value)
+    return slices.loc[rows], np.stack(images), np.stack(heads), np.stack(lesions), np.array(kinds)
+
+
+def mean_slices(data, positions):
+    """The mean of the training people's slices nearest to each position: shape (n, S, S)."""
+    training = data.of("train")
+    nearest = {}
+    for position in np.unique(positions):
+        away = (training.slice_position - position).abs()
+        rows = training.row[away < away.min() + 1e-6]
+        nearest[position] = data.images[rows].mean(axis=0) / 255
+    return np.stack([nearest[position] for position in positions])
+
+
+def score_all(maps, heads, lesions, people):
+    """AUROC, average precision and Dice of some maps: `metrics.over_people` of each."""
+    pixels = [(found[head], lesion[head]) for found, head, lesion in zip(maps, heads, lesions, strict=True)]
+    by_person = {}
+    for person in dict.fromkeys(people):
+        mine = [pair for pair, whose in zip(pixels, people, strict=True) if whose == person]
+        by_person[person] = tuple(np.concatenate(part) for part in zip(*mine, strict=True))
+    values, truth = (np.concatenate(part) for part in zip(*by_person.values(), strict=True))
+    precision, recall, thresholds = precision_recall_curve(truth, values)
+    threshold = thresholds[np.argmax(2 * precision * recall / np.maximum(precision + recall, 1e-9))]
+
+    def dice(found, lesion):
+        return 2 * (found & lesion).sum() / (found.sum() + lesion.sum())
+
+    found = {
+        "auroc": [roc_auc_score(truth, values) for values, truth in by_person.values()],
+        "average_precision": [average_precision_score(truth, values) for values, truth in by_person.values()],
+        "dice": [dice(values >= threshold, truth) for values, truth in by_person.values()],
+    }
+    return {name: metrics.over_people(of_people, list(by_person)) for name, of_people in found.items()}
+
+
+def maps_of(model, data, slices, images, pixel_mm, number):
+    """Maps by name: what `anomaly_map` says, its bits alone, and what simpler differences do, all smoothed alike."""
+    positions = slices.slice_position.to_numpy("float32")
+    plain = next(iter(model.models.decoders.values()))
+    outputs = plain.decode(model.encode(images))[..., 0]
+    heads = np.stack([metrics.head_mask(image) for image in images])
+    middle = np.array([np.median(image[head]) for image, head in zip(images, heads, strict=True)])
+    simpler = {
+        "|x - reconstruction|": np.abs(images - outputs),
+        "|x - mean slice|": np.abs(images - mean_slices(data, slices.slice_position.to_numpy())),
+        "|x - median of the head|": np.abs(images - middle[:, None, None]),
+    }
+    sigma = trained.SMOOTHING_MM / pixel_mm
+    found = {
+        "this model": model.anomaly_map(images, number, slice_position=positions),
+        "its bits alone": model.restore(images, 1, slice_position=positions)[1],
+    }
+    return found | {name: ndimage.gaussian_filter(away, (0, sigma, sigma)) for name, away in simpler.items()}
+
+
+def run(args):
+    config = runs.read_config(args.run_dir)
+    data = runs.find_data(args.run_dir, config)
+    model = trained.TrainedModel(args.run_dir)
+    pixel_mm = data.about["pixel_mm"] or 1.0
+    slices, images, heads, lesions, kinds = planted(data, args.split, pixel_mm)
+    seconds, maps = report.timed(lambda: maps_of(model, data, slices, images, pixel_mm, args.restorations))
+    people, rows = slices.subject_id.to_numpy(), []
+    for name, found in maps.items():
+        for kind in ("all", *KINDS):
+            chosen = np.full(len(kinds), True) if kind == "all" else kinds == kind
+            some = (values[chosen] for values in (found, heads, lesions, people))
+            scores = score_all(*some)
+            means = {name: one["mean"] for name, one in scores.items()}
+            intervals = {f"{name}_ci95": one["ci95"] for name, one in scores.items()}
+            rows.append({"map": name, "lesions": kind, **means, **intervals})
+            report.write(
+                args.output,
+                rows,
+                data=data.title,
+                split=args.split,
+                slices=len(slices),
+                restorations=args.restorations,
+                seconds=seconds,
+            )
+    shown = [np.flatnonzero(kinds == kind)[i] for i in (0, 4) for kind in KINDS]
+    figures.lesions(
+        args.output.with_suffix(".png"),
+        images[shown],
+        lesions[shown],
+        {name: found[shown] for name, found in maps.items()},
+        kinds[shown],
+        runs.footer(data.title, data.credit),
+    )
+    print(f"written to {args.output} and {args.output.with_suffix('.png')}")
+
+
+main = report.command(
+    run,
+    __doc__,
+    run_dir=(Path, ..., "a run whose data are at hand"),
+    output=report.OUTPUT,
+    split=(["test", "validation"], "test", "people on whom lesions are planted"),
+    restorations=(report.number(1), 8, "of each slice"),
+)
+
+if __name__ == "__main__":
+    sys.exit(main())
