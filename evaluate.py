@@ -26,11 +26,12 @@ import dataset
 import decoding
 import predict
 import runs
-from evaluation import baselines, figures, metrics, realism, report
+from evaluation import baselines, figures, heads, metrics, realism, report
 from trained import TrainedModel
 
 FEWEST_JUDGED = 100  # samples
 AT_ONCE = 256  # slices
+ALONE = 4  # heads whose slices are drawn alone
 
 
 def without_black(data):
@@ -182,6 +183,29 @@ def judge(folder, args, data, vqvae, images, positions, extract, footer):
     return found | {"features": args.features}
 
 
+def judge_heads(folder, args, data, model, footer):
+    """What metrics.json says of whole heads, and pictures of some; None for a run that draws none."""
+    if not (model.draws_heads and args.num_heads):
+        return None
+    drawn = [head for some in predict.heads_of(model, args.num_heads, args.seed) for head in some]
+    labels, _ = model.conditions(ALONE, args.seed + 1)
+    positions = model.head_positions()
+    alone = []
+    for label in labels:  # slices that know nothing of each other
+        images = np.concatenate(list(model.draw(np.full(len(positions), label), positions, args.seed + 1 + len(alone))))
+        alone.append((images * 255).round().astype("uint8"))
+
+    def decode(head):
+        return (model.decode_head(model.encode(head / np.float32(255))) * 255).round().astype("uint8")
+
+    real = next(iter(heads.of_people(data, "test").values()))
+    shown = [*drawn[:4], alone[0], decode(real), real]
+    titles = [*(f"drawn {i}" for i in range(4)), "slices alone", "real, decoded", "real"]
+    views = [figures.views(head, "axial", model.voxel_mm) for head in shown]
+    figures.heads(folder / "volumes.png", views, titles, model.voxel_mm[0], footer)
+    return heads.judge(drawn, alone, data, decode, model.voxel_mm)
+
+
 def find_faults(result):
     """What a reader must know before the figures: a line for each sign that a model has failed; none is well.
 
@@ -240,6 +264,9 @@ def run(args):
     realism_found = judge(folder, args, data, model.vqvae, images, positions, extract, footer)
     if realism_found:
         result["realism"] = realism_found
+    heads_found = judge_heads(folder, args, data, model, footer)
+    if heads_found:
+        result["heads"] = heads_found
     unfinished = [f"unfinished run: {line}" for line in model.unfinished]
     result["faults"] = [*unfinished, *faults, *find_faults(result)]
     runs.write_ranges(args.run_dir, model.decoder, found[1], data.of("test").subject_id)

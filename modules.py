@@ -401,8 +401,11 @@ class VQVAE(keras.Model):
 
     def decode(self, code_indices):
         """Images of NumPy codes (n, grid, grid): NumPy float32 in [0, 1], shape (n, image_size, image_size, 1)."""
-        codebook = ops.convert_to_numpy(self.quantizer.codebook)
-        return self._in_batches(lambda x: self.decoder.predict_on_batch(codebook[x]), code_indices)
+        return self.decode_vectors(ops.convert_to_numpy(self.quantizer.codebook)[code_indices])
+
+    def decode_vectors(self, z_q):
+        """Images of NumPy vectors (n, grid, grid, D), which are codebook entries, or means of some."""
+        return self._in_batches(self.decoder.predict_on_batch, z_q)
 
     @staticmethod
     def _in_batches(function, x):

@@ -422,6 +422,9 @@ class Prediction:
         None, "where samples and pictures go (default: predictions in the run folder)", kind=Path, everyday=True
     )
     num_samples: int = option(16, "how many slices to draw, or completions", least=1, everyday=True)
+    volumes: int = option(
+        None, "how many whole heads to draw, of a run trained with --neighbours", least=1, kind=int, everyday=True
+    )
     label: str = option(
         None,
         "label of every sample (default: as often as in training; of inputs, the likeliest)",
@@ -462,6 +465,9 @@ class Evaluation:
     num_samples: int = option(
         1000, "slices drawn; from 100 on they are compared with the test people", least=1, most=2000, everyday=True
     )
+    num_heads: int = option(
+        100, "whole heads drawn and measured, of a run trained with --neighbours; 0 for none", least=0, most=2000
+    )
     features: str = option(
         "texture",
         "what samples are judged by: log-Gabor energies, or InceptionV3, whose weights (84 MB) are fetched once",
@@ -478,6 +484,8 @@ def predict(argv=None):
         for flag, value in (("--mask", args.mask), ("--anomaly", args.anomaly)):
             if value:
                 parser.error(f"{flag}: is for a scan, which --input gives")
+    if args.volumes and args.input:
+        parser.error(f"--volumes {args.volumes}: draws new heads, and --input gives scans; give one of them")
     if args.mask and args.anomaly:
         parser.error("--mask and --anomaly: give one of them")
     if args.mask and (len(args.input) > 1 or args.input[0].is_dir()):

@@ -5,6 +5,7 @@
     python predict.py --run-dir pretrained/ixi --input scan.nii.gz photos/           # reconstructions, codes, bits
     python predict.py --run-dir pretrained/ixi --input slice.png --mask mask.png     # what may be under the mask
     python predict.py --run-dir pretrained/ixi --input scan.nii.gz --anomaly         # what is uncommon
+    python predict.py --run-dir pretrained/ds002748 --volumes 4                      # whole heads, as NIfTI
 
 The run folder alone is needed. New slices go to --output-dir: samples/sample_0000.png and so on (8-bit grey),
 samples.png, positions.png, and where the run's data are at hand reconstructions.png; docs/using.md says what is
@@ -25,8 +26,8 @@ import pandas as pd
 import PIL.Image
 from tqdm import tqdm
 
-import inputs
 import runs
+import scans
 from decoding import BadFile
 from evaluation import figures, metrics
 from files import UserError
@@ -83,6 +84,40 @@ def show_positions(path, model, seed, footer, label=None):
     )
 
 
+def heads_of(model, number, seed, label=None):
+    """What `TrainedModel.sample_heads` yields; progress goes to standard error."""
+    pause = 0.1 if sys.stderr.isatty() else 10
+    with tqdm(total=number, desc="heads", unit="head", leave=False, delay=1, mininterval=pause) as bar:
+        for heads in model.sample_heads(number, seed, label):
+            yield heads
+            bar.update(len(heads))
+
+
+def draw_heads(model, args, folder, footer):
+    """--volumes: whole heads as volumes/volume_000.nii.gz, volumes.png, and a flight through the first, volumes.gif."""
+    about = model.config["data"]["about"]
+    plane, orientation = about["plane"] or "axial", next(iter(about["orientation"]), "RAS")
+    if not about["pixel_mm"]:
+        print("note: the size of the run's pixels is not known: voxels of 1 mm are written")
+    (folder / "volumes").mkdir(exist_ok=True)
+    for old in (folder / "volumes").glob("volume_*.nii.gz"):
+        old.unlink()
+    labels, _ = model.conditions(args.volumes, args.seed, args.label)
+    shown = []
+    number = 0
+    for heads in heads_of(model, args.volumes, args.seed, args.label):
+        for head in heads:
+            path = folder / "volumes" / f"volume_{number:03d}.nii.gz"
+            scans.write_head(head, path, plane, model.voxel_mm, orientation)
+            shown += [head] * (number < 6)
+            number += 1
+    titles = [f"volume {i} {['', *model.labels][k]}".strip() for i, k in enumerate(labels[:6])]
+    views = [figures.views(head, plane, model.voxel_mm) for head in shown]
+    figures.heads(folder / "volumes.png", views, titles, model.voxel_mm[0], f"made by the model\n{footer}")
+    figures.flight(folder / "volumes.gif", shown[0], plane, model.voxel_mm)
+    print(f"{args.volumes} new heads: {folder / 'volumes'}; look at {folder / 'volumes.png'}")
+
+
 # ----------------------------------------------------------------------------------------------------------------
 # Reconstructions
 # ----------------------------------------------------------------------------------------------------------------
@@ -128,10 +163,10 @@ def read_scans(paths, config):
     Raises:
         UserError: At the end, if any could not be used.
     """
-    found, bad = inputs.find(paths), 0
+    found, bad = scans.find(paths), 0
     for name, (source, scale) in found.items():
         try:
-            yield inputs.read(name, source, config, scale)
+            yield scans.read(name, source, config, scale)
         except BadFile as error:
             bad += 1
             print(f"error: {error.path}: {error.reason}", file=sys.stderr)
@@ -171,13 +206,13 @@ def reconstruct(model, scan, folder, args):
     difference = outputs - scan.images
     if scan.volume:
         low, high = scan.values
-        inputs.write_volume(scan, low + outputs * (high - low), folder / "reconstruction.nii.gz")
-        inputs.write_volume(scan, difference * (high - low), folder / "difference.nii.gz")
-        inputs.write_volume(scan, by_pixel, folder / "bits.nii.gz", order=0)
+        scans.write_volume(scan, low + outputs * (high - low), folder / "reconstruction.nii.gz")
+        scans.write_volume(scan, difference * (high - low), folder / "difference.nii.gz")
+        scans.write_volume(scan, by_pixel, folder / "bits.nii.gz", order=0)
     else:
-        inputs.write_image(scan, outputs[0], folder / "reconstruction.png")
-        inputs.write_image(scan, difference[0] / 2 + 0.5, folder / "difference.png")
-        inputs.write_image(scan, by_pixel[0] / BITS_OF_WHITE, folder / "bits.png", order=0)
+        scans.write_image(scan, outputs[0], folder / "reconstruction.png")
+        scans.write_image(scan, difference[0] / 2 + 0.5, folder / "difference.png")
+        scans.write_image(scan, by_pixel[0] / BITS_OF_WHITE, folder / "bits.png", order=0)
     per_slice = metrics.batch_metrics(scan.images, outputs)
     for one, of_codes, of_layout in zip(per_slice, bits, layout_bits, strict=True):
         one["bits_per_code"] = float((of_codes.sum() + of_layout.sum()) / of_codes.size)
@@ -228,12 +263,12 @@ def complete(model, args, folder, footer):
     (scan,) = read_scans(args.input, model.config)
     if scan.volume:
         raise UserError(f"{args.input[0]}: a volume, and --mask is for one image")
-    under, mask = inputs.read_mask(args.mask, scan)
+    under, mask = scans.read_mask(args.mask, scan)
     drawn = model.complete(scan.images[0], mask, args.num_samples, args.seed, args.label, args.slice_position)
     for old in folder.glob("completion_*.png"):
         old.unlink()
     for i, image in enumerate(drawn):
-        inputs.write_image(scan, image, folder / f"completion_{i:04d}.png", only=under)
+        scans.write_image(scan, image, folder / f"completion_{i:04d}.png", only=under)
     figures.completions(folder / "completions.png", scan.images[0], mask, drawn[:14], footer)
     print(f"{len(drawn)} completions: {folder}; look at {folder / 'completions.png'}")
 
@@ -246,9 +281,9 @@ def map_anomalies(model, args, folder, footer):
         found = model.anomaly_map(scan.images, seed=args.seed, label=args.label, slice_position=heights)
         (folder / scan.name).mkdir(parents=True, exist_ok=True)
         if scan.volume:
-            inputs.write_volume(scan, found, folder / scan.name / "anomaly.nii.gz")
+            scans.write_volume(scan, found, folder / scan.name / "anomaly.nii.gz")
         else:
-            inputs.write_image(scan, found[0] / UNCOMMON_OF_WHITE, folder / scan.name / "anomaly.png")
+            scans.write_image(scan, found[0] / UNCOMMON_OF_WHITE, folder / scan.name / "anomaly.png")
         worst = found.max(axis=(1, 2)).argmax()
         shown.append((scan.images[worst], found[worst], scan.name[:24]))
         print(f"{scan.name}: {folder / scan.name}")
@@ -300,6 +335,8 @@ def run(args):
     for line in model.unfinished:
         print(f"warning: unfinished run: {line}")
     name, do, pictures = "predictions", draw_new, ["samples.png", "positions.png", "reconstructions.png"]
+    if args.volumes:
+        name, do, pictures = "predictions", draw_heads, ["volumes.png", "volumes.gif"]
     if args.input:
         name, do, pictures = "inputs", reconstruct_all, ["inputs.png", "inputs.csv"]
     if args.mask:

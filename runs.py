@@ -148,8 +148,9 @@ def borrow(run_dir, start_from, stage):
     A prior that is another model there, since it is told other maps, is left out.
     """
     theirs, ours = (read_config(folder)["models"] for folder in (start_from, run_dir))
-    for other in (*VQVAES, *PRIORS):
-        same = {**theirs.get(other, {}), "seed": 0} == {**ours[other], "seed": 0}
+    for other in (*VQVAES, *PRIORS, "sharp"):
+        model = other.replace("sharp", "vqvae")
+        same = {**theirs.get(model, {}), "seed": 0} == {**ours[model], "seed": 0}
         if other == stage or stage in NEEDS.get(other, ()) or not same or (run_dir / f"{other}.keras").exists():
             continue
         for name in (f"{other}_history.csv", f"{other}.keras"):

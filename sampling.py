@@ -53,11 +53,12 @@ def resample(log_weights, uniform):
     Returns:
         Indices, int32, and log weights, each of shape (particles,).
     """
-    number = log_weights.shape[0]
+    number = ops.shape(log_weights)[0]
+    count = ops.cast(number, "float32")
     shares = ops.exp(log_weights - ops.logsumexp(log_weights))
-    points = (ops.arange(number, dtype="float32") + uniform) / number
+    points = (ops.cast(ops.arange(number), "float32") + uniform) / count
     taken = ops.sum(ops.cast(ops.cumsum(shares)[None] <= points[:, None], "int32"), axis=1)
-    too_few = 1 / ops.sum(ops.square(shares)) < number / 2
+    too_few = 1 / ops.sum(ops.square(shares)) < count / 2
     index = ops.where(too_few, ops.minimum(taken, number - 1), ops.arange(number))
     return index, ops.where(too_few, ops.zeros_like(log_weights), log_weights)
 

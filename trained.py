@@ -10,6 +10,7 @@
 Nothing but the run folder is needed.
 """
 
+import keras
 import numpy as np
 from scipy import ndimage
 from skimage.restoration import inpaint_biharmonic
@@ -23,6 +24,8 @@ from files import UserError
 AT_ONCE = 32  # slices drawn
 PARTICLES = 32  # of a completion
 HEIGHTS = np.linspace(0, 1, 17, dtype="float32")  # slice positions that `likeliest` tries
+SMOOTHING_ALONG_MM = 0.8  # sigma along a head's axis
+FIRST_SLICE = 0.0  # where a head is begun, as a share of its height
 UNLIKELY = 0.2  # share of the codes that `restore` draws anew
 SMOOTHING_MM = 4.0  # sigma of what a slice differs by from its restorations
 
@@ -31,7 +34,7 @@ class TrainedModel:
     """The models of a run, and what one does with them.
 
     Images are float32 in [0, 1], shape (n, S, S), as the run saw its own: 0 is background, 1 the brightest tissue, the
-    front of the head above, the person's left on the left. `inputs.py` makes them of files.
+    front of the head above, the person's left on the left. `scans.py` makes them of files.
 
     Args:
         run_dir: Folder that train.py wrote, or one of `pretrained/`.
@@ -166,6 +169,58 @@ class TrainedModel:
     def sample(self, number, seed=0, label=None, slice_position=None):
         """New images: float32 in [0, 1], shape (number, S, S); label and slice position as for `conditions`."""
         return np.concatenate(list(self.draw(*self.conditions(number, seed, label, slice_position), seed)))
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Whole heads
+    # ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def draws_heads(self):
+        """Whether the priors are told the codes of a slice beside: train.py --neighbours."""
+        return set(runs.BESIDE) <= self.models.prior.maps.keys() & self.models.layout_prior.maps.keys()
+
+    @property
+    def voxel_mm(self):
+        """Pixels and distance of a scan's slices in mm, (across, along, between); 1 where it is not known."""
+        pixel = self.config["data"]["about"]["pixel_mm"] or 1.0
+        between = self.config["options"]["data"]["slice_spacing_mm"] if self.config["data"]["about"]["plane"] else 1.0
+        return pixel, pixel, between
+
+    def head_positions(self):
+        """Slice positions of a whole head, as the run's own scans have them, from 0 to 1."""
+        number = runs.read_splits(self.run_dir).groupby(["subject_id", "session"]).size().median()
+        return np.linspace(0, 1, int(number), dtype="float32")
+
+    def sample_heads(self, number, seed=0, label=None, first=FIRST_SLICE, batch_size=16):
+        """Yields new heads, some at a time: uint8, shape (m, s, S, S), the lowest slice first.
+
+        Args:
+            number: How many.
+            seed: A number from which they follow; head i of a seed is the same however many are drawn.
+            label: One of `labels`; None takes labels as often as in training.
+            first: Where the first slice lies, as a share of the height; the others follow upwards, then downwards.
+            batch_size: Heads drawn at a time.
+
+        Raises:
+            UserError: If the run was not trained with --neighbours.
+        """
+        if not self.draws_heads:
+            raise UserError(f"{self.run_dir}: its slices belong to nobody; heads need a run of train.py --neighbours")
+        labels, _ = self.conditions(number, seed, label)
+        positions = self.head_positions()
+        start = round(first * (len(positions) - 1))
+        for codes in self.sampler.sample_heads(labels, positions, seed, start, batch_size):
+            yield np.stack([(self.decode_head(head) * 255).round().astype("uint8") for head in codes])
+
+    def decode_head(self, codes, smoothing_mm=SMOOTHING_ALONG_MM):
+        """Slices of a head's codes (s, grid, grid): float32 in [0, 1], shape (s, S, S).
+
+        A decoder knows one slice at a time and makes each a little otherwise. So the codebook's entries, z_q, are
+        smoothed along the axis before they are decoded; with that, decoded real heads are nearer to the real ones.
+        """
+        z_q = keras.ops.convert_to_numpy(self.vqvae.quantizer.codebook)[np.asarray(codes)]
+        z_q = ndimage.gaussian_filter(z_q, (smoothing_mm / self.voxel_mm[2], 0, 0, 0))
+        return self.vqvae.decode_vectors(z_q)[..., 0]
 
     # ------------------------------------------------------------------------------------------------------------
     # Given slices, changed

@@ -1,7 +1,9 @@
 """The pictures of a run. Every function writes one PNG, with the data's title and credit under it."""
 
 import numpy as np
+import PIL.Image
 from matplotlib.figure import Figure
+from skimage.transform import resize
 
 from files import write_whole
 
@@ -255,3 +257,79 @@ def lesions(path, images, where, maps, titles, footer):
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=8)
     finish(figure, path, footer)
+
+
+def hidden(path, pictures, masks, footer):
+    """Rows of slices by name, the first as they are, the others completed; the hidden squares outlined."""
+    figure, axes = _image_axes(len(pictures), len(masks))
+    for row, (name, shown) in zip(axes, pictures.items(), strict=True):
+        row[0].set_ylabel(name, fontsize=8)
+        for axis, image, mask in zip(row, shown, masks, strict=True):
+            axis.imshow(image, **GREY)
+            axis.contour(mask, levels=[0.5], colors="tab:orange", linewidths=0.6)
+    finish(figure, path, footer)
+
+
+# -- Whole heads --------------------------------------------------------------------------------------------------
+
+
+def views(slices, plane, voxel_mm, at=(0.5, 0.5, 0.5)):
+    """A sagittal, a coronal and an axial slice of a head, at shares of its extents; pixels as large as a slice's own.
+
+    Args:
+        slices: Shape (s, S, S): slices of a plane as the run has them, lowest, most posterior or leftmost first.
+        plane: Of the slices.
+        voxel_mm: (across, along, between).
+
+    Returns:
+        Three images by plane, in which the front of a sagittal one is right, the left of the others left, top above.
+    """
+    axis = {"sagittal": 0, "coronal": 1, "axial": 2}[plane]
+    voxels = np.moveaxis(np.rot90(slices.transpose(1, 2, 0), -1), 2, axis)  # right, anterior, superior
+    lit = [np.flatnonzero(voxels.max(axis=tuple({0, 1, 2} - {i})) > 25) for i in range(3)]
+    found, sizes = {}, np.insert(np.array(voxel_mm[:2], float), axis, voxel_mm[2])
+    for i, name in enumerate(("sagittal", "coronal", "axial")):
+        ends = (0, voxels.shape[i] - 1) if len(lit[i]) == 0 else (lit[i][0], lit[i][-1])
+        image = np.rot90(np.take(voxels, round(ends[0] + at[i] * (ends[1] - ends[0])), axis=i))
+        across, along = (sizes[j] for j in range(3) if j != i)
+        height, width = (round(n * mm / voxel_mm[0]) for n, mm in zip(image.shape, (along, across), strict=True))
+        if image.shape != (height, width):
+            image = resize(image.astype("float32"), (height, width), anti_aliasing=False)
+        found[name] = np.clip(image, 0, 255).round().astype("uint8")
+    return found
+
+
+def heads(path, found, titles, pixel_mm, footer):
+    """Axial, coronal and sagittal views of heads, a column each: `found` holds what `views` says of each."""
+    names = ("axial", "coronal", "sagittal")
+    heights = [max(one[name].shape[0] for one in found) for name in names]
+    figure = Figure(figsize=(1.9 * len(found) + 0.6, 1.9 * sum(heights) / max(heights) + 0.8), layout="constrained")
+    axes = figure.subplots(3, len(found), squeeze=False, height_ratios=heights)
+    for row, name in zip(axes, names, strict=True):
+        for column, (axis, one) in enumerate(zip(row, found, strict=True)):
+            image = one[name]
+            axis.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if name != "sagittal":
+                for x, side in ((0.02, "L"), (0.94, "R")):
+                    axis.text(x, 0.92, side, transform=axis.transAxes, color="white", fontsize=8)
+            if column == 0:
+                axis.set_ylabel(name)
+                axis.plot([4, 4 + 50 / pixel_mm], [image.shape[0] - 6] * 2, color="white", linewidth=1.5)
+                axis.text(4, image.shape[0] - 10, "50 mm", color="white", fontsize=7)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=8)
+    finish(figure, path, footer)
+
+
+def flight(path, slices, plane, voxel_mm):
+    """A GIF of a head: axial, coronal and sagittal slices side by side, from one end to the other."""
+    frames = []
+    for share in np.linspace(0.04, 0.96, 40):
+        one = views(slices, plane, voxel_mm, (share, share, share))
+        height = max(image.shape[0] for image in one.values())
+        padded = [np.pad(image, ((height - image.shape[0], 0), (0, 0))) for image in one.values()]
+        frames.append(PIL.Image.fromarray(np.concatenate(padded[::-1], axis=1) // 4 * 4))
+    how = {"save_all": True, "append_images": frames[1:], "duration": 100, "loop": 0, "optimize": True}
+    write_whole(path, lambda partial: frames[0].save(partial, **how))

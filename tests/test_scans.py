@@ -11,8 +11,8 @@ import pytest
 from conftest import write_adni, write_bids, write_image, write_volume
 
 import dataset
-import inputs
 import predict
+import scans
 from decoding import BadFile
 
 IXI = Path(__file__).parent.parent / "pretrained" / "ixi"
@@ -25,8 +25,8 @@ def config_of(data, data_dir, **how):
 
 
 def read(path, config):
-    ((name, (source, scale)),) = inputs.find([path]).items()
-    return inputs.read(name, source, config, scale)
+    ((name, (source, scale)),) = scans.find([path]).items()
+    return scans.read(name, source, config, scale)
 
 
 @pytest.mark.parametrize(
@@ -52,10 +52,10 @@ def test_an_image_is_read_as_training_reads_it(tmp_path):
     data_dir = write_adni(tmp_path / "adni", train=2, test=1)
     data = dataset.load(data_dir, cache_dir=tmp_path / "cache")
     config = config_of(data, data_dir)
-    found = inputs.find([data_dir])
+    found = scans.find([data_dir])
     assert len(found) == len(data.slices)
     for (name, (source, scale)), (_, one) in zip(found.items(), data.slices.iterrows(), strict=True):
-        scan = inputs.read(name, source, config, scale)
+        scan = scans.read(name, source, config, scale)
         np.testing.assert_array_equal(scan.images, data.pixels(data.slices.loc[[one.name]]))
         assert scan.notices == []
 
@@ -79,7 +79,7 @@ def test_what_is_written_lies_where_the_input_lies(tmp_path, rng, flip):
     nibabel.save(volume, path)
     scan = read(path, config_of(data, data_dir, **how))
     low, high = scan.values
-    inputs.write_volume(scan, low + scan.images * (high - low), tmp_path / "back.nii.gz")
+    scans.write_volume(scan, low + scan.images * (high - low), tmp_path / "back.nii.gz")
     back = nibabel.load(tmp_path / "back.nii.gz")
     assert back.shape == volume.shape
     np.testing.assert_allclose(back.affine, volume.affine)
@@ -101,7 +101,7 @@ def test_a_volume_of_other_voxels_and_more_air_is_brought_to_those_of_the_run(tm
     assert scan.images.shape[1:] == data.images.shape[1:]
     like = data.pixels(data.slices[data.slices.subject_id == "sub-00"])
     assert np.abs(scan.images - like).mean() < 0.1  # the same ellipsoid
-    inputs.write_volume(scan, scan.images, tmp_path / "back.nii.gz")
+    scans.write_volume(scan, scan.images, tmp_path / "back.nii.gz")
     assert nibabel.load(tmp_path / "back.nii.gz").shape == (48, 60, 140)
 
     inner = nibabel.load(data_dir / "sub-00/anat/sub-00_T1w.nii.gz").get_fdata()
@@ -110,7 +110,7 @@ def test_a_volume_of_other_voxels_and_more_air_is_brought_to_those_of_the_run(tm
     nibabel.save(nibabel.Nifti1Image(wide, np.diag([2.0, 2, 2, 1])), tmp_path / "wide.nii.gz")
     scan = read(tmp_path / "wide.nii.gz", config_of(data, data_dir, **how))
     assert "cropped to 32 around the head" in scan.notices[0]
-    back = inputs.slices_of(scan, scan.images)
+    back = scans.slices_of(scan, scan.images)
     assert back.shape == (4, 80, 90)
     lit = np.nonzero(back[1] > 0.3)
     assert lit[1].min() >= 50 - 16
@@ -126,27 +126,27 @@ def test_a_larger_image_is_shrunk_and_written_back_at_its_size(tmp_path, rng):
     scan = read(tmp_path / "large.png", config_of(data, data_dir))
     assert scan.images.shape == (1, 32, 32)
     assert scan.notices == ["its 90 x 120 pixels are shrunk to 24 x 32: the run's slices hold 32"]
-    inputs.write_image(scan, scan.images[0], tmp_path / "back.png")
+    scans.write_image(scan, scan.images[0], tmp_path / "back.png")
     back = np.asarray(PIL.Image.open(tmp_path / "back.png"), float)
     assert back.shape == (90, 120)
     assert np.abs(back - np.asarray(PIL.Image.open(tmp_path / "large.png"), float)).mean() < 12
     mask = np.zeros((90, 120), "uint8")
     mask[45:, :] = 255
     write_image(tmp_path / "mask.png", mask)
-    _, square = inputs.read_mask(tmp_path / "mask.png", scan)
+    _, square = scans.read_mask(tmp_path / "mask.png", scan)
     assert square[16:28].all()
     assert not square[:16].any()
     assert not square[28:].any()
     write_image(tmp_path / "small.png", mask[:40])
     with pytest.raises(BadFile, match="a mask of 40 x 120 pixels, for an image of 90 x 120"):
-        inputs.read_mask(tmp_path / "small.png", scan)
+        scans.read_mask(tmp_path / "small.png", scan)
 
 
 # -- On the shipped weights ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def scans(tmp_path_factory):
+def place(tmp_path_factory):
     """A head-like volume of 2 mm, as IXI's, and slices drawn from the shipped run."""
     folder = tmp_path_factory.mktemp("scans")
     write_volume(folder / "head.nii.gz", np.random.default_rng(0), (80, 100, 85))
@@ -155,19 +155,19 @@ def scans(tmp_path_factory):
     return folder
 
 
-def call(scans, capsys, name, *arguments):
+def call(place, capsys, name, *arguments):
     """predict.py on the shipped run: its exit status, what it says on standard output and on standard error."""
-    common = ["--run-dir", str(IXI), "--output-dir", str(scans / name)]
+    common = ["--run-dir", str(IXI), "--output-dir", str(place / name)]
     status = predict.main([*common, *map(str, arguments)])
     said = capsys.readouterr()
     return status, said.out, said.err
 
 
-def test_reconstructions_codes_and_bits_of_a_volume_and_of_images(scans, capsys):
-    status, out, err = call(scans, capsys, "out", "--input", scans / "head.nii.gz", scans / "drawn" / "samples")
+def test_reconstructions_codes_and_bits_of_a_volume_and_of_images(place, capsys):
+    status, out, err = call(place, capsys, "out", "--input", place / "head.nii.gz", place / "drawn" / "samples")
     assert (status, err) == (0, "")
     assert "warning: head is unlike the run's data" in out  # an ellipsoid without a brain
-    folder = scans / "out"
+    folder = place / "out"
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     for name, kind in (("head", "nii.gz"), ("sample_0000", "png"), ("sample_0001", "png")):
         assert {f"{name}/{of}.{kind}" for of in ("reconstruction", "difference", "bits")} <= names
@@ -176,7 +176,7 @@ def test_reconstructions_codes_and_bits_of_a_volume_and_of_images(scans, capsys)
     with np.load(folder / "head" / "codes.npz") as file:
         assert file["codes"].shape == file["bits"].shape == (32, 32, 32)
         assert file["layout"].shape == (32, 8, 8)
-    volume = nibabel.load(scans / "head.nii.gz")
+    volume = nibabel.load(place / "head.nii.gz")
     for of in ("reconstruction", "difference", "bits"):
         made = nibabel.load(folder / "head" / f"{of}.nii.gz")
         assert made.shape == volume.shape
@@ -192,48 +192,48 @@ def test_reconstructions_codes_and_bits_of_a_volume_and_of_images(scans, capsys)
     assert rows.ssim[1] > 0.98
 
 
-def test_completions_leave_all_else_as_it_is(scans, capsys):
-    image = np.asarray(PIL.Image.open(scans / "drawn" / "samples" / "sample_0000.png"))
+def test_completions_leave_all_else_as_it_is(place, capsys):
+    image = np.asarray(PIL.Image.open(place / "drawn" / "samples" / "sample_0000.png"))
     mask = np.zeros_like(image)
     mask[50:80, 40:75] = 255
-    write_image(scans / "mask.png", mask)
-    asked = ("--input", scans / "drawn" / "samples" / "sample_0000.png", "--mask", scans / "mask.png")
-    assert call(scans, capsys, "completed", *asked, "--num-samples", 2)[0] == 0
-    drawn = [np.asarray(PIL.Image.open(scans / "completed" / f"completion_{i:04d}.png"), int) for i in range(2)]
+    write_image(place / "mask.png", mask)
+    asked = ("--input", place / "drawn" / "samples" / "sample_0000.png", "--mask", place / "mask.png")
+    assert call(place, capsys, "completed", *asked, "--num-samples", 2)[0] == 0
+    drawn = [np.asarray(PIL.Image.open(place / "completed" / f"completion_{i:04d}.png"), int) for i in range(2)]
     for one in drawn:
         np.testing.assert_array_equal(one[mask == 0], image[mask == 0])
     assert (drawn[0] != drawn[1])[mask > 0].mean() > 0.2
-    assert (scans / "completed" / "completions.png").exists()
-    write_image(scans / "all.png", np.full_like(image, 255))
-    status, _, err = call(scans, capsys, "completed", *asked[:3], scans / "all.png")
+    assert (place / "completed" / "completions.png").exists()
+    write_image(place / "all.png", np.full_like(image, 255))
+    status, _, err = call(place, capsys, "completed", *asked[:3], place / "all.png")
     assert (status, err.strip()) == (1, "error: the mask covers all of the image: nothing to complete")
-    write_image(scans / "none.png", np.zeros_like(image))
-    status, _, err = call(scans, capsys, "completed", *asked[:3], scans / "none.png")
+    write_image(place / "none.png", np.zeros_like(image))
+    status, _, err = call(place, capsys, "completed", *asked[:3], place / "none.png")
     assert (status, err.strip()) == (1, "error: the mask covers nothing of the image: nothing to complete")
-    status, _, err = call(scans, capsys, "completed", "--input", scans / "head.nii.gz", *asked[2:])
+    status, _, err = call(place, capsys, "completed", "--input", place / "head.nii.gz", *asked[2:])
     assert status == 1
     assert "a volume, and --mask is for one image" in err
 
 
-def test_anomaly_maps_light_up_where_something_is_planted(scans, capsys):
-    image = np.asarray(PIL.Image.open(scans / "drawn" / "samples" / "sample_0000.png")).copy()
+def test_anomaly_maps_light_up_where_something_is_planted(place, capsys):
+    image = np.asarray(PIL.Image.open(place / "drawn" / "samples" / "sample_0000.png")).copy()
     image[60:72, 40:52] = 255
-    write_image(scans / "planted.png", image)
-    asked = ("--input", scans / "planted.png", scans / "drawn" / "samples" / "sample_0001.png")
-    assert call(scans, capsys, "uncommon", *asked, "--anomaly")[0] == 0
-    found = np.asarray(PIL.Image.open(scans / "uncommon" / "planted" / "anomaly.png"), float)
+    write_image(place / "planted.png", image)
+    asked = ("--input", place / "planted.png", place / "drawn" / "samples" / "sample_0001.png")
+    assert call(place, capsys, "uncommon", *asked, "--anomaly")[0] == 0
+    found = np.asarray(PIL.Image.open(place / "uncommon" / "planted" / "anomaly.png"), float)
     assert found[60:72, 40:52].mean() > 3 * found[image > 0].mean()
-    assert (scans / "uncommon" / "anomalies.png").exists()
+    assert (place / "uncommon" / "anomalies.png").exists()
 
 
-def test_what_cannot_be_used_is_a_line_and_the_rest_is_done(scans, capsys):
-    folder = scans / "bad"
+def test_what_cannot_be_used_is_a_line_and_the_rest_is_done(place, capsys):
+    folder = place / "bad"
     write_image(folder / "a_black.png", np.zeros((128, 128), "uint8"))
     write_image(folder / "b_photograph.png", np.random.default_rng(0).integers(0, 255, (90, 120, 3)).astype("uint8"))
     (folder / "c_text.png").write_text("no image")
     nibabel.save(nibabel.Nifti1Image(np.zeros((20, 20, 20), "int16"), np.eye(4)), folder / "d_empty.nii.gz")
     write_volume(folder / "e_short.nii.gz", np.random.default_rng(0), (80, 100, 12))
-    status, out, err = call(scans, capsys, "mended", "--input", folder)
+    status, out, err = call(place, capsys, "mended", "--input", folder)
     assert status == 1
     lines = err.strip().splitlines()
     assert [line.split(": ")[0] for line in lines] == ["error"] * 5
@@ -245,7 +245,7 @@ def test_what_cannot_be_used_is_a_line_and_the_rest_is_done(scans, capsys):
     assert lines[4] == "error: 4 of 5 inputs could not be used; the others are done"
     assert "note: b_photograph: a colour image, made grey" in out
     assert "warning: b_photograph is unlike the run's data: " in out
-    assert len((scans / "mended" / "inputs.csv").read_text().splitlines()) == 2
+    assert len((place / "mended" / "inputs.csv").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(

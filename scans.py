@@ -1,12 +1,13 @@
 """Scans of one's own: files made into what a run's models take, and what the models make of them turned into files.
 
-    for name, (source, scale) in inputs.find([Path("scan.nii.gz")]).items():
-        scan = inputs.read(name, source, model.config, scale)
+    for name, (source, scale) in scans.find([Path("scan.nii.gz")]).items():
+        scan = scans.read(name, source, model.config, scale)
         outputs = model.decode(model.encode(scan.images))
-        inputs.write_volume(scan, outputs, Path("reconstruction.nii.gz"))
+        scans.write_volume(scan, outputs, Path("reconstruction.nii.gz"))
 
 A scan goes through the door that training goes through, `decoding.py`: the same plane, slices, intensities and
 background. What differs from the run's own scans is brought to them where that can be done, and told in `notices`.
+`write_head` writes a new head.
 """
 
 import contextlib
@@ -294,5 +295,27 @@ def write_volume(scan, squares, path, order=1):
     volume = nibabel.Nifti1Image(np.moveaxis(whole, 2, axis), affine)
     volume = resample_from_to(volume, (own_shape, own_affine), order=order)
     volume.header["descrip"] = "made by a VQ-VAE"
+    volume.header.set_xyzt_units("mm")
+    files.write_whole(path, lambda partial: nibabel.save(volume, partial))
+
+
+def write_head(slices, path, plane, voxel_mm, orientation):
+    """Writes the slices of a new head as NIfTI: uint8, the middle of the volume at 0, 0, 0 mm.
+
+    Args:
+        slices: uint8, shape (s, S, S), as the run's slices are.
+        path: Ends in .nii.gz.
+        plane: Of the slices.
+        voxel_mm: Pixels and distance of the slices: (across, along, between).
+        orientation: Axes of the file, as "RAS".
+    """
+    axis = decoding.PLANES[plane]
+    voxels = np.moveaxis(np.rot90(slices.transpose(1, 2, 0), -1), 2, axis)
+    sizes = np.insert(np.array(voxel_mm[:2], float), axis, voxel_mm[2])
+    affine = nibabel.affines.from_matvec(np.diag(sizes), -sizes * (np.array(voxels.shape) - 1) / 2)
+    volume = nibabel.Nifti1Image(np.ascontiguousarray(voxels), affine)
+    turned = nibabel.orientations.axcodes2ornt(orientation)
+    volume = volume.as_reoriented(nibabel.orientations.ornt_transform(nibabel.io_orientation(affine), turned))
+    volume.header["descrip"] = "synthetic: made by a VQ-VAE and a PixelCNN"
     volume.header.set_xyzt_units("mm")
     files.write_whole(path, lambda partial: nibabel.save(volume, partial))

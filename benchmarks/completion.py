@@ -1,0 +1,119 @@
+"""Measures completions: part of a test person's slice is hidden and drawn anew, with a particle filter and without.
+
+    python -m benchmarks.completion --run-dir pretrained/ixi --output results/ixi_sharp/completion.json
+
+Without one, codes below and right of the hidden part are merely forced, and what is drawn knows nothing of them; it
+shows at the lower edge. Both draw the same number of completions of the same slices; `bits below` says how well the
+known codes after the hidden part go on from it. The last row is what the decoder alone loses.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import runs
+from benchmarks import report
+from evaluation import figures, metrics
+from trained import TrainedModel, touched
+
+SIDE = 0.25  # of the slice, of the hidden square
+
+
+def hidden_squares(data, each, seed=0):
+    """Slices of each test person, and a hidden square in the head of each: DataFrame, images, masks."""
+    test, rng = data.of("test"), np.random.default_rng(seed)
+    rows, masks = [], []
+    side = round(SIDE * data.image_size)
+    for _, mine in test.groupby("subject_id", sort=True):
+        chosen = mine[mine.slice_position.between(0.2, 0.9)]
+        for index in rng.choice(len(chosen), each, replace=False):
+            image = data.pixels(chosen.iloc[[index]])[0]
+            inside = np.argwhere(metrics.head_mask(image))
+            low, high = inside.min(axis=0), inside.max(axis=0) - side
+            row, column = (rng.integers(a, max(a, b) + 1) for a, b in zip(low, high, strict=True))
+            mask = np.zeros(image.shape, bool)
+            mask[row : row + side, column : column + side] = True
+            rows.append(chosen.index[index])
+            masks.append(mask)
+    slices = test.loc[rows]
+    return slices, data.pixels(slices), np.stack(masks)
+
+
+def lower_edge(mask, depth):
+    """The lowest rows of a square mask, so many of them."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    edge = mask.copy()
+    edge[: rows[-1] + 1 - depth] = False
+    return edge
+
+
+def scores(model, image, mask, drawn, position):
+    """What completions (n, S, S) of a slice are off by: under the mask, at its lower edge; bits of the codes below."""
+    edge = lower_edge(mask, model.vqvae.downsampling)
+    away = np.abs(drawn - image)
+    hidden = touched(mask, model.grid_size)
+    below = np.zeros_like(hidden)
+    last = np.flatnonzero(hidden.any(axis=1))[-1]
+    below[last + 1 : last + 3] = hidden.any(axis=0)
+    bits, _ = model.bits(drawn, slice_position=position)
+    return {
+        "hidden": float(away[:, mask].mean()),
+        "lower_edge": float(away[:, edge].mean()),
+        "ms_ssim": float(metrics.ms_ssim(drawn, np.repeat(image[None], len(drawn), axis=0)).mean()),
+        "bits_below": float(bits[:, below].mean()) if below.any() else np.nan,
+    }
+
+
+def run(args):
+    data = runs.find_data(args.run_dir, runs.read_config(args.run_dir))
+    model = TrainedModel(args.run_dir)
+    slices, images, masks = hidden_squares(data, args.each)
+    kinds = {f"{number} particles": number for number in args.particles} | {"decoder alone": 0}
+    found, seconds, shown = {name: [] for name in kinds}, dict.fromkeys(kinds, 0.0), []
+    for image, mask, position in zip(images, masks, slices.slice_position, strict=True):
+        for name, particles in kinds.items():
+            if particles:
+                how = {"slice_position": position, "particles": particles}
+                taken, drawn = report.timed(lambda how=how: model.complete(image, mask, args.draws, **how))  # noqa: B023
+                seconds[name] += taken
+            else:
+                drawn = np.where(mask, model.decode(model.encode(image[None])), image)
+            found[name].append(scores(model, image, mask, drawn, position))
+            shown.append(drawn[0])
+    rows = []
+    for name, of_slices in found.items():
+        row = {"completion": name}
+        for key, values in metrics.summarise(of_slices, slices.subject_id).items():
+            row |= {key: values["mean"], f"{key}_ci95": values["ci95"]}
+        first = found[next(iter(kinds))]
+        if name != next(iter(kinds)):
+            for key in ("hidden", "lower_edge", "bits_below"):  # of the same slices, less the first kind's
+                less = [a[key] - b[key] for a, b in zip(of_slices, first, strict=True)]
+                values = metrics.over_people(less, slices.subject_id)
+                row |= {f"{key}_less": values["mean"], f"{key}_less_ci95": values["ci95"]}
+        row["seconds_each"] = seconds[name] / len(slices) / args.draws
+        rows.append(row)
+        report.write(args.output, rows, data=data.title, slices=len(slices), draws=args.draws)
+    people = np.linspace(0, len(slices) - 1, 6).astype(int)
+    pictures = {
+        "slice": images[people],
+        **{name: np.stack(shown[k :: len(kinds)])[people] for k, name in enumerate(kinds)},
+    }
+    footer = runs.footer(data.title, data.credit)
+    figures.hidden(args.output.with_suffix(".png"), pictures, masks[people], footer)
+    print(f"written to {args.output} and {args.output.with_suffix('.png')}")
+
+
+main = report.command(
+    run,
+    __doc__,
+    run_dir=(Path, ..., "a run whose data are at hand"),
+    output=report.OUTPUT,
+    each=(report.number(1), 4, "slices of each test person"),
+    draws=(report.number(1), 4, "completions of each slice"),
+    particles=(report.number(1), [1, 32], "of each draw; the first is what the others are compared with"),
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Measures what a trained run is worth to a small cohort: ten people of it, with and without --start-from.
+
+    python -m benchmarks.start --data-dir ../shared/data/ixi --output results/start.json
+
+Both runs have the sizes of the run that one of them starts from, the same epochs and so the same minutes. They are
+measured on the test people of the whole cohort, whom neither has seen.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import dataset
+import evaluate
+import runs
+from benchmarks import report
+from evaluation import figures, metrics, realism
+
+EPOCHS = {"vqvae": 8, "layout": 10, "layout_prior": 12, "prior": 8}
+
+
+def link_people(data_dir, folder, people):
+    """A folder of links to some people of a BIDS data set; made anew."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.iterdir():
+        left.unlink()
+    for name in (*people, "dataset_description.json"):
+        if (data_dir / name).exists():
+            (folder / name).symlink_to((data_dir / name).resolve())
+
+
+def measure(model, data, run_dir, num_samples):
+    """Figures of a run on test people that it does not know, and some samples."""
+    codes, per_slice, _ = evaluate.reconstruct(model.vqvae, data)
+    layout_bits, bits = evaluate.code_lengths(model.models, data, codes)
+    for one, of_codes, of_layout in zip(per_slice, bits, layout_bits, strict=True):
+        one["bits_per_image"] = float(of_codes.sum() + of_layout)
+    labels, positions = model.conditions(num_samples)
+    images = np.concatenate(list(model.draw(labels, positions)))
+    extract = realism.TextureFeatures(data.image_size)
+    judged, _ = realism.judge(images, positions, data, lambda some: model.decode(model.encode(some)), extract)
+    row = {}
+    for name, values in metrics.summarise(per_slice, data.of("test").subject_id).items():
+        row |= {name: values["mean"], f"{name}_ci95": values["ci95"]}
+    row |= {"frechet_samples": judged["samples"]["frechet_distance"], "frechet_ratio": judged["ratio"]}
+    row["frechet_floor"] = judged["floor"]["frechet_distance"]
+    row["seconds"] = sum(epoch["seconds"] for rows in runs.read_histories(run_dir).values() for epoch in rows)
+    return row, (images[:6], positions[:6])
+
+
+def run(args):
+    start = runs.read_config(args.start_from)
+    how = {"seed": 0, "cache_dir": args.runs_dir / "cache", "background": "black"}
+    whole = dataset.prepare(args.data_dir, image_size=start["data"]["image_size"], **how)
+    people = sorted(whole.of("train").subject_id.unique())[: args.people]
+    link_people(args.data_dir, args.runs_dir / "people", people)
+    rows, shown, titles = [], [], []
+    sizes = {name.replace("_", "-"): start["options"]["vqvae"][name] for name in ("downsampling", "num_embeddings")}
+    for name, more in (
+        ("--start-from", {"start_from": args.start_from}),
+        ("from nothing", {**sizes, "image-size": start["data"]["image_size"]}),
+    ):
+        run_dir = args.runs_dir / name.strip("-").replace(" ", "-")
+        epochs = {f"{stage}_epochs": number for stage, number in EPOCHS.items()}
+        data, model = report.train(
+            run_dir, data_dir=args.runs_dir / "people", cache_dir=how["cache_dir"], background="black", **epochs, **more
+        )
+        row, (images, positions) = measure(model, whole, run_dir, args.num_samples)
+        rows.append({"run": name, "people": data.slices.subject_id.nunique(), **row})
+        report.write(args.output, rows, data=whole.title, started_from=str(args.start_from))
+        shown.append(images)
+        titles += [f"at {position:.2f}" for position in positions]
+    footer = f"ten people, the same minutes\n{runs.footer(whole.title, whole.credit)}"
+    names = [row["run"] for row in rows]
+    figures.image_grid(args.output.with_suffix(".png"), np.concatenate(shown), titles, footer, 6, names)
+    print(json.dumps(rows[-1], indent=1))
+
+
+main = report.command(
+    run,
+    __doc__,
+    data_dir=(Path, ..., "a BIDS data set that the run was not trained on"),
+    start_from=(Path, Path("pretrained/ds002748"), "the trained run"),
+    runs_dir=(Path, Path("runs/start"), "where both runs go"),
+    output=report.OUTPUT,
+    people=(report.number(10), 10, "of the data set, for training, validation and testing together"),
+    num_samples=(report.number(100), 300, "slices drawn"),
+)
+
+if __name__ == "__main__":
+    sys.exit(main())
