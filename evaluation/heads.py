@@ -100,8 +100,9 @@ def judge(drawn, alone, data, decode, voxel_mm):
 
     Returns:
         Dictionary: `neighbours`, MS-SSIM of neighbouring slices; `neighbours_by_height`, the same of the heads drawn
-        and of test people in eight parts from bottom to top; `axis_power_ratio`, of each set to test people; `coronal`
-        and `sagittal`, Fréchet distances of views to those of test people; `brain_ml` and `ventricles_ml`, mean and standard deviation of each set, and the Kolmogorov-Smirnov distance to
+        and of test people in eight parts from bottom to top; `axis_power_ratio`, of each set to test people;
+        `coronal` and `sagittal`, Fréchet distances of views to those of test people;
+        `brain_ml` and `ventricles_ml`, mean and standard deviation of each set, and the Kolmogorov-Smirnov distance to
         all real people; `copies`.
     """
     people, test = of_people(data, "train"), of_people(data, "test")
