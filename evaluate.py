@@ -200,7 +200,7 @@ def judge_heads(folder, args, data, model, footer):
 
     real = next(iter(heads.of_people(data, "test").values()))
     shown = [*drawn[:4], alone[0], decode(real), real]
-    titles = [*(f"drawn {i}" for i in range(4)), "slices alone", "real, decoded", "real"]
+    titles = [*(f"drawn {i}" for i in range(len(drawn[:4]))), "slices alone", "real, decoded", "real"]
     views = [figures.views(head, "axial", model.voxel_mm) for head in shown]
     figures.heads(folder / "volumes.png", views, titles, model.voxel_mm[0], footer)
     return heads.judge(drawn, alone, data, decode, model.voxel_mm)

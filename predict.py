@@ -185,7 +185,7 @@ def outside(found, ranges, kind):
 
 
 def reconstruct(model, scan, folder, args):
-    """Writes what the models make of a scan; returns its row of inputs.csv, and the slice that is shown."""
+    """Writes what the models make of a scan; returns its row of inputs.csv, and slices that are shown."""
     codes = model.encode(scan.images)
     outputs = model.decode(codes)
     heights = args.slice_position if scan.slice_positions is None else scan.slice_positions
@@ -220,9 +220,11 @@ def reconstruct(model, scan, folder, args):
     strange = outside(values, runs.read_ranges(model.run_dir, model.decoder), "people" if scan.volume else "slices")
     row = {"input": scan.name, "slices": len(scan.images), **values}
     row |= {"outside": "; ".join(strange), "notices": "; ".join(scan.notices)}
-    middle = len(scan.images) * 6 // 10
-    title = f"{scan.name[:24]}\nhead {per_slice[middle]['ssim_head']:.3f}, {bits[middle].mean():.2f} bits a code"
-    return row, (scan.images[middle], outputs[middle], bits[middle], title)
+    shown = []
+    for i in [len(scan.images) * tenth // 10 for tenth in (2, 4, 6, 8)] if scan.volume else [0]:
+        title = f"{scan.name[:24]}\nhead {per_slice[i]['ssim_head']:.3f}, {bits[i].mean():.2f} bits a code"
+        shown.append((scan.images[i], outputs[i], bits[i], title))
+    return row, shown
 
 
 def reconstruct_all(model, args, folder, footer):
@@ -243,9 +245,9 @@ def reconstruct_all(model, args, folder, footer):
 
     try:
         for scan in read_scans(args.input, model.config):
-            row, picture = reconstruct(model, scan, folder / scan.name, args)
+            row, pictures = reconstruct(model, scan, folder / scan.name, args)
             rows.append(row)
-            shown.append(picture)
+            shown += pictures
             figures_of = f"SSIM {row['ssim']:.4f}, inside the head {row['ssim_head']:.4f}, PSNR {row['psnr_db']:.2f} dB"
             print(f"{scan.name}: {len(scan.images)} slices, {figures_of}, {row['bits_per_code']:.3f} bits per code")
             for line in scan.notices:

@@ -127,7 +127,7 @@ def start(name, model, run_dir, start_from):
         pairs = [(layer, theirs[layer.name]) for layer in model.layers if layer.name in theirs]
         if trained.num_labels != model.num_labels:
             pairs = [(layer, other) for layer, other in pairs if layer is not model.label_embedding]
-        for place in ("row_embedding", "column_embedding"):
+        for place in ("codebook", "row_embedding", "column_embedding"):
             getattr(model, place).assign(getattr(trained, place))
         for beside in model.maps.keys() - trained.maps.keys():
             last = model.maps[beside].out

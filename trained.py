@@ -4,11 +4,13 @@
     images = model.sample(4, slice_position=0.6)        # float32 in [0, 1], shape (4, 224, 224)
     codes = model.encode(images)                        # int32, shape (4, 28, 28)
     again = model.decode(codes)                         # like images
-    bits = model.bits(images).sum()                     # what the priors take to tell them
+    bits, layout_bits = model.bits(images)              # what the priors take to tell them, code by code
     filled = model.complete(images[0], mask, 8)         # (8, 224, 224): what is under the mask, drawn anew
 
 Nothing but the run folder is needed.
 """
+
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -52,7 +54,8 @@ class TrainedModel:
     """
 
     def __init__(self, run_dir, decoder=None, layout_temperature=1.0, temperature=1.0, top_k=0, top_p=1.0):
-        self.run_dir, self.config = run_dir, runs.read_config(run_dir)
+        self.run_dir = run_dir = Path(run_dir)
+        self.config = runs.read_config(run_dir)
         self.decoder = decoder or runs.best_decoder(run_dir)
         self.models = runs.load_models(run_dir, self.decoder)
         self.vqvae = self.models.vqvae

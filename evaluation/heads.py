@@ -33,14 +33,14 @@ def neighbours(heads):
 
 
 def axis_power(heads):
-    """Power of the intensities along the axis, inside the head, in equal bands up to Nyquist: shape (BANDS,)."""
+    """Power of the intensities along the axis, inside the head, in at most `BANDS` equal bands up to Nyquist."""
     found = []
     for head in heads:
         lines = head[:, (head > 25).mean(axis=0) > 0.9].astype("float32") / 255  # that are inside from end to end
         if lines.size:
             power = np.square(np.abs(np.fft.rfft(lines - lines.mean(axis=0), axis=0)[1:])).mean(axis=1)
-            found.append([band.mean() for band in np.array_split(power, BANDS)])
-    return np.mean(found, axis=0) if found else np.full(BANDS, np.nan)
+            found.append([band.mean() for band in np.array_split(power, min(BANDS, len(power)))])
+    return np.mean(found, axis=0) if found else np.full(1, np.nan)
 
 
 def volumes_ml(head, positions, voxel_mm):
@@ -117,10 +117,12 @@ def judge(drawn, alone, data, decode, voxel_mm):
         "number": len(drawn),
         "neighbours": {name: float(values.mean()) for name, values in like.items()},
         "neighbours_by_height": {
-            name: [float(part.mean()) for part in np.array_split(like[name], 8, axis=1)] for name in ("drawn", "test")
+            name: [float(part.mean()) for part in np.array_split(like[name], min(8, like[name].shape[1]), axis=1)]
+            for name in ("drawn", "test")
         },
         "axis_power_ratio": {
-            name: [float(x) for x in power[name] / power["test"]] for name in ("drawn", "decoded_test", "independent")
+            name: [float(x) if np.isfinite(x) else None for x in power[name] / power["test"]]
+            for name in ("drawn", "decoded_test", "independent")
         },
     }
     size = data.image_size

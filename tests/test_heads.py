@@ -1,0 +1,192 @@
+"""Slices that belong to one person: priors told of the slice beside, whole heads, and runs that start from others."""
+
+import itertools
+import json
+
+import keras
+import nibabel
+import numpy as np
+import pytest
+from conftest import command, make_slices, write_bids
+
+import dataset
+import evaluate
+import options
+import predict
+import runs
+import scans
+import train
+from trained import TrainedModel
+
+
+def test_neighbours_are_the_next_slices_of_the_same_scan():
+    slices = make_slices(3, sessions=("a", "b"), per_scan=4)
+    slices["slice_position"] = slices.slice_index / 3
+    slices = slices.drop(index=5).sample(frac=1, random_state=0)  # the second slice of a scan is missing
+    found = dataset.neighbours(slices)
+    rows = list(slices[["subject_id", "session", "slice_index"]].itertuples(index=False, name=None))
+    for i, (person, session, number) in enumerate(rows):
+        for name, step in (("below", -1), ("above", 1)):
+            wanted = (person, session, number + step)
+            assert found[name][i] == (rows.index(wanted) if wanted in rows else -1)
+
+
+FEW = {"vqvae_epochs": 1, "layout_epochs": 1, "layout_prior_epochs": 1, "prior_epochs": 1, "downsampling": 8}
+VOLUMES = ["--num-slices", "4", "--slice-spacing", "6", "--neighbours"]
+
+
+def call(place, run, *more, **changes):
+    """Arguments of train.py on a small BIDS data set."""
+    return command(place, run, *VOLUMES, *map(str, more), data="bids", **FEW | changes)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Small volumes of ten people, and a run on them whose priors are told of neighbours."""
+    folder = tmp_path_factory.mktemp("heads")
+    write_bids(folder / "bids", people=10)
+    assert train.main(call(folder, "run")) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(place):
+    return runs.find_data(place / "run", runs.read_config(place / "run"))
+
+
+def test_a_training_slice_is_told_the_codes_of_its_own_neighbour_or_none(place, data):
+    """Of the same person, moved and mirrored alike; but for the few that are replaced."""
+    vqvae = runs.load_vqvae(place / "run")
+    training = data.of("train")
+    beside = dataset.neighbours(training)
+    told = dataset.prior_inputs(training, data.labels)
+    batches = dataset.ChangedCodes(told, {"codes": vqvae}, data, 4, 0, max_shift=2, mirrored=0.5, beside=beside)
+    alone, seen = [], {"below": 0, "above": 0}
+    for epoch in range(4):
+        batches.set_epoch(epoch)
+        for _, mine in itertools.groupby(range(len(training)), key=training.subject_id.to_numpy().__getitem__):
+            assert len(np.unique(batches.changes[list(mine)], axis=0)) == 1
+        codes, known = batches.inputs["codes"].astype(int), {name: batches.inputs[name] for name in beside}
+        for name, places in beside.items():
+            for i, other in enumerate(places):
+                if (known[name][i] >= 0).any():
+                    assert other >= 0
+                    assert (known[name][i] == codes[other]).mean() > 0.5
+                    seen[name] += 1
+                else:
+                    assert (known[name][i] == -1).all()
+        both = [(known[name] >= 0).any(axis=(1, 2)) for name in ("below", "above")]
+        assert not (both[0] & both[1]).any()
+        alone.append(np.mean(~(both[0] | both[1])))
+    assert min(seen.values()) > 0
+    assert 0.3 < np.mean(alone) < 0.7  # and the lowest and the highest of four have one neighbour
+
+
+def test_heads_are_volumes_that_a_viewer_reads(place, capsys):
+    arguments = ["--run-dir", str(place / "run"), "--output-dir", str(place / "drawn"), "--volumes", "2"]
+    assert predict.main(arguments) == 0
+    for i in range(2):
+        volume = nibabel.load(place / "drawn" / "volumes" / f"volume_{i:03d}.nii.gz")
+        assert volume.shape == (32, 32, 4)
+        assert volume.get_data_dtype() == np.uint8
+        assert nibabel.aff2axcodes(volume.affine) == ("R", "A", "S")  # as the run's own
+        np.testing.assert_allclose(volume.header.get_zooms(), (2, 2, 6))
+        assert b"synthetic" in volume.header["descrip"].tobytes()
+        middle = nibabel.affines.apply_affine(volume.affine, (np.array(volume.shape) - 1) / 2)
+        np.testing.assert_allclose(middle, 0, atol=1e-5)
+    assert (place / "drawn" / "volumes.png").exists()
+    assert (place / "drawn" / "volumes.gif").stat().st_size < 2e6
+    drawn = [np.asarray(nibabel.load(p).dataobj) for p in sorted((place / "drawn" / "volumes").iterdir())]
+    again = next(TrainedModel(place / "run").sample_heads(1))
+    back = np.rot90(drawn[0], 1).transpose(2, 0, 1)
+    np.testing.assert_array_equal(back, again[0])  # one alone is the same as the first of two
+
+
+def test_a_real_head_written_as_a_new_one_lies_as_it_lay(place, data):
+    """Left is left and top is top: the written voxels are the volume's own."""
+    one = data.slices[data.slices.subject_id == "sub-03"]
+    path = place / "real.nii.gz"
+    scans.write_head(data.images[one.row], path, "axial", (2.0, 2.0, 6.0), "LPS")
+    written = nibabel.as_closest_canonical(nibabel.load(path))
+    own = nibabel.as_closest_canonical(nibabel.load(place / "bids" / one.path.iloc[0]))
+    found = np.asarray(written.dataobj)[4:28, 1:31]  # without the padding of 24 x 30 pixels
+    expected = own.get_fdata()[:, :, one.slice_index.to_list()]
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
+
+
+def test_heads_are_measured(place, data):
+    out = place / "measured"
+    arguments = ["--run-dir", str(place / "run"), "--output-dir", str(out), "--num-samples", "4", "--num-heads", "3"]
+    assert evaluate.main(arguments) == 0
+    found = json.loads((out / "metrics.json").read_text())["heads"]
+    assert found["number"] == 3
+    assert {"drawn", "test", "decoded_test", "independent"} == set(found["neighbours"])
+    assert len(found["neighbours_by_height"]["drawn"]) == 3  # of four slices
+    for plane in ("coronal", "sagittal"):
+        assert found[plane]["drawn"] > 0
+        assert found[plane]["floor"] < found[plane]["independent"]
+    assert found["brain_ml"]["test"]["mean"] > 100  # of an ellipsoid of 2 mm voxels
+    assert (out / "volumes.png").exists()
+
+
+def test_a_run_without_neighbours_draws_no_heads(tmp_path, capsys):
+    arguments = ["--run-dir", "pretrained/ixi", "--output-dir", str(tmp_path), "--volumes", "1"]
+    assert predict.main(arguments) == 1
+    assert "heads need a run of train.py --neighbours" in capsys.readouterr().err
+
+
+# -- Starting from a trained run ----------------------------------------------------------------------------------
+
+
+def test_a_run_begins_as_the_one_that_it_starts_from(place, data):
+    """Before its first step; also a prior that is told more, and people of other labels."""
+    args = options.train(call(place, "next", "--start-from", place / "run"))
+    runs.open_run(args.run_dir, args.options, data)
+    for name in (*runs.VQVAES, *runs.PRIORS):
+        model = runs.build(name, data.image_size, len(data.labels), args.options)
+        runs.start(name, model, args.run_dir, place / "run")
+        theirs = keras.saving.load_model(place / "run" / f"{name}.keras", compile=False)
+        for a, b in zip(model.get_weights(), theirs.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+    told = dataset.prior_inputs(data.of("test"), data.labels)
+    grid = runs.build("prior", data.image_size, 2, args.options).grid_size
+    told |= {"codes": np.zeros((len(data.of("test")), grid, grid), "int32")}
+    layout = np.zeros((len(data.of("test")), 8, 8), "int32")
+    plain = runs.build("prior", data.image_size, 2, {**args.options, "heads": {"neighbours": False}})
+    (place / "plain").mkdir()
+    plain.save(place / "plain" / "prior.keras")
+    config = json.loads((place / "run" / "config.json").read_text())
+    config["models"]["prior"] = plain.get_config()
+    (place / "plain" / "config.json").write_text(json.dumps(config))
+    wider = runs.build("prior", data.image_size, 2, args.options)
+    runs.start("prior", wider, args.run_dir, place / "plain")
+    beside = np.ones_like(told["codes"])
+    logits = [
+        keras.ops.convert_to_numpy(model({**told, "layout": layout, **more}))
+        for model, more in ((plain, {}), (wider, {"below": beside}))
+    ]
+    np.testing.assert_allclose(*logits, atol=1e-5)
+
+
+def test_a_stage_alone_borrows_the_others(place):
+    arguments = call(place, "borrowed", "--start-from", place / "run", "--stage", "prior")
+    assert train.main(arguments) == 0
+    for name in ("vqvae", "layout", "layout_prior"):
+        there, here = ((place / run / f"{name}.keras").read_bytes() for run in ("run", "borrowed"))
+        assert there == here
+    assert (place / "run" / "prior.keras").read_bytes() != (place / "borrowed" / "prior.keras").read_bytes()
+    drawn = ["--run-dir", str(place / "borrowed"), "--num-samples", "1", "--output-dir", str(place / "one")]
+    assert predict.main(drawn) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--start-from", "nowhere"], "--start-from nowhere: no run here"),
+        (["--start-from", "RUN", "--num-embeddings", "17"], "its vqvae has other sizes"),
+    ],
+)
+def test_what_cannot_be_started_from_is_a_line(place, capsys, more, message):
+    more = [str(place / "run") if part == "RUN" else part for part in more]
+    assert train.main(call(place, "refused", *more)) == 1
+    assert message in capsys.readouterr().err
