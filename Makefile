@@ -17,12 +17,22 @@ DS_RUN := --preset 1mm --num-slices 64 --slice-spacing 1 --vqvae-batch-size 16 -
 	--layout-prior-epochs 43 --prior-batch-size 32 --prior-dropout 0.1 --prior-epochs 25 --sharp-epochs 40 --sharp-patience 40
 IXI4 := --run-dir runs/ixi4 --vqvae-epochs 4 --stage vqvae
 
-# Trains both decoders of a run of that name with these options, and measures it.
-define figures
+# The same prior, told the slice below or above as well.
+DS_HEADS := --num-slices 64 --slice-spacing 1 --neighbours --start-from runs/ds002748 --layout-prior-epochs 24 \
+	--prior-batch-size 32 --prior-epochs 14 --prior-learning-rate 0.003
+
+# Trains all stages of a run of that name with these options.
+define fit
 	$(BIN)/python train.py --run-dir runs/$(1) $(2)
 	$(BIN)/python train.py --run-dir runs/$(1) $(2) --stage sharp
-	$(BIN)/python evaluate.py --run-dir runs/$(1) --output-dir results/$(1) --num-samples 32
-	$(BIN)/python evaluate.py --run-dir runs/$(1) --output-dir results/$(1)_sharp --decoder sharp
+endef
+
+# Measures a run of the first name, with both decoders, into results/ under the second.
+define measure
+	$(BIN)/python evaluate.py --run-dir runs/$(1) --output-dir results/$(2) --decoder plain --num-samples 32 --num-heads 0
+	$(BIN)/python evaluate.py --run-dir runs/$(1) --output-dir results/$(2)_sharp --decoder sharp
+	$(BIN)/python -m benchmarks.anomaly --run-dir runs/$(1) --output results/$(2)_sharp/anomaly.json
+	$(BIN)/python -m benchmarks.completion --run-dir runs/$(1) --output results/$(2)_sharp/completion.json
 endef
 
 .PHONY: demo test lint notebook results benchmarks peers clean
@@ -43,13 +53,19 @@ notebook: .venv/run
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/walkthrough.ipynb
 
 results: demo
-	$(BIN)/python evaluate.py --run-dir runs/demo --num-samples 300 --output-dir results/demo
+	$(BIN)/python evaluate.py --num-samples 300 --output-dir results/demo
 	$(BIN)/python -m benchmarks.ventricles --run-dir runs/demo --output-dir results/demo
 ifdef DS
-	$(call figures,ds002748,--data-dir $(DS) $(DS_RUN))
+	$(call fit,ds002748,--data-dir $(DS) $(DS_RUN))
+	$(BIN)/python train.py --run-dir runs/heads --data-dir $(DS) $(DS_HEADS) --stage layout_prior
+	$(BIN)/python train.py --run-dir runs/heads --data-dir $(DS) $(DS_HEADS) --stage prior
+	$(call measure,heads,ds002748)
+	$(BIN)/python predict.py --run-dir runs/heads --input $(DS)/sub-02/anat/sub-02_T1w.nii.gz --output-dir results/using
+	rm -r results/using/sub-02_T1w  # a volume
 endif
 ifdef IXI
-	$(call figures,ixi,--data-dir $(IXI) $(IXI_RUN))
+	$(call fit,ixi,--data-dir $(IXI) $(IXI_RUN))
+	$(call measure,ixi,ixi)
 endif
 	rm results/*/report.html  # whose pictures and figures lie beside
 	$(BIN)/python -m benchmarks.tables
@@ -71,6 +87,7 @@ ifdef IXI
 	$(BIN)/python -m benchmarks.ablation --data-dir $(IXI) --minutes 1 --output results/ixi/ablation.json
 	$(BIN)/python -m benchmarks.rates --data-dir $(IXI) --output-dir results/rates --vqvae-epochs 4 --prior-epochs 1
 	$(BIN)/python -m benchmarks.background --data-dir $(IXI) --output results/background.png
+	$(BIN)/python -m benchmarks.start --data-dir $(IXI) --output results/start.json
 endif
 	$(BIN)/python -m benchmarks.tables
 

@@ -434,7 +434,7 @@ def _load(path, kind):
     if not path.exists():
         raise UserError(f"{path}: not found; run train.py with this --run-dir first")
     try:
-        model = keras.saving.load_model(path, compile=False)
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # zipfile, h5py and Keras raise many kinds
         raise UserError(
             f"{path}: not a model that can be loaded ({type(error).__name__}); train again in another folder"

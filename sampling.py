@@ -296,9 +296,9 @@ class SliceSampler:
             part = slice(start, start + batch_size)
             given, given_layout = (None if codes is None else codes[part] for codes in (known, known_layout))
             how = {"seed": seed, "batch_size": batch_size, "noise_index": noise_index[part]}
-            yield self._draw(label[part], slice_position[part], given, given_layout, how)[0]
+            yield self.draw(label[part], slice_position[part], given, given_layout, how)[0]
 
-    def _draw(self, label, slice_position, known, known_layout, how, beside=None, layouts_beside=None):
+    def draw(self, label, slice_position, known, known_layout, how, beside=None, layouts_beside=None):
         """Codes and layouts of one batch; `beside` and `layouts_beside` are those of slices beside them, by map."""
         (layout,) = self.layouts.sample(
             label, slice_position, known=known_layout, level=1, **how, **(layouts_beside or {})
@@ -337,7 +337,7 @@ class SliceSampler:
                 how = {"seed": seed, "batch_size": batch_size, "noise_index": noise_index[part] * number + i}
                 position = np.full(len(label[part]), slice_positions[i], "float32")
                 beside = [{} if other is None else {name: codes} for codes in drawn.get(other, (None, None))]
-                drawn[i] = self._draw(label[part], position, None, None, how, *beside)
+                drawn[i] = self.draw(label[part], position, None, None, how, *beside)
             yield np.stack([drawn[i][0] for i in range(number)], axis=1)
 
     def complete(self, known, known_layout, label, slice_position, number, seed, particles=32):

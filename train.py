@@ -11,6 +11,7 @@ settings in the same folder are refused.
 import contextlib
 import functools
 import io
+import math
 import sys
 from pathlib import Path
 
@@ -25,12 +26,14 @@ import numpy as np
 
 import dataset
 import devices
+import losses
 import runs
 import sharpening
 from evaluation import figures
 from files import UserError
 
 INITIAL_SLICES = 128  # whose encoder outputs the codebook starts from
+WATCHED, SHOWN = 128, 6  # validation slices that are measured, and shown, after each epoch of the VQ-VAE
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -71,10 +74,87 @@ def sharp_optimizer(learning_rate, average_steps):
     )
 
 
-def fit(stage, model, make_optimizer, batches, validation, training, run_dir):
+class Progress(keras.callbacks.Callback):
+    """Shows how far the VQ-VAE is: after each epoch two figures for its history, and a picture.
+
+    The figures are `val_ssim` and `val_psnr_db` of the epoch's logs: means over `WATCHED` validation slices, the same
+    ones after every epoch. `runs.Checkpoint` keeps what is in the logs, so this stands before it. The picture,
+    progress.png, is that of the latest epoch; under TensorFlow, TensorBoard has those of all.
+
+    Args:
+        data: The `dataset.Data`.
+        run_dir: Where the picture goes.
+        epochs: How many there will be.
+    """
+
+    def __init__(self, data, run_dir, epochs):
+        super().__init__()
+        validation = data.of("validation")
+        middle = validation[(validation.slice_position - 0.5).abs() < 0.25]  # there is little to see in the others
+        self.shown = data.pixels(_spread(middle if len(middle) >= SHOWN else validation, SHOWN))
+        self.images = data.pixels(_spread(validation, WATCHED))
+        self.run_dir, self.epochs = run_dir, epochs
+        self.footer = runs.footer(data.title, data.credit)
+        self.writer = None
+
+    def on_train_begin(self, logs=None):
+        print(f"vqvae: what it makes of validation slices, after each epoch: {self.run_dir / 'progress.png'}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        shown, outputs = (self._reconstruct(images) for images in (self.shown, self.images))
+        psnr = _psnr_db(self.images, outputs)
+        logs["val_ssim"] = float(_ssim(self.images, outputs).mean())
+        logs["val_psnr_db"] = float(psnr[np.isfinite(psnr)].mean()) if np.isfinite(psnr).any() else math.nan
+        if not devices.is_first():
+            return
+        history = runs.read_history(self.run_dir / "vqvae_history.csv")[:epoch]  # what comes later is trained again
+        curve = [(row["epoch"], row.get("val_ssim", math.nan)) for row in history] + [(epoch + 1, logs["val_ssim"])]
+        title = (
+            f"VQ-VAE after epoch {epoch + 1} of {self.epochs}: SSIM {logs['val_ssim']:.3f}, "
+            f"PSNR {logs['val_psnr_db']:.1f} dB, means of {len(self.images)} validation slices"
+        )
+        titles = [f"SSIM {value:.3f}" for value in _ssim(self.shown, shown)]
+        figures.progress(self.run_dir / "progress.png", self.shown, shown, title, titles, curve, self.footer)
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow
+
+            if self.writer is None:
+                folder = self.run_dir / "tensorboard" / "vqvae" / "pictures"
+                self.writer = tensorflow.summary.create_file_writer(str(folder))
+            picture = np.concatenate([np.concatenate(list(row), axis=1) for row in (self.shown, shown)])
+            with self.writer.as_default():
+                tensorflow.summary.image("input above reconstruction", picture[None, ..., None], step=epoch)
+            self.writer.flush()
+
+    def on_train_end(self, logs=None):
+        if self.writer is not None:
+            self.writer.close()
+
+    def _reconstruct(self, images):
+        return self.model.decode(self.model.encode(images[..., None]))[..., 0].astype("float32")
+
+
+def _spread(slices, most):
+    """At most so many of some slices, spread evenly over all of them."""
+    return slices.iloc[np.linspace(0, len(slices) - 1, min(most, len(slices))).round().astype(int)]
+
+
+def _ssim(images, outputs):
+    """SSIM of each pair of images in [0, 1], (n, S, S), as evaluate.py has it: (n,)."""
+    return keras.ops.convert_to_numpy(losses.ssim(images[..., None], outputs[..., None]))
+
+
+def _psnr_db(images, outputs):
+    """PSNR of each pair of images in [0, 1], (n, S, S), in dB: (n,); infinite where they are equal."""
+    with np.errstate(divide="ignore"):
+        return -10 * np.log10(np.square(images - outputs, dtype="float64").mean(axis=(1, 2)))
+
+
+def fit(stage, model, make_optimizer, batches, validation, training, run_dir, watch=()):
     """Fits a stage, or what is left of it; the best model is left in the run folder.
 
-    `make_optimizer` is a function of the learning rate's schedule and the number of steps.
+    `make_optimizer` is a function of the learning rate's schedule and the number of steps; `watch` are callbacks that
+    add to the logs.
     """
     checkpoint = runs.Checkpoint(batches, run_dir, stage, training)
     if checkpoint.finished():
@@ -90,7 +170,7 @@ def fit(stage, model, make_optimizer, batches, validation, training, run_dir):
     optimizer.build(model.trainable_variables)
     checkpoint.set_model(model)
     print(f"{stage}: {model.count_params():,} parameters, {training['epochs']} epochs")
-    callbacks = [checkpoint]
+    callbacks = [*watch, checkpoint]
     if keras.backend.backend() == "tensorflow":  # it writes TensorBoard's log
         callbacks.append(keras.callbacks.TensorBoard(run_dir / "tensorboard" / stage, write_graph=False))
     if optimizer.use_ema:
@@ -145,6 +225,7 @@ def train_vqvae(run_dir, data, options, name="vqvae"):
         dataset.image_batches(data, "validation", size, batch_size),
         training,
         run_dir,
+        [Progress(data, run_dir, training["epochs"])] if name == "vqvae" else [],
     )
 
 

@@ -110,8 +110,8 @@ main = report.command(
     __doc__,
     run_dir=(Path, ..., "a run whose data are at hand"),
     output=report.OUTPUT,
-    each=(report.number(1), 4, "slices of each test person"),
-    draws=(report.number(1), 4, "completions of each slice"),
+    each=(report.number(1), 3, "slices of each test person"),
+    draws=(report.number(1), 2, "completions of each slice"),
     particles=(report.number(1), [1, 32], "of each draw; the first is what the others are compared with"),
 )
 

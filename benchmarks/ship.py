@@ -73,9 +73,11 @@ def run(args):
         save(model, args.output_dir / f"{name}.keras")
     config = runs.read_config(args.run_dir)
     config["options"]["data"] |= {"data_dir": str(args.data_dir) if args.data_dir else None, "cache_dir": "cache"}
+    config["options"]["start_from"] = None
     files.write_text(args.output_dir / "config.json", json.dumps(config, indent=2) + "\n")
-    for path in (args.run_dir / "splits.csv", *args.run_dir.glob("*_history.csv")):
-        shutil.copy(path, args.output_dir / path.name)
+    for path in (args.run_dir / "splits.csv", args.run_dir / "ranges.json", *args.run_dir.glob("*_history.csv")):
+        if path.exists():
+            shutil.copy(path, args.output_dir / path.name)
     size = np.sum([path.stat().st_size for path in args.output_dir.iterdir() if path.is_file()])
     print(f"{args.output_dir}: {size / 1e6:.1f} MB")
 

@@ -1,18 +1,19 @@
-"""Writes the tables of README.md and results/README.md from the files in results/: no figure in them is typed by hand.
+"""Writes the tables of the pages from the files in results/: no figure in them is typed by hand.
 
     python -m benchmarks.tables
 
-A table is found by its first cell; what stands around it is left alone. tests/test_benchmarks.py checks that the pages
-agree with the files.
+`PAGES` says which table is on which page. A table is found by its first cell; what stands around it is left alone.
+tests/test_benchmarks.py checks that the pages agree with the files.
 """
 
 import json
+import re
 import sys
 from functools import partial
 
 import files
 from benchmarks import report
-from evaluation.report import ANATOMY_OF, RECONSTRUCTION, summary_tables
+from evaluation.report import ANATOMY_OF, PICTURES, RECONSTRUCTION, summary_tables
 from files import UserError
 
 RUNS = {
@@ -22,6 +23,8 @@ RUNS = {
     "ixi_sharp": "IXI, sharp decoder",
     "demo": "demo, 128×128, factor 8",
 }
+SHARP = {"ds002748_sharp": "ds002748", "ixi_sharp": "IXI"}
+OASIS_SLICES = 9664  # training slices of OASIS as PNG
 
 
 def interval(name, digits, mean="[mean]", ends="[ci95]"):
@@ -39,18 +42,17 @@ LISTINGS = {
         "{cached_over_teacher_forced:.1f} | {equal}",
     ),
     "ixi/priors.json": (
-        "prior | bits per code, validation people | against the default | parameters | seconds an epoch | "
+        "prior | bits per code, validation people | against the default | trained parameters | seconds an epoch | "
         "epochs in {minutes:g} min",
         "{variant} | {validation_bits_per_code:.3f} | {worse} | {parameters:,} | {seconds_an_epoch:.0f} | {epochs:.1f}",
     ),
     "ixi/ablation.json": (
-        "variant | SSIM, head | PSNR (dB) | SSIM | power kept above half of Nyquist | bits per pixel, entropy | "
-        "images/s",
-        "{variant} | {ssim_head:.3f} | {psnr_db:.2f} | {ssim:.3f} | {power:.2f} | {entropy_bits_per_pixel:.3f} | "
-        "{examples_per_second:.0f}",
+        "variant | SSIM, head | PSNR (dB) | SSIM | power kept above half of Nyquist | images/s",
+        "{variant} | {ssim_head:.3f} | {psnr_db:.2f} | {ssim:.3f} | {power:.2f} | {examples_per_second:.0f}",
     ),
     "peers/priors.json": (
-        "prior, test people | parameters | minutes | epochs | slices/s | bits per image | seconds a sample, alone | "
+        "prior, test people | trained parameters | minutes | epochs | slices/s | bits per image | "
+        "seconds a sample, alone | "
         "in a batch of 16",
         "{entry} | {parameters:,} | {minutes:g} | {epochs:.2f} | {examples_per_second:.1f} | "
         + interval("bits_per_image", 0)
@@ -65,14 +67,10 @@ LISTINGS = {
         "{images_per_second:.1f} | {share_in_steps:.1%} | {reading_images_per_second:,.0f}",
     ),
     "training.json": (
-        "stage | pixels | codes | batch | images/s | GFLOP an image | of {giga:.0f} GFLOP/s",
-        "{name} | {image_size} | {grid}×{grid} | {batch} | {images_per_second:.1f} | {giga:.2f} | "
-        "{share_of_matrix_rate:.0%}",
-    ),
-    "rates/rates.json": (
-        "factor | codes | SSIM | SSIM, head | PSNR (dB) | bits per code | bits per image | seconds a sample",
-        f"{{downsampling}} | {{num_embeddings}} | {{ssim:.3f}} | {interval('ssim_head', 3, '', '_ci95')} | "
-        "{psnr_db:.2f} | {bits_per_code:.3f} | {bits_per_image:,.0f} | {seconds_per_sample:.3f}",
+        "stage | pixels | codes | all parameters | batch | images/s | GFLOP an image | of {giga:.0f} GFLOP/s | "
+        f"minutes an epoch of {OASIS_SLICES:,} slices",
+        "{name} | {image_size} | {grid}×{grid} | {parameters:,} | {batch} | {images_per_second:.1f} | {giga:.2f} | "
+        "{share_of_matrix_rate:.0%} | {minutes:.1f}",
     ),
 }
 
@@ -86,6 +84,7 @@ def more(row, first):
         found["power"] = report.power_above_half(row)
     if "stage" in row:
         found |= {"name": "VQ-VAE" if row["stage"] == "vqvae" else "prior", "giga": row["operations_per_image"] / 1e9}
+        found["minutes"] = OASIS_SLICES / row["images_per_second"] / 60
     if "validation_bits_per_code" in row:
         bits, default = (one["validation_bits_per_code"] for one in (row, first))
         found["worse"] = "" if row is first else f"{bits / default - 1:+.1%}"
@@ -112,6 +111,34 @@ def listing(name):
     rows = [cells.format(**row, **more(row, found["rows"][0])).split(" | ") for row in found["rows"]]
     giga = found.get("matrix_operations_per_second", 0) / 1e9
     return table(head.format(**found, giga=giga).split(" | "), rows)
+
+
+def told(row, name, digits, sign=""):
+    """A mean and its interval from `name` and `name_ci95` of a row; empty where the row has none."""
+    mean, ends = row.get(name), row.get(f"{name}_ci95")
+    if mean is None:
+        return ""
+    shown = f"{mean:{sign}.{digits}f}"
+    return shown if ends is None else f"{shown} ({' to '.join(f'{end:{sign}.{digits}f}' for end in ends)})"
+
+
+def summary():
+    """The README's: what matters most of reconstructions, codes and samples."""
+    runs = {name: load(f"{name}/metrics.json") for name in (*SHARP, "demo")}
+    lines = {
+        "test people / slices": "{reconstruction[ssim][people]} / {slices}",
+        "SSIM, whole image": interval("reconstruction[ssim]", 3),
+        "SSIM, inside the head": interval("reconstruction[ssim_head]", 3),
+        "PSNR (dB)": interval("reconstruction[psnr_db]", 2),
+        "codes / in use / perplexity": "{codebook[num_embeddings]} / {codebook[codes_in_use]:.0%} / "
+        "{codebook[perplexity]:.0f}",
+        "bits per code under the priors": interval("prior", 3, "[bits_per_code]", "[bits_per_code_ci95]"),
+        "Fréchet distance: samples / other people, decoded": "{realism[samples][frechet_distance]:.0f} / "
+        "{realism[decoded_floor][frechet_distance]:.0f}",
+        "samples nearer to a training slice than 99 % of test slices": "{realism[copies][share_of_samples]:.1%}",
+    }
+    rows = [[name, *(form.format(**one) for one in runs.values())] for name, form in lines.items()]
+    return table(["on test people", *(RUNS[name] for name in runs)], rows)
 
 
 def results():
@@ -179,7 +206,7 @@ def peers():
         rows[row["entry"]] = rows[row["entry"]] | row | {f"{row['minutes']:g} min": told}
     cells = {
         "VQ-VAE": "{entry}",
-        "parameters": "{parameters:,}",
+        "trained parameters": "{parameters:,}",
         "bits per pixel, raw / entropy": "{bits_per_pixel:.3f} / {entropy_bits_per_pixel:.3f}",
         "codes in use": "{codes_in_use:.0%}",
         "images/s": "{examples_per_second:.1f}",
@@ -202,25 +229,209 @@ def leak():
     return table(head, rows)
 
 
-PAGES = {
-    "README.md": [
-        results,
-        partial(baselines, "ds002748"),
-        partial(
-            realism, "sharp decoders, against the test people", {"ds002748_sharp": ", ds002748", "ixi_sharp": ", IXI"}
-        ),
-        partial(anatomy, "anatomy", {"ds002748_sharp": "ds002748", "ixi_sharp": "IXI"}),
+def heads(run):
+    """Whole heads beside real ones, as `evaluation.heads.judge` measures them."""
+    found = load(f"{run}/metrics.json").get("heads")
+    if found is None:
+        raise UserError(f"results/{run}/metrics.json: no whole heads; evaluate a run of train.py --neighbours")
+    kinds = ("drawn", "independent", "decoded_test", "test")
+
+    def cells(values, form, names=kinds):
+        return [form(values[name]) if name in values else "" for name in names]
+
+    def number(value):
+        return f"{value:.3f}"
+
+    def volume(value):
+        return f"{value['mean']:,.0f} ± {value['sd']:,.0f}"
+
+    def ends(values):
+        return f"{min(values):.2f} to {max(values):.2f}"
+
+    power, copies = found["axis_power_ratio"], found["copies"]
+    distance = "distance of drawn to real: {:.2f}; 0 for equal sets"
+    views, sets = ("drawn", "independent", "decoded_floor", "floor"), ("drawn", "independent", "decoded_test", "real")
+    rows = [
+        ["neighbouring slices, MS-SSIM", *cells(found["neighbours"], number), "as of real heads"],
+        ["power along the axis, eight bands", *cells(power, ends), "1 in every band"],
         *(
-            peers,
-            leak,
-            *(partial(listing, f"{name}.json") for name in ("peers/priors", "sampling", "training", "large")),
+            [f"{name}, Fréchet distance", *cells(found[plane], "{:.0f}".format, views), "as of other people, decoded"]
+            for plane, name in (("coronal", "views from the front"), ("sagittal", "views from the side"))
         ),
+        *(
+            [f"{name} (ml), mean ± SD", *cells(found[key], volume, sets), distance.format(found[key]["distance"])]
+            for key, name in (("brain_ml", "brain"), ("ventricles_ml", "lateral ventricles"))
+        ),
+        [
+            "most like a training person, MS-SSIM",
+            number(copies["most_ms_ssim_drawn"]),
+            *("", "", number(copies["most_ms_ssim_test"])),
+            "more than of real heads: a copy",
+        ],
+        [
+            "nearer to a training person than any test person is",
+            f"{copies['share_nearer_than_any_test_person']:.0%}",
+            *("", "", "0%"),
+            "more: copies",
+        ],
+    ]
+    names = ["drawn", "slices drawn alone", "real, decoded", "real"]
+    return table([f"whole heads, {found['number']} drawn", *names, "how to read it"], rows)
+
+
+def anomaly(run):
+    """Maps of what is uncommon, on all planted lesions."""
+    rows = [row for row in load(f"{run}/anomaly.json")["rows"] if row["lesions"] == "all"]
+    columns = {"auroc": "AUROC", "average_precision": "average precision", "dice": "best Dice"}
+    return table(
+        [f"map, {SHARP[run]}", *columns.values()],
+        [[row["map"], *(told(row, key, 3) for key in columns)] for row in rows],
+    )
+
+
+def completion(run):
+    """Completions with and without a particle filter; `less` is the difference to the first row, on the same slices."""
+    columns = {
+        "hidden": ("error under the mask", 3, ""),
+        "hidden_less": ("less", 3, "+"),
+        "lower_edge": ("error at its lower edge", 3, ""),
+        "lower_edge_less": ("less", 3, "+"),
+        "bits_below": ("bits of the codes below", 2, ""),
+        "bits_below_less": ("less", 2, "+"),
+        "seconds_each": ("seconds a draw", 1, ""),
+    }
+    rows = [
+        [
+            {"1 particles": "1 particle"}.get(row["completion"], row["completion"]),
+            *(told(row, key, digits, sign) for key, (_, digits, sign) in columns.items()),
+        ]
+        for row in load(f"{run}/completion.json")["rows"]
+    ]
+    if rows[-1][0] == "decoder alone":
+        rows[-1][-1] = ""  # nothing is drawn
+    return table([f"completion, {SHARP[run]}", *(name for name, *_ in columns.values())], rows)
+
+
+def start():
+    """Ten people of a cohort, from a trained run and from nothing."""
+    columns = {
+        "ssim": ("SSIM", 3),
+        "ssim_head": ("SSIM, inside the head", 3),
+        "psnr_db": ("PSNR (dB)", 2),
+        "bits_per_image": ("bits per slice", 0),
+        "frechet_samples": ("Fréchet distance of samples", 0),
+        "frechet_ratio": ("over other people's, decoded", 2),
+    }
+    rows = [
+        [row["run"], *(told(row, key, digits) for key, (_, digits) in columns.items()), f"{row['seconds'] / 60:.0f}"]
+        for row in load("start.json")["rows"]
+    ]
+    head = ["run, ten people of IXI", *(name for name, _ in columns.values()), "minutes of training"]
+    return table(head, rows)
+
+
+def label():
+    """What the demo's label does to the ventricles, in the cohort and in what the models make."""
+    found = load("demo/ventricles.json")
+    one, other = found["labels"]
+    rows = []
+    for kind in ("cohort", "reconstructions", "samples"):
+        difference = found[f"{kind}: {one} less {other}"]
+        low, high = difference["ci95"]
+        shares = [f"{found[f'{kind} {name}']['mean']:.1%}" for name in (one, other)]
+        rows.append([kind, *shares, f"{100 * difference['difference']:.1f} ({100 * low:.1f} to {100 * high:.1f})"])
+    return table(["ventricles, share of the head", one, other, "difference in points (95 %)"], rows)
+
+
+def times():
+    """How long each stage of each run was trained."""
+    found = {name: load(f"{name}/metrics.json")["training"] for name in (*SHARP, "demo")}
+    stages = {
+        "vqvae": "VQ-VAE",
+        "layout": "layout",
+        "layout_prior": "prior of layouts",
+        "prior": "prior",
+        "sharp": "sharp decoder",
+    }
+    form = "{epochs} / {seconds:,.0f} / {fastest_epoch_seconds:.1f}"
+    rows = [
+        [title, *(form.format(**one[stage]) if stage in one else "" for one in found.values())]
+        for stage, title in stages.items()
+    ]
+    return table(["epochs / seconds / fastest epoch", *(RUNS[name] for name in found)], rows)
+
+
+def layers(which):
+    """The layers of "vqvae" or "prior", as docs/figures.py counts them."""
+    try:
+        from docs import figures
+    except ImportError as error:
+        raise UserError(f"docs/figures.py: not found ({files.in_a_line(error)}); it lists the layers") from error
+
+    def cell(value):
+        if isinstance(value, int):
+            return f"{value:,}"
+        return str(value) if isinstance(value, str) else " × ".join(map(str, value))
+
+    name = {"vqvae": "VQ-VAE", "prior": "prior"}[which]
+    return table([name, "output shape", "parameters"], [[*map(cell, row)] for row in figures.layers(which)])
+
+
+def versions():
+    """The packages of requirements.txt, in the versions of requirements-lock.txt."""
+    allowed = dict(
+        re.findall(r"^([\w-]+)([<>=~][^\s#]*)", (report.ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    )
+    path = report.ROOT / "requirements-lock.txt"
+    locked = dict(re.findall(r"^([\w-]+)==(\S+)$", path.read_text(), re.MULTILINE))
+    if locked.keys() != allowed.keys():
+        raise UserError(f"{path}: other packages than requirements.txt: {', '.join(locked.keys() ^ allowed.keys())}")
+    return table(["package", "version", "allowed"], [[name, locked[name], allowed[name]] for name in allowed])
+
+
+def pictures():
+    """Every picture of the runs of results/; one that a sharp decoder does not change is shown under the plain one."""
+    questions = {name: question for name, (question, _) in PICTURES.items()}
+    for path in sorted((report.ROOT / "results").glob("*/*.png")):
+        if path.parent.name in RUNS:
+            questions.setdefault(path.name, "")
+    rows = []
+    for name, question in questions.items():
+        paths = [report.ROOT / "results" / run / name for run in RUNS]
+        seen, row = set(), [f"{name.removesuffix('.png')}: {question}".removesuffix(": ")]
+        for path in paths:
+            content = path.read_bytes() if path.exists() else None
+            row.append("" if content is None or content in seen else f"[see]({path.parent.name}/{name})")
+            seen.add(content)
+        rows.append(row)
+    return table(["picture", *RUNS.values()], rows)
+
+
+PAGES = {
+    "README.md": [summary, partial(layers, "vqvae"), partial(layers, "prior"), versions],
+    "docs/data.md": [leak],
+    "docs/results.md": [
+        results,
+        partial(
+            realism,
+            "sharp decoders, against the test people",
+            {name: f", {what}" for name, what in SHARP.items()},
+        ),
+        partial(anatomy, "anatomy", SHARP),
     ],
+    "docs/comparison.md": [
+        *(partial(baselines, name) for name in ("ds002748", "ixi")),
+        peers,
+        *(partial(listing, f"{name}.json") for name in ("peers/priors", "ixi/priors", "ixi/ablation")),
+    ],
+    "docs/sampling.md": [partial(listing, "sampling.json")],
+    "docs/running.md": [times, *(partial(listing, f"{name}.json") for name in ("training", "large"))],
     "results/README.md": [
-        *(partial(baselines, name) for name in ("ixi", "demo")),
+        pictures,
+        partial(baselines, "demo"),
         partial(realism, "demo, against the test people", {"demo": ""}),
         partial(anatomy, "anatomy of the demo", {"demo": "demo"}),
-        *(partial(listing, f"{name}.json") for name in ("ixi/ablation", "ixi/priors", "rates/rates")),
+        label,
     ],
 }
 

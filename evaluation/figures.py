@@ -2,6 +2,7 @@
 
 import numpy as np
 import PIL.Image
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from skimage.transform import resize
 
@@ -181,14 +182,17 @@ def history(path, stages, footer):
     """Training curves, from the rows of the history of each stage, by its name."""
     curves = [
         ("vqvae", "reconstruction_loss", "VQ-VAE, reconstruction loss", "log"),
+        ("vqvae", "ssim", "VQ-VAE, SSIM", "linear"),
+        ("vqvae", "psnr_db", "VQ-VAE, PSNR (dB)", "linear"),
         ("vqvae", "perplexity", "perplexity of the codes", "linear"),
         ("layout", "reconstruction_loss", "layout, reconstruction loss", "log"),
         ("layout_prior", "bits_per_code", "prior of layouts, bits per code", "linear"),
         ("prior", "bits_per_code", "prior, bits per code", "linear"),
         ("sharp", "least_power", "sharp, least power kept in a band", "linear"),
     ]
-    curves = [curve for curve in curves if curve[0] in stages]
-    rows = -(-len(curves) // 3)
+    measured = {stage: set().union(*found) for stage, found in stages.items()}  # older runs lack some
+    curves = [curve for curve in curves if f"val_{curve[1]}" in measured.get(curve[0], ())]
+    rows = max(1, -(-len(curves) // 3))
     figure = Figure(figsize=(11, 3.2 * rows), layout="constrained")
     axes = figure.subplots(rows, 3).ravel()
     for axis in axes[len(curves) :]:
@@ -196,11 +200,42 @@ def history(path, stages, footer):
     for axis, (stage, name, label, scale) in zip(axes, curves, strict=False):
         found = stages[stage]
         epochs = [row["epoch"] for row in found]
-        axis.plot(epochs, [row[name] for row in found], label="training", color="0.5")
-        axis.plot(epochs, [row[f"val_{name}"] for row in found], label="validation", color="tab:red")
+        if name in measured[stage]:
+            axis.plot(epochs, [row.get(name, np.nan) for row in found], label="training", color="0.5")
+        axis.plot(epochs, [row.get(f"val_{name}", np.nan) for row in found], label="validation", color="tab:red")
         axis.set(xlabel="epoch", ylabel=label, yscale=scale)
         axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].legend(frameon=False)
+    if curves:
+        axes[0].legend(frameon=False)
+    finish(figure, path, footer)
+
+
+def progress(path, images, outputs, title, titles, curve, footer):
+    """Input, reconstruction and their difference after an epoch, and the SSIM of all epochs so far.
+
+    One picture in one axis, since it is drawn after every epoch, some of which take a second.
+
+    Args:
+        images, outputs: Float in [0, 1], shape (n, size, size).
+        title: Of the whole.
+        titles: One line above each column.
+        curve: (epoch, SSIM) of each epoch.
+    """
+    size = images.shape[1]
+    colours = colormaps["RdBu_r"]((outputs - images) / 0.6 + 0.5)[..., :3]
+    tiles = [np.repeat(images[..., None], 3, axis=3), np.repeat(outputs[..., None], 3, axis=3), colours]
+    picture = np.concatenate([np.concatenate(list(row), axis=1) for row in tiles])
+    figure = Figure(figsize=(1.5 * len(images) + 1.4, 7), layout="constrained")
+    top, bottom = figure.subplots(2, 1, height_ratios=(3, 1))
+    top.imshow(picture, interpolation="nearest")
+    middles = (np.arange(len(images)) + 0.5) * size
+    top.set_xticks(middles, titles, fontsize=8)
+    top.set_yticks(middles[:1] + size * np.arange(3), ["input", "reconstruction", "difference\n(red: too bright)"])
+    top.tick_params(length=0, labeltop=True, labelbottom=False)
+    top.set_title(title, fontsize=10)
+    bottom.plot(*zip(*curve, strict=True), marker=".", color="tab:red")
+    bottom.set(xlabel="epoch", ylabel="SSIM, validation")
+    bottom.xaxis.get_major_locator().set_params(integer=True)
     finish(figure, path, footer)
 
 

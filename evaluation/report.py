@@ -1,67 +1,131 @@
 """report.html: all that evaluate.py found, in one file that needs no network; report.html.jinja is its form."""
 
 import base64
+import datetime
+import io
 import json
+import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
+import numpy as np
 import pandas as pd
+import PIL.Image
+from matplotlib import colormaps
 
 from files import write_text
 
-# Each picture, the question it answers, and how to read it.
+ROOT = Path(__file__).parent.parent
+MOST_BYTES = 9_500_000  # of the report; pictures of people are left out beyond
+PEOPLE_AT_ONCE = 16  # whose pictures are made
+HEIGHT = 0.6  # slice position of the first picture of a person, where most can be seen
+NO_BREAK = "\N{NO-BREAK SPACE}"
+LISTED = 4  # voxel sizes, orientations and so on that are named
+
+
+class Picture(NamedTuple):
+    """Where a picture stands, the question that it answers, how to read it, and what one would see."""
+
+    section: str
+    question: str
+    caption: str
+    alt: str
+
+
 PICTURES = {
-    "reconstructions.png": (
+    "reconstructions.png": Picture(
+        "reconstruction",
         "What is lost between a slice and its codes?",
         "Test people, one slice each: input, output, and their difference.",
+        "Rows of brain slices: the input, the reconstruction, and their difference in red and blue. "
+        "Each column is a test person, with the SSIM under it.",
     ),
-    "worst.png": (
+    "worst.png": Picture(
+        "reconstruction",
         "How bad can it get?",
         "The test slices of as many people whose SSIM inside the head is lowest.",
+        "Rows of brain slices: the input, the reconstruction, and their difference in red and blue. "
+        "The columns are the slices with the lowest SSIM, the worst on the left.",
     ),
-    "masks.png": (
+    "masks.png": Picture(
+        "reconstruction",
         "What counts as inside the head?",
-        "The outline within which SSIM is averaged: brighter than half of Otsu's threshold, gaps and holes closed, "
-        "the largest part.",
+        "The outline within which SSIM is averaged. It holds what is brighter than half of Otsu's threshold. "
+        "Gaps and holes are closed, and the largest part is kept.",
+        "A row of brain slices. An orange line follows the outline of each head.",
     ),
-    "spectrum.png": (
+    "spectrum.png": Picture(
+        "reconstruction",
         "How much of each size of detail survives?",
         "Power of reconstructions and samples over that of test slices, in eight rings of the frequency plane. "
-        "1 is right; below 1 is blur.",
+        "1 is right. Below 1 is blur.",
+        "Curves of power against spatial frequency, from coarse on the left to fine on the right. "
+        "A grey line marks 1, the power of test slices.",
     ),
-    "codebook.png": (
+    "codebook.png": Picture(
+        "codes",
         "Are all codes at work?",
         "Use of each code on the test slices, and how many different ones appear at each place.",
+        "Left: bars of the use of each code, the most used first, with a red line at even use. "
+        "Right: a map of how many different codes appear at each place of the grid.",
     ),
-    "bits.png": (
+    "bits.png": Picture(
+        "codes",
         "Where do the bits go?",
         "What the codes of a slice cost under the prior, in bits: the mean over test slices, and single slices.",
+        "Brain slices above maps of the bits of their codes, bright where a code was unexpected. "
+        "The first map is the mean over test slices.",
     ),
-    "history.png": (
-        "Has training come to its end?",
-        "Curves of each stage, training and validation people.",
-    ),
-    "samples.png": (
+    "samples.png": Picture(
+        "samples",
         "Do samples look like brains?",
         "The first samples, not picked.",
+        "A grid of brain slices that the model has drawn. Each has its label and slice position above it.",
     ),
-    "positions.png": (
+    "positions.png": Picture(
+        "samples",
         "Does the prior know where a slice lies?",
         "The same noise at eight slice positions, from the lowest to the highest.",
+        "Drawn brain slices from the lowest position on the left to the highest on the right, a row for each label.",
     ),
-    "closest.png": (
+    "closest.png": Picture(
+        "samples",
         "Are samples copies of training slices?",
         "The samples most like a training slice, above that slice; MS-SSIM after a translation.",
+        "Two rows of brain slices: samples above, and below each the training slice that is most like it.",
+    ),
+    "volumes.png": Picture(
+        "heads",
+        "Do the slices of a head fit together?",
+        "Heads drawn slice by slice, from the lowest upwards. Beside them: slices drawn alone, which belong to nobody; "
+        "a test person after the VQ-VAE; that person. L and R are the person's left and right.",
+        "Columns of heads, each in an axial, a coronal and a sagittal view: heads that the model has drawn, "
+        "slices drawn alone, and a real head with and without the VQ-VAE.",
+    ),
+    "history.png": Picture(
+        "training",
+        "Has training come to its end?",
+        "Curves of each stage, training and validation people.",
+        "Curves of each stage of training against the epoch, grey for training people and red for validation people.",
     ),
 }
+NO_HEAD = "No test slice has a head, so that there is no worst one (worst.png)."
 
 # What each figure is called, what it means, and how many digits are shown.
 RECONSTRUCTION = {
-    "ssim": ("SSIM, whole image", 3),
-    "ssim_head": ("SSIM, inside the head", 3),
+    "ssim": ("SSIM of the whole image", 3),
+    "ssim_head": ("SSIM inside the head", 3),
     "ms_ssim": ("MS-SSIM", 3),
     "psnr_db": ("PSNR (dB)", 2),
-    "l1": ("L1", 4),
+    "l1": ("mean absolute difference", 4),
+}
+PEOPLE = {
+    "subject_id": ("person", None),
+    "label": ("label", None),
+    "slices": ("slices", 0),
+    **RECONSTRUCTION,
+    "bits_per_code": ("bits per code", 3),
 }
 REALISM = {
     "frechet_distance": ("Fréchet distance", "0 for equal sets", 2),
@@ -93,31 +157,71 @@ ANATOMY_OF = {
     "decoded_test_slices": "test people, decoded",
     "test_slices": "test people",
 }
+HEADS_OF = {
+    "drawn": "drawn",
+    "independent": "slices drawn alone",
+    "decoded_test": "test people, decoded",
+    "test": "test people",
+    "real": "all people",
+}
+STAGES = {
+    "vqvae": "VQ-VAE",
+    "layout": "VQ-VAE of layouts",
+    "layout_prior": "prior of layouts",
+    "prior": "prior of codes",
+    "sharp": "sharp decoder",
+}
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Tables
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def number(value, digits):
     """A number as text, "-" for none."""
-    return "-" if pd.isna(value) else f"{value:.{digits}f}"
+    return "-" if value is None or pd.isna(value) else f"{value:.{digits}f}"
 
 
 def with_interval(summary, digits):
-    """Mean and interval of what `metrics.over_people` returns."""
+    """Mean and interval of what `metrics.over_people` returns; the interval is not broken into lines."""
+    mean = number(summary["mean"], digits)
     if summary["ci95"] is None:
-        return number(summary["mean"], digits)
-    return f"{number(summary['mean'], digits)} ({' to '.join(number(end, digits) for end in summary['ci95'])})"
+        return mean
+    low, high = (number(end, digits) for end in summary["ci95"])
+    return f"{mean} ({low}{NO_BREAK}to{NO_BREAK}{high})"
+
+
+def listed(counts, most=LISTED):
+    """Names with their numbers, "a (3), b (1), 5 more" of a dictionary; empty for none."""
+    shown = [f"{name} ({count})" for name, count in list(counts.items())[:most]]
+    return ", ".join([*shown, *[f"{len(counts) - most} more"] * (len(counts) > most)])
 
 
 def table(name, head, rows):
+    """A table; the first cell of a row may be a pair, a name and what it means."""
     return {"name": name, "head": head, "rows": rows}
 
 
-def summary_tables(result):
-    """The tables of the first section, by name."""
+def splits_table(splits):
+    """People and slices of each split, and people of each label; `splits` as metrics.json has them."""
+    labels = list(dict.fromkeys(label for of_one in splits.values() for label in of_one.get("labels", {})))
+    return table(
+        "splits",
+        ["split, by person", "people", "slices", *(f"people: {label or 'without a label'}" for label in labels)],
+        [
+            [name, of_one["people"], of_one["slices"], *(of_one.get("labels", {}).get(label, 0) for label in labels)]
+            for name, of_one in splits.items()
+        ],
+    )
+
+
+def reconstruction_table(result):
     methods = {"this model": result["reconstruction"], **result["baselines"]}
     bits = {"this model": result["codebook"]["bits_per_pixel"]}
-    reconstruction = table(
-        "reconstruction",
-        ["95 % intervals over people", *(name for name, _ in RECONSTRUCTION.values()), "bits per pixel"],
+    return table(
+        "reconstruction-figures",
+        ["means over people, 95 % intervals", *(name for name, _ in RECONSTRUCTION.values()), "bits per pixel"],
         [
             [
                 name,
@@ -127,14 +231,17 @@ def summary_tables(result):
             for name, found in methods.items()
         ],
     )
+
+
+def codes_table(result):
     codes, prior = result["codebook"], result["prior"]
     per_code = {"mean": prior["bits_per_code"], "ci95": prior["bits_per_code_ci95"]}
-    rate = table(
-        "codes",
+    return table(
+        "codes-figures",
         ["codes and prior", ""],
         [
             ["codes in use", f"{codes['codes_in_use']:.0%}"],
-            ["perplexity", number(codes["perplexity"], 1)],
+            [("perplexity", "how many codes, evenly used, would be as hard to guess"), number(codes["perplexity"], 1)],
             ["bits per pixel by the codes' entropy", number(codes["entropy_bits_per_pixel"], 4)],
             ["bits per pixel under the prior", number(prior["bits_per_pixel"], 4)],
             ["bits per code under the prior", with_interval(per_code, 3)],
@@ -142,36 +249,37 @@ def summary_tables(result):
             ["of these the layout's", number(prior["layout_bits_per_image"], 0)],
         ],
     )
-    if "realism" not in result:
-        return {"reconstruction": reconstruction, "codes": rate}
-    realism, copies = result["realism"], result["realism"]["copies"]
+
+
+def samples_tables(realism):
+    """How samples stand to the test people, the anatomy in them, and whether they are copies."""
+    gap, copies = realism["prior_gap"], realism["copies"]
+    sets = ("samples", "decoded_floor", "floor")
     samples = table(
         "realism",
-        ["against the slices of the test people", "samples", "training people, decoded", "training people", ""],
+        ["against the slices of the test people", "samples", "training people, decoded", "training people"],
         [
-            [name, *(number(realism[one][key], digits) for one in ("samples", "decoded_floor", "floor")), meaning]
+            [(name, meaning), *(number(realism[one][key], digits) for one in sets)]
             for key, (name, meaning, digits) in REALISM.items()
         ],
     )
-    gap = realism["prior_gap"]
     samples["rows"] += [
-        ["samples over decoded slices: ratio of the Fréchet distances", number(realism["ratio"], 2), "1", "", ""],
-        ["against decoded test slices: Fréchet distance", *(number(gap[one], 2) for one in list(gap)[:2]), "", ""],
+        ["samples over decoded slices: ratio of the Fréchet distances", number(realism["ratio"], 2), "1", ""],
+        ["against decoded test slices: Fréchet distance", *(number(gap[one], 2) for one in list(gap)[:2]), ""],
         [
-            "ratio of these two: the prior's own gap",
+            ("ratio of these two: the prior's own gap", "1: nothing is lost by the prior"),
             number(gap["ratio"], 2),
             "1",
             "",
-            "1: nothing is lost by the prior",
         ],
     ]
-    tables = {"reconstruction": reconstruction, "codes": rate, "realism": samples}
+    tables = {"realism": samples}
     if "anatomy" in realism:
         tables["anatomy"] = table(
             "anatomy",
-            ["anatomy", *ANATOMY_OF.values(), ""],
+            ["anatomy", *ANATOMY_OF.values()],
             [
-                [name, *(number(realism["anatomy"][one][key], digits) for one in ANATOMY_OF), meaning]
+                [(name, meaning), *(number(realism["anatomy"][one][key], digits) for one in ANATOMY_OF)]
                 for key, (name, meaning, digits) in ANATOMY.items()
             ],
         )
@@ -191,40 +299,255 @@ def summary_tables(result):
     return tables
 
 
-def write(folder, config, result, people, credit):
+def heads_table(heads):
+    """Whole heads beside real ones, from what `heads.judge` returns."""
+    copies = heads["copies"]
+
+    def row(name, meaning, values, digits=3):
+        """`values` may be numbers, or a mean and a standard deviation each."""
+        cells = []
+        for one in HEADS_OF:
+            value = values.get(one, "")
+            if isinstance(value, dict):
+                value = f"{number(value['mean'], digits)} ± {number(value['sd'], digits)}"
+            cells.append(value if isinstance(value, str) else number(value, digits))
+        return [(name, meaning), *cells]
+
+    def of_views(plane):
+        floors = {"decoded_test": heads[plane]["decoded_floor"], "real": heads[plane]["floor"]}
+        meaning = "Fréchet distance; real ones are those of training people"
+        return row(f"{plane} views against test people", meaning, heads[plane] | floors, 2)
+
+    finest = {name: (values or [None])[-1] for name, values in heads["axis_power_ratio"].items()}
+    spread, equal = "ml, mean and standard deviation", "0 for equal sets, at most 1"
+    share = f"{copies['share_nearer_than_any_test_person']:.0%}"
+    return table(
+        "heads-figures",
+        [f"{heads['number']} heads drawn", *HEADS_OF.values()],
+        [
+            row("likeness of neighbouring slices", "mean MS-SSIM", heads["neighbours"]),
+            row("finest detail along the axis", "power, that of test people is 1", finest | {"test": 1.0}, 2),
+            of_views("coronal"),
+            of_views("sagittal"),
+            row("head; brain, where no skull is shown", spread, heads["brain_ml"], 0),
+            row("distance to all people", equal, {"drawn": heads["brain_ml"]["distance"]}),
+            row("lateral ventricles", spread, heads["ventricles_ml"], 1),
+            row("distance to all people", equal, {"drawn": heads["ventricles_ml"]["distance"]}),
+            row(
+                "likeness to the nearest training person",
+                "median MS-SSIM",
+                {name: copies[f"median_ms_ssim_{name}"] for name in ("drawn", "test")},
+            ),
+            row(
+                "that of the head that is most like one",
+                "MS-SSIM",
+                {name: copies[f"most_ms_ssim_{name}"] for name in ("drawn", "test")},
+            ),
+            row("heads more like a training person than any test person is", "share", {"drawn": share}),
+        ],
+    )
+
+
+def training_table(training):
+    rows = [
+        [STAGES.get(stage, stage), found["epochs"], number(found["seconds"] / 60, 1)]
+        for stage, found in training.items()
+    ]
+    return table("training-figures", ["stage", "epochs", "minutes"], rows)
+
+
+def people_table(people):
+    """A row for each test person; people.csv without column names of programs, and with as many digits as count."""
+    columns = [name for name in people if name != "label" or people.label.any()]
+    named = {name: PEOPLE.get(name, (name.replace("_", " "), 4)) for name in columns}
+    rows = [
+        [
+            value if digits is None else number(value, digits)
+            for value, (_, digits) in zip(row, named.values(), strict=True)
+        ]
+        for row in people[columns].itertuples(index=False)
+    ]
+    return table("people", [name for name, _ in named.values()], rows)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Pictures of people
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def _panel(image, output):
+    """Input, output and their difference side by side, red where the output is too bright: uint8, (S, 3 S, 3)."""
+    difference = colormaps["RdBu_r"]((output - image) / 0.6 + 0.5)[..., :3]
+    grey = np.repeat(np.concatenate([image, output], axis=1)[..., None], 3, axis=2)
+    return (np.concatenate([grey, difference], axis=1).clip(0, 1) * 255).round().astype("uint8")
+
+
+def _jpeg(picture):
+    file = io.BytesIO()
+    PIL.Image.fromarray(picture).save(file, "JPEG", quality=90, subsampling=0)
+    return file.getvalue()
+
+
+def pictures_of_people(test, per_slice, show, most_bytes=MOST_BYTES):
+    """A small picture of each test person: a slice at about 0.6 of the height, and the person's worst one below.
+
+    Args:
+        test: DataFrame of the test slices.
+        per_slice: A dictionary of metrics for each.
+        show: Function from places in these, integers, to their images and outputs, float in [0, 1], shape (n, S, S).
+        most_bytes: Of all of them, as text of the report. Those whose SSIM is lowest come first; when this is reached,
+            the others have none.
+
+    Returns:
+        By name of the person, a dictionary of `jpeg`, bytes, and `caption`.
+    """
+    about = test.reset_index(drop=True)[["subject_id", "slice_position"]]
+    about["quality"] = [one["ssim_head"] for one in per_slice]
+    about["away"] = (about.slice_position - HEIGHT).abs()
+    people = about.groupby("subject_id", sort=False)
+    chosen = {
+        person: list(dict.fromkeys([mine.away.idxmin(), *mine.quality.dropna().nsmallest(1).index]))
+        for person, mine in people
+    }
+    order = people.quality.mean().sort_values(kind="stable").index
+    found, used = {}, 0
+    for start in range(0, len(order), PEOPLE_AT_ONCE):
+        places = {person: chosen[person] for person in order[start : start + PEOPLE_AT_ONCE]}
+        images, outputs = show(np.concatenate(list(places.values())).astype(int))
+        panels = iter([_panel(*pair) for pair in zip(images, outputs, strict=True)])
+        for person, mine in places.items():
+            jpeg = _jpeg(np.concatenate([next(panels) for _ in mine]))
+            used += len(jpeg) * 4 // 3
+            if used > most_bytes:
+                return found
+            words = [
+                f"{row}: the slice at {about.slice_position[i]:.2f} of the height, "
+                f"SSIM inside the head {number(about.quality[i], 3)}."
+                for row, i in zip(("Above", "Below, the worst"), mine, strict=False)
+            ]
+            found[person] = {"jpeg": jpeg, "caption": " ".join(words)}
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The report
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def code_version():
+    """What git calls the version of this code, with "-dirty" where files were changed; "unknown" without git."""
+    how = ["git", "-C", str(ROOT), "--no-optional-locks", "describe", "--always", "--tags", "--dirty"]
+    try:
+        return subprocess.run(how, capture_output=True, text=True, timeout=20, check=True).stdout.strip() or "unknown"
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def facts(config, result, command):
+    """The first table: what was measured, on whose data, how; pairs of a name and text, or of a name and lines."""
+    data, about = config["data"], config["data"].get("about", {})
+    size, pixel = data.get("image_size"), about.get("pixel_mm")
+    known = f", {pixel:.3g} mm a pixel" if pixel else ", millimetres not known"
+    labels = [str(label) for label in data.get("labels", [])]
+    versions = config.get("versions", {})
+    found = {
+        "Data": data["title"],
+        "Layout of the data": data.get("layout"),
+        "Slices": f"{about.get('plane') or 'plane not known'}, {size} x {size} pixels{known}" if size else None,
+        "Voxel size of the volumes": listed(about.get("voxel_size", {})) or "not known, the data are images",
+        "Orientation of the volumes": listed(about.get("orientation", {})),
+        "Native size in pixels": listed(about.get("native_pixels", {})),
+        "Labels": ", ".join(labels) or "none",
+        "Notices": data.get("notices") or "none",
+        "Model": f"VQ-VAE with its {result['decoder']} decoder, PixelCNN prior",
+        "Measured on": "the test people, who are in no other split",
+        "Features of samples": result.get("realism", {}).get("features"),
+        "Command": command,
+        "Date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        "Version of the code": code_version(),
+        "Packages at training": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "SHA-256 of the split": config["splits_sha256"],
+    }
+    return [(name, value) for name, value in found.items() if value]
+
+
+def headline(result):
+    """The figures above everything: pairs of a number and its name."""
+    means = {name: result["reconstruction"][name]["mean"] for name in RECONSTRUCTION}
+    found = [
+        (number(means["ssim"], 3), "SSIM of the whole image"),
+        (number(means["ssim_head"], 3), "SSIM inside the head"),
+        (f"{number(means['psnr_db'], 1)} dB", "PSNR"),
+        (f"{result['codebook']['codes_in_use']:.0%}", "of the codes in use"),
+        (number(result["prior"]["bits_per_code"], 2), "bits per code"),
+    ]
+    if "realism" in result:
+        found.append((number(result["realism"]["prior_gap"]["ratio"], 2), "the prior's own gap, 1 is best"))
+    return found
+
+
+def write(folder, config, result, people, credit, command=None, portraits=None):
     """Writes report.html from what is in the folder already.
 
     Args:
         folder: Where the pictures are, and where the report goes.
         config: The run's config.json.
-        result: What is in metrics.json.
+        result: What is in metrics.json; `missing` says why a part is not there.
         people: DataFrame with a row for each test person.
         credit: Whom to name for the data; may be empty.
+        command: What was typed, as one line.
+        portraits: What `pictures_of_people` returns, or a function that is told how many bytes are left for them and
+            returns that.
     """
-    rows = [
-        [number(value, 4) if isinstance(value, float) else value for value in person]
-        for person in people.itertuples(index=False)
-    ]
     settings = {name: dict(config[name]) for name in ("options", "models", "versions") if name in config}
     private = ("data_dir", "cache_dir")  # of no use to others
     data = config["options"]["data"]
     settings["options"]["data"] = {name: value for name, value in data.items() if name not in private}
-    pictures = [
-        {"name": name, "question": question, "caption": caption, "data": base64.b64encode(path.read_bytes()).decode()}
-        for name, (question, caption) in PICTURES.items()
-        if (path := folder / name).exists()
-    ]
+    tables = {"reconstruction": [reconstruction_table(result)], "codes": [codes_table(result)]}
+    missing = {section: [f"{why}."] for section, why in result.get("missing", {}).items()}
+    if "realism" in result:
+        tables["samples"] = list(samples_tables(result["realism"]).values())
+    if "heads" in result:
+        tables["heads"] = [heads_table(result["heads"])]
+    if result.get("training"):
+        tables["training"] = [training_table(result["training"])]
+    pictures = {}
+    for name, picture in PICTURES.items():
+        if (folder / name).exists():
+            encoded = base64.b64encode((folder / name).read_bytes()).decode()
+            shown = {"id": Path(name).stem, "data": encoded, **picture._asdict()}
+            pictures.setdefault(picture.section, []).append(shown)
+        elif name == "worst.png":
+            missing.setdefault("reconstruction", []).append(NO_HEAD)
+    if callable(portraits):
+        used = sum(len(one["data"]) for some in pictures.values() for one in some)
+        portraits = portraits(MOST_BYTES - used)
+    portraits = {
+        person: {**one, "data": base64.b64encode(one["jpeg"]).decode()} for person, one in (portraits or {}).items()
+    }
+    rows = people_table(people)
+    without = len(rows["rows"]) - len(portraits)
+    if portraits and without:
+        missing["people"] = [
+            f"{without} people have no picture here, which would make this file too large; the others are those whose "
+            "SSIM inside the head is lowest."
+        ]
+    citation = ROOT / "CITATION.cff"
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     form = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.jinja")
     page = form.render(
         title=config["data"]["title"],
-        decoder=result["decoder"],
-        faults=result["faults"],
-        features=result.get("realism", {}).get("features"),
-        tables=summary_tables(result) | {"people": table("people", list(people), rows)},
+        result=result,
+        facts=facts(config, result, command),
+        headline=headline(result),
+        splits=splits_table(result.get("splits") or config["data"].get("splits", {})),
+        tables=tables,
         pictures=pictures,
-        splits_sha256=config["splits_sha256"],
+        missing=missing,
+        people=rows,
+        portraits=portraits,
         settings=json.dumps(settings, indent=2),
         credit=credit,
+        citation=citation.read_text(encoding="utf-8") if citation.exists() else "",
     )
     write_text(folder / "report.html", page + "\n")

@@ -138,6 +138,39 @@ def test_a_run_of_jax_is_used_alike(place, tmp_path):
     assert_used_alike(place / "one", tmp_path)
 
 
+SHIPPED = """
+import sys
+import keras, numpy as np
+import trained
+
+folder, backend = sys.argv[1:]
+assert keras.backend.backend() == backend
+found = {}
+for name in ("ds002748", "ixi"):
+    model = trained.TrainedModel(f"pretrained/{name}")
+    size = model.image_size
+    y, x = np.mgrid[:size, :size] / size - 0.5
+    image = ((np.hypot(y, x) < 0.35) * (0.6 + 0.2 * np.cos(40 * x) * np.cos(30 * y))).astype("float32")[None]
+    codes = model.encode(image)
+    bits, layout_bits = model.bits(image, slice_position=0.6)
+    found |= {f"{name}_codes": codes, f"{name}_image": model.decode(codes), f"{name}_bits": bits}
+    found |= {f"{name}_layout": model.encode_layout(image), f"{name}_layout_bits": layout_bits}
+np.savez(folder, **found)
+"""
+
+
+@needs_jax
+def test_shipped_weights_say_the_same_under_tensorflow_and_jax(tmp_path):
+    found = []
+    for backend in ("tensorflow", "jax"):
+        path = tmp_path / f"{backend}.npz"
+        assert finish(start(["-c", SHIPPED], str(path), backend, backend=backend))[0] == 0
+        with np.load(path) as file:
+            found.append(dict(file))
+    for name, values in found[0].items():
+        np.testing.assert_allclose(values, found[1][name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_a_run_of_torch_is_used_alike(tmp_path, backend):
     assert_used_alike(run_program(tmp_path, backend, 1) / "one", tmp_path)

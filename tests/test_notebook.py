@@ -1,13 +1,39 @@
-"""The notebook runs from top to bottom, on a toy of its run: few people, small slices, one epoch."""
+"""The notebook runs from top to bottom, on a toy of its run, and what is stored in it is of the demo."""
 
+import json
+import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 from nbclient import NotebookClient
 
 import phantom
 
 ROOT = Path(__file__).parent.parent
+WALK = ROOT / "notebooks" / "walkthrough.ipynb"
+
+
+def outputs():
+    """Outputs of the notebook as it is stored."""
+    return [output for cell in nbformat.read(WALK, as_version=4).cells for output in cell.get("outputs", ())]
+
+
+def stored_pictures():
+    return [output for output in outputs() if "image/png" in output.get("data", {})]
+
+
+def test_the_stored_walk_is_that_of_the_demo():
+    """Its SSIM and bits are those of results/demo, to two digits; no warnings, no lists of Matplotlib's objects."""
+    said = "".join(output["text"] for output in outputs() if output.get("name") == "stdout")
+    found = re.search(r"SSIM ([\d.]+), inside the head ([\d.]+), ([\d.]+) bits per code", said)
+    demo = json.loads((ROOT / "results" / "demo" / "metrics.json").read_text())
+    wanted = [demo["reconstruction"][name]["mean"] for name in ("ssim", "ssim_head")] + [demo["prior"]["bits_per_code"]]
+    np.testing.assert_allclose([float(number) for number in found.groups()], wanted, atol=0.005)
+    for output in outputs():
+        assert output.get("name") != "stderr", output["text"]
+        assert "[Text(" not in output.get("data", {}).get("text/plain", "")
+    assert len(stored_pictures()) > 20
 
 
 def test_the_walkthrough_runs(monkeypatch, tmp_path):
@@ -16,9 +42,9 @@ def test_the_walkthrough_runs(monkeypatch, tmp_path):
     sizes = "--image-size 64 --downsampling 8 --vqvae-epochs 1 --prior-epochs 1 --prior-filters 8 --prior-num-blocks 2"
     sizes += " --layout-epochs 1 --layout-prior-epochs 1 --layout-prior-filters 8"
     monkeypatch.setenv("TRAIN_OPTIONS", f"{paths} {sizes} --base-filters 8 --prior-attention-every 1")
-    notebook = nbformat.read(ROOT / "notebooks" / "walkthrough.ipynb", as_version=4)
+    notebook = nbformat.read(WALK, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(ROOT)}}).execute()
     pictures = [
         output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})
     ]
-    assert len(pictures) == 17
+    assert len(pictures) == len(stored_pictures())

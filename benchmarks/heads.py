@@ -1,0 +1,128 @@
+"""Measures how whole heads are best drawn, and where they go wrong: by order, temperature, given the real slice below.
+
+    python -m benchmarks.heads --run-dir pretrained/ds002748 --output results/ds002748_sharp/heads.json
+
+Each row is some heads drawn in one way, beside test people's. `bits` are those of the slices drawn, given the slice
+below, in eight parts from bottom to top: if they rise from part to part while those of real slices do not, errors pile
+up. The last row draws each slice given the real one below it: what is wrong there is not piled up.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import runs
+from benchmarks import report
+from evaluation import heads, metrics, realism
+from trained import TrainedModel
+
+WAYS = {
+    "from the lowest": {},
+    "from the middle": {"first": 0.5},
+    "from the lowest, layout temperature 0.8": {"layout_temperature": 0.8},
+    "from the lowest, temperature 0.9": {"temperature": 0.9},
+    "from the lowest, not smoothed": {"smoothing_mm": 0.0},
+}
+
+
+def bits_by_height(model, stacks, labels):
+    """Bits of each code of heads' codes (n, s, grid, grid), given the slice below, in eight parts from the bottom."""
+    found, positions = [], model.head_positions()
+    for codes, label in zip(stacks, labels, strict=True):
+        layout = model.encode_layout(model.decode(codes))
+        inputs = {
+            "codes": codes,
+            "layout": layout,
+            "label": np.full(len(codes), label, "int32"),
+            "slice_position": positions,
+            "below": np.concatenate([np.full_like(codes[:1], -1), codes[:-1]]),
+        }
+        found.append(metrics.code_lengths(model.models.prior, inputs).mean(axis=(1, 2)))
+    return [float(part.mean()) for part in np.array_split(np.mean(found, axis=0), 8)]
+
+
+def given_real(model, real, labels, seed=0):
+    """Codes of slices each drawn given the real slice below: (n, s, grid, grid); the lowest given none."""
+    made, positions = [], model.head_positions()
+    for number, (head, label) in enumerate(zip(real, labels, strict=True)):
+        codes = model.encode(head / np.float32(255))
+        layouts = model.encode_layout(head / np.float32(255))
+        beside, of_layout = (np.concatenate([np.full_like(x[:1], -1), x[:-1]]) for x in (codes, layouts))
+        slices = []
+        for start in range(0, len(codes), 32):
+            part = slice(start, min(start + 32, len(codes)))
+            where = np.arange(part.start, part.stop)
+            how = {"seed": seed, "batch_size": 32, "noise_index": number * len(codes) + where}
+            told = (np.full(len(where), label, "int32"), positions[part], None, None, how)
+            slices.append(model.sampler.draw(*told, {"below": beside[part]}, {"below": of_layout[part]})[0])
+        made.append(np.concatenate(slices))
+    return np.stack(made)
+
+
+def run(args):
+    data = runs.find_data(args.run_dir, runs.read_config(args.run_dir))
+    model = TrainedModel(args.run_dir)
+    people, test = heads.of_people(data, "train"), list(heads.of_people(data, "test").values())
+    labels, _ = model.conditions(args.number)
+    extract, size = realism.TextureFeatures(data.image_size), data.image_size
+
+    def features(some, plane):
+        return heads.view_features(some, plane, model.voxel_mm, extract, size)
+
+    spaces, reached = {}, {}
+    for plane in ("coronal", "sagittal"):
+        spaces[plane] = realism.FeatureSpace(features(list(people.values())[1::2], plane), extract.kinds)
+        reached[plane] = spaces[plane](features(test, plane))
+
+    def row(name, some, bits):
+        found = {
+            plane: realism.frechet_distance(spaces[plane](features(some, plane)), reached[plane]) for plane in spaces
+        }
+        like = heads.neighbours(some)
+        by_height = [float(part.mean()) for part in np.array_split(like.mean(axis=0), 8)]
+        return {
+            "heads": name,
+            "neighbours": float(like.mean()),
+            **found,
+            "neighbours_by_height": by_height,
+            "bits": bits,
+        }
+
+    def decoded(stacks, smoothing_mm=None):
+        how = {} if smoothing_mm is None else {"smoothing_mm": smoothing_mm}
+        return [(model.decode_head(codes, **how) * 255).round().astype("uint8") for codes in stacks]
+
+    real_codes = np.stack([model.encode(head / np.float32(255)) for head in test])
+    of_people = [model.labels.index(label) + 1 if label else 0 for label in labels_of_test_people(data)]
+    rows = [row("test people", test, bits_by_height(model, real_codes, of_people))]
+    rows.append(row("test people, decoded", decoded(real_codes), rows[0]["bits"]))
+    rows.append(row("test people, decoded, not smoothed", decoded(real_codes, 0.0), rows[0]["bits"]))
+    for name, how in WAYS.items():
+        temperatures = {key: how[key] for key in ("layout_temperature", "temperature") if key in how}
+        drawer = TrainedModel(args.run_dir, **temperatures) if temperatures else model
+        first = round(how.get("first", 0.0) * (len(test[0]) - 1))
+        stacks = drawer.sampler.sample_heads(labels, model.head_positions(), 0, first, 16)
+        stacks = np.concatenate(list(stacks))
+        rows.append(row(name, decoded(stacks, how.get("smoothing_mm")), bits_by_height(model, stacks, labels)))
+        report.write(args.output, rows, data=data.title, number=args.number)
+    stacks = given_real(model, test, of_people)
+    rows.append(row("each slice given the real one below", decoded(stacks), bits_by_height(model, stacks, of_people)))
+    report.write(args.output, rows, data=data.title, number=args.number)
+
+
+def labels_of_test_people(data):
+    """Labels of the test people in the order of `heads.of_people`."""
+    return data.of("test").groupby(["subject_id", "session"], sort=True).label.first().tolist()
+
+
+main = report.command(
+    run,
+    __doc__,
+    run_dir=(Path, ..., "a run trained with --neighbours, whose data are at hand"),
+    output=report.OUTPUT,
+    number=(report.number(2), 24, "heads drawn in each way"),
+)
+
+if __name__ == "__main__":
+    sys.exit(main())
