@@ -3,7 +3,7 @@
 # make lint      ruff, notebooks too
 # make notebook  runs notebooks/walkthrough.ipynb again, outputs kept
 # make results   makes results/demo again (ten minutes), with DS=folder results/ds002748*, with IXI=folder results/ixi*, too
-# make benchmarks   after make results: sampling times, the leak, killed runs, and with IXI=folder priors, choices and rates
+# make benchmarks   after make results: sampling times, the leak, killed runs, and with IXI=folder priors, choices, a start from a trained run
 # make peers     with IXI=folder: this project's VQ-VAE beside others (four and a half hours; MONAI goes into runs/monai)
 # make clean     removes the environment, the cache and the runs
 
@@ -68,6 +68,7 @@ ifdef IXI
 	$(call measure,ixi,ixi)
 endif
 	rm results/*/report.html  # whose pictures and figures lie beside
+	rm -f $(foreach name,bits codebook masks,results/*_sharp/$(name).png)  # those of the plain decoder
 	$(BIN)/python -m benchmarks.tables
 
 benchmarks: .venv/run
@@ -85,7 +86,6 @@ ifdef IXI
 	$(BIN)/python -m benchmarks.priors --run-dir runs/ixi4 --minutes 1.5 --output results/ixi/priors_position.json \
 		--variant default "no position embedding"
 	$(BIN)/python -m benchmarks.ablation --data-dir $(IXI) --minutes 1 --output results/ixi/ablation.json
-	$(BIN)/python -m benchmarks.rates --data-dir $(IXI) --output-dir results/rates --vqvae-epochs 4 --prior-epochs 1
 	$(BIN)/python -m benchmarks.background --data-dir $(IXI) --output results/background.png
 	$(BIN)/python -m benchmarks.start --data-dir $(IXI) --output results/start.json
 endif

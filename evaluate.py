@@ -10,6 +10,7 @@ PNG. From 100 samples on it also says how they stand to the test people. `predic
 import dataclasses
 import json
 import math
+import shlex
 import sys
 
 import files
@@ -79,6 +80,16 @@ def code_lengths(models, data, codes):
     return of_layout.sum(axis=(1, 2)), metrics.code_lengths(models.prior, inputs)
 
 
+def count(data):
+    """People, slices, and people of each label in each split, "" for those without one."""
+    found, people = dataset.count(data.slices), data.slices.drop_duplicates(["subject_id", "label"])
+    if data.labels:
+        for split, of_one in found.items():
+            labels = people.label[people.split == split]
+            of_one["labels"] = {name: int((labels == name).sum()) for name in [*data.labels, ""]}
+    return found
+
+
 def measure(model, data):
     """What metrics.json says of the test people's slices.
 
@@ -100,6 +111,7 @@ def measure(model, data):
         "split": "test",
         "splits_sha256": config["splits_sha256"],
         "slices": len(test),
+        "splits": count(data),
         "reconstruction": summary,
         "reconstruction_power_ratio": power_ratio,
         "codebook": codebook,
@@ -158,13 +170,18 @@ def draw_samples(folder, args, model, footer):
     return images, positions
 
 
+def why_not_judged(data, number):
+    """Why so many samples cannot be judged on these data, or nothing."""
+    if number < FEWEST_JUDGED:
+        return f"that takes --num-samples {FEWEST_JUDGED} or more, 1000 to hold"
+    if not data.images[data.of("test").row].any():
+        return "every test slice is black"
+    return realism.can_judge(data.slices)
+
+
 def judge(folder, args, data, vqvae, images, positions, extract, footer):
     """What metrics.json says of samples, and a picture of those nearest to training slices; None if it cannot be."""
-    why_not = realism.can_judge(data.slices)
-    if not data.images[data.of("test").row].any():
-        why_not = "every test slice is black"
-    if len(images) < FEWEST_JUDGED:
-        why_not = f"that takes --num-samples {FEWEST_JUDGED} or more, 1000 to hold"
+    why_not = why_not_judged(data, len(images))
     if why_not:
         print(f"samples are not judged: {why_not}")
         return None
@@ -234,17 +251,52 @@ def find_faults(result):
     return faults
 
 
-def write(folder, config, data, result, per_slice, footer):
-    """Writes the figures and the report."""
+def command(args):
+    """The command line behind these arguments, without what is as by default, and without where the data lie."""
+    words = ["python", "evaluate.py"]
+    for group in (options.TrainedRun, options.Evaluation, options.Truncation):
+        for field in dataclasses.fields(group):
+            value = getattr(args, field.name)
+            if value != field.default:
+                private = field.name in ("data_dir", "cache_dir")
+                words += ["--" + field.name.replace("_", "-"), "…" if private else shlex.quote(str(value))]
+    return " ".join(words)
+
+
+def why_missing(args, model, data, result):
+    """What the report lacks, and why: a dictionary of parts of it."""
+    missing = {}
+    if "realism" not in result:
+        missing["samples"] = f"how samples stand to real slices; {why_not_judged(data, args.num_samples)}"
+    if not model.draws_heads:
+        missing["heads"] = "whole heads; the run was not trained with --neighbours, so that its slices belong to nobody"
+    elif "heads" not in result:
+        missing["heads"] = "whole heads; --num-heads 0 was given"
+    return missing
+
+
+def write(folder, args, model, data, result, found, footer):
+    """Writes the figures and the report; `found` is what `measure` returns beside the result."""
+    codes, per_slice, _ = found
+    test = data.of("test")
+    result["missing"] = why_missing(args, model, data, result)
     files.write_text(folder / "metrics.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
-    people = metrics.person_by_person(data.of("test"), per_slice)
+    people = metrics.person_by_person(test, per_slice)
     files.write_text(folder / "people.csv", people.to_csv(index=False, lineterminator="\n"))
     ratios = {"reconstructions": result["reconstruction_power_ratio"]}
     if "realism" in result:
         ratios["samples"] = result["realism"]["samples"]["power_ratio"]
         ratios["other people, the floor"] = result["realism"]["floor"]["power_ratio"]
     figures.spectrum(folder / "spectrum.png", ratios, footer)
-    report.write(folder, config, result, people, "\n".join(filter(None, (data.title, data.credit))))
+
+    def show(places):
+        return data.pixels(test.iloc[places]), model.vqvae.decode(codes[places])[..., 0]
+
+    def portraits(most_bytes):
+        return report.pictures_of_people(test, per_slice, show, most_bytes)
+
+    credit = "\n".join(filter(None, (data.title, data.credit)))
+    report.write(folder, model.config, result, people, credit, command(args), portraits)
 
 
 def run(args):
@@ -270,7 +322,7 @@ def run(args):
     unfinished = [f"unfinished run: {line}" for line in model.unfinished]
     result["faults"] = [*unfinished, *faults, *find_faults(result)]
     runs.write_ranges(args.run_dir, model.decoder, found[1], data.of("test").subject_id)
-    write(folder, config, data, result, found[1], footer)
+    write(folder, args, model, data, result, found, footer)
 
     means = {name: values["mean"] or math.nan for name, values in result["reconstruction"].items()}
     print(

@@ -162,7 +162,7 @@ def run(args):
         args.output.with_suffix(".png"),
         images[shown],
         lesions[shown],
-        {name: found[shown] for name, found in maps.items()},
+        {name: found[shown] * heads[shown] for name, found in maps.items()},
         kinds[shown],
         runs.footer(data.title, data.credit),
     )

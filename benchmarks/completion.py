@@ -69,7 +69,8 @@ def run(args):
     data = runs.find_data(args.run_dir, runs.read_config(args.run_dir))
     model = TrainedModel(args.run_dir)
     slices, images, masks = hidden_squares(data, args.each)
-    kinds = {f"{number} particles": number for number in args.particles} | {"decoder alone": 0}
+    kinds = {"forced" if number == 1 else f"{number} particles": number for number in args.particles}
+    kinds |= {"decoder alone": 0}
     found, seconds, shown = {name: [] for name in kinds}, dict.fromkeys(kinds, 0.0), []
     for image, mask, position in zip(images, masks, slices.slice_position, strict=True):
         for name, particles in kinds.items():

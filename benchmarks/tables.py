@@ -13,7 +13,17 @@ from functools import partial
 
 import files
 from benchmarks import report
-from evaluation.report import ANATOMY_OF, PICTURES, RECONSTRUCTION, summary_tables
+from evaluation.report import (
+    ANATOMY_OF,
+    HEADS_OF,
+    NO_BREAK,
+    PICTURES,
+    RECONSTRUCTION,
+    STAGES,
+    heads_table,
+    reconstruction_table,
+    samples_tables,
+)
 from files import UserError
 
 RUNS = {
@@ -127,15 +137,16 @@ def summary():
     runs = {name: load(f"{name}/metrics.json") for name in (*SHARP, "demo")}
     lines = {
         "test people / slices": "{reconstruction[ssim][people]} / {slices}",
-        "SSIM, whole image": interval("reconstruction[ssim]", 3),
-        "SSIM, inside the head": interval("reconstruction[ssim_head]", 3),
-        "PSNR (dB)": interval("reconstruction[psnr_db]", 2),
+        **{
+            RECONSTRUCTION[key][0]: interval(f"reconstruction[{key}]", RECONSTRUCTION[key][1])
+            for key in ("ssim", "ssim_head", "psnr_db")
+        },
         "codes / in use / perplexity": "{codebook[num_embeddings]} / {codebook[codes_in_use]:.0%} / "
         "{codebook[perplexity]:.0f}",
         "bits per code under the priors": interval("prior", 3, "[bits_per_code]", "[bits_per_code_ci95]"),
         "Fréchet distance: samples / other people, decoded": "{realism[samples][frechet_distance]:.0f} / "
         "{realism[decoded_floor][frechet_distance]:.0f}",
-        "samples nearer to a training slice than 99 % of test slices": "{realism[copies][share_of_samples]:.1%}",
+        "samples nearer to training slices than 99 % of test slices": "{realism[copies][share_of_samples]:.1%}",
     }
     rows = [[name, *(form.format(**one) for one in runs.values())] for name, form in lines.items()]
     return table(["on test people", *(RUNS[name] for name in runs)], rows)
@@ -162,24 +173,33 @@ def results():
     return table(["on test people", *RUNS.values()], rows)
 
 
+def rows_of(found):
+    """Rows of a table of the report; what the first cell means, where it says so, goes into the last."""
+    rows = []
+    for first, *cells in found["rows"]:
+        name, meaning = first if isinstance(first, tuple) else (first, "")
+        rows.append([name, *("" if cell == "-" else str(cell).replace(NO_BREAK, " ") for cell in cells), meaning])
+    return rows
+
+
 def baselines(name):
     """The figures of one run and of what needs no model, as in its report."""
-    first = summary_tables(load(f"{name}/metrics.json"))["reconstruction"]
-    rows = first["rows"]
+    first = reconstruction_table(load(f"{name}/metrics.json"))
+    rows = rows_of(first)
     if f"{name}_sharp" in RUNS:
-        sharp = summary_tables(load(f"{name}_sharp/metrics.json"))["reconstruction"]["rows"][0]
+        sharp = rows_of(reconstruction_table(load(f"{name}_sharp/metrics.json")))[0]
         rows.insert(1, ["this model, sharp decoder", *sharp[1:]])
-    rows = [[*(cell.replace(" to ", "–") for cell in row[:-1]), row[-1].strip("-")] for row in rows]
+    rows = [[cell.replace(" to ", "–") for cell in row[:-1]] for row in rows]
     return table([RUNS[name], *first["head"][1:]], rows)
 
 
 def realism(title, runs):
     """Samples of some runs, by folder with what their columns are called, against the test people."""
-    found, rows = [load(f"{name}/metrics.json") for name in runs], []
-    for same in zip(*(summary_tables(one)["realism"]["rows"] for one in found), strict=True):
+    found, rows = [load(f"{name}/metrics.json")["realism"] for name in runs], []
+    for same in zip(*(rows_of(samples_tables(one)["realism"]) for one in found), strict=True):
         name, *_, meaning = same[0]
         rows.append([name, *(row[i] for i in (1, 2, 3) for row in same), meaning])
-    copies = [f"{one['realism']['copies']['share_of_samples']:.1%}" for one in found]
+    copies = [f"{one['copies']['share_of_samples']:.1%}" for one in found]
     blank = [""] * len(copies)
     one_percent = ["1%"] * len(copies)
     rows.append(["nearer to a training slice than 99 % of test slices", *copies, *blank, *one_percent, "more: copies"])
@@ -191,7 +211,7 @@ def anatomy(title, runs):
     """Anatomy of samples and of what they can be compared with, for some runs by folder with what they are called."""
     rows = []
     for name, what in runs.items():
-        of_run = summary_tables(load(f"{name}/metrics.json"))["anatomy"]["rows"]
+        of_run = rows_of(samples_tables(load(f"{name}/metrics.json")["realism"])["anatomy"])
         rows += [[f"{what}: {row[0]}", *row[1:]] for row in of_run]
     return table([title, *ANATOMY_OF.values(), "how to read it"], rows)
 
@@ -230,63 +250,20 @@ def leak():
 
 
 def heads(run):
-    """Whole heads beside real ones, as `evaluation.heads.judge` measures them."""
+    """Whole heads beside real ones, as in the report."""
     found = load(f"{run}/metrics.json").get("heads")
     if found is None:
         raise UserError(f"results/{run}/metrics.json: no whole heads; evaluate a run of train.py --neighbours")
-    kinds = ("drawn", "independent", "decoded_test", "test")
-
-    def cells(values, form, names=kinds):
-        return [form(values[name]) if name in values else "" for name in names]
-
-    def number(value):
-        return f"{value:.3f}"
-
-    def volume(value):
-        return f"{value['mean']:,.0f} ± {value['sd']:,.0f}"
-
-    def ends(values):
-        return f"{min(values):.2f} to {max(values):.2f}"
-
-    power, copies = found["axis_power_ratio"], found["copies"]
-    distance = "distance of drawn to real: {:.2f}; 0 for equal sets"
-    views, sets = ("drawn", "independent", "decoded_floor", "floor"), ("drawn", "independent", "decoded_test", "real")
-    rows = [
-        ["neighbouring slices, MS-SSIM", *cells(found["neighbours"], number), "as of real heads"],
-        ["power along the axis, eight bands", *cells(power, ends), "1 in every band"],
-        *(
-            [f"{name}, Fréchet distance", *cells(found[plane], "{:.0f}".format, views), "as of other people, decoded"]
-            for plane, name in (("coronal", "views from the front"), ("sagittal", "views from the side"))
-        ),
-        *(
-            [f"{name} (ml), mean ± SD", *cells(found[key], volume, sets), distance.format(found[key]["distance"])]
-            for key, name in (("brain_ml", "brain"), ("ventricles_ml", "lateral ventricles"))
-        ),
-        [
-            "most like a training person, MS-SSIM",
-            number(copies["most_ms_ssim_drawn"]),
-            *("", "", number(copies["most_ms_ssim_test"])),
-            "more than of real heads: a copy",
-        ],
-        [
-            "nearer to a training person than any test person is",
-            f"{copies['share_nearer_than_any_test_person']:.0%}",
-            *("", "", "0%"),
-            "more: copies",
-        ],
-    ]
-    names = ["drawn", "slices drawn alone", "real, decoded", "real"]
-    return table([f"whole heads, {found['number']} drawn", *names, "how to read it"], rows)
+    _, *names = HEADS_OF.values()
+    return table(["whole heads", f"{found['number']} drawn", *names, "how to read it"], rows_of(heads_table(found)))
 
 
 def anomaly(run):
     """Maps of what is uncommon, on all planted lesions."""
     rows = [row for row in load(f"{run}/anomaly.json")["rows"] if row["lesions"] == "all"]
     columns = {"auroc": "AUROC", "average_precision": "average precision", "dice": "best Dice"}
-    return table(
-        [f"map, {SHARP[run]}", *columns.values()],
-        [[row["map"], *(told(row, key, 3) for key in columns)] for row in rows],
-    )
+    cells = [[row["map"].replace("|", r"\|"), *(told(row, key, 3) for key in columns)] for row in rows]
+    return table([f"map, {SHARP[run]}", *columns.values()], cells)
 
 
 def completion(run):
@@ -315,9 +292,7 @@ def completion(run):
 def start():
     """Ten people of a cohort, from a trained run and from nothing."""
     columns = {
-        "ssim": ("SSIM", 3),
-        "ssim_head": ("SSIM, inside the head", 3),
-        "psnr_db": ("PSNR (dB)", 2),
+        **{key: RECONSTRUCTION[key] for key in ("ssim", "ssim_head", "psnr_db")},
         "bits_per_image": ("bits per slice", 0),
         "frechet_samples": ("Fréchet distance of samples", 0),
         "frechet_ratio": ("over other people's, decoded", 2),
@@ -346,17 +321,10 @@ def label():
 def times():
     """How long each stage of each run was trained."""
     found = {name: load(f"{name}/metrics.json")["training"] for name in (*SHARP, "demo")}
-    stages = {
-        "vqvae": "VQ-VAE",
-        "layout": "layout",
-        "layout_prior": "prior of layouts",
-        "prior": "prior",
-        "sharp": "sharp decoder",
-    }
     form = "{epochs} / {seconds:,.0f} / {fastest_epoch_seconds:.1f}"
     rows = [
         [title, *(form.format(**one[stage]) if stage in one else "" for one in found.values())]
-        for stage, title in stages.items()
+        for stage, title in STAGES.items()
     ]
     return table(["epochs / seconds / fastest epoch", *(RUNS[name] for name in found)], rows)
 
@@ -373,8 +341,10 @@ def layers(which):
             return f"{value:,}"
         return str(value) if isinstance(value, str) else " × ".join(map(str, value))
 
+    found = figures.layers(which)
+    total = ("all of them", "", sum(number for *_, number in found))
     name = {"vqvae": "VQ-VAE", "prior": "prior"}[which]
-    return table([name, "output shape", "parameters"], [[*map(cell, row)] for row in figures.layers(which)])
+    return table([name, "output shape", "trained parameters"], [[*map(cell, row)] for row in (*found, total)])
 
 
 def versions():
@@ -391,7 +361,7 @@ def versions():
 
 def pictures():
     """Every picture of the runs of results/; one that a sharp decoder does not change is shown under the plain one."""
-    questions = {name: question for name, (question, _) in PICTURES.items()}
+    questions = {name: picture.question for name, picture in PICTURES.items()}
     for path in sorted((report.ROOT / "results").glob("*/*.png")):
         if path.parent.name in RUNS:
             questions.setdefault(path.name, "")
@@ -403,7 +373,8 @@ def pictures():
             content = path.read_bytes() if path.exists() else None
             row.append("" if content is None or content in seen else f"[see]({path.parent.name}/{name})")
             seen.add(content)
-        rows.append(row)
+        if any(row[1:]):
+            rows.append(row)
     return table(["picture", *RUNS.values()], rows)
 
 

@@ -348,7 +348,7 @@ def heads(path, found, titles, pixel_mm, footer):
             axis.set_yticks([])
             if name != "sagittal":
                 for x, side in ((0.02, "L"), (0.94, "R")):
-                    axis.text(x, 0.92, side, transform=axis.transAxes, color="white", fontsize=8)
+                    axis.text(x, 0.97, side, transform=axis.transAxes, color="white", fontsize=8, va="top")
             if column == 0:
                 axis.set_ylabel(name)
                 axis.plot([4, 4 + 50 / pixel_mm], [image.shape[0] - 6] * 2, color="white", linewidth=1.5)

@@ -205,7 +205,8 @@ def table(name, head, rows):
 
 def splits_table(splits):
     """People and slices of each split, and people of each label; `splits` as metrics.json has them."""
-    labels = list(dict.fromkeys(label for of_one in splits.values() for label in of_one.get("labels", {})))
+    counts = [item for of_one in splits.values() for item in of_one.get("labels", {}).items()]
+    labels = list(dict.fromkeys(label for label, number in counts if number))
     return table(
         "splits",
         ["split, by person", "people", "slices", *(f"people: {label or 'without a label'}" for label in labels)],
@@ -221,7 +222,7 @@ def reconstruction_table(result):
     bits = {"this model": result["codebook"]["bits_per_pixel"]}
     return table(
         "reconstruction-figures",
-        ["means over people, 95 % intervals", *(name for name, _ in RECONSTRUCTION.values()), "bits per pixel"],
+        ["method", *(name for name, _ in RECONSTRUCTION.values()), "bits per pixel"],
         [
             [
                 name,
@@ -309,7 +310,7 @@ def heads_table(heads):
         for one in HEADS_OF:
             value = values.get(one, "")
             if isinstance(value, dict):
-                value = f"{number(value['mean'], digits)} ± {number(value['sd'], digits)}"
+                value = f"{number(value['mean'], digits)}{NO_BREAK}±{NO_BREAK}{number(value['sd'], digits)}"
             cells.append(value if isinstance(value, str) else number(value, digits))
         return [(name, meaning), *cells]
 
@@ -452,9 +453,9 @@ def facts(config, result, command):
     versions = config.get("versions", {})
     found = {
         "Data": data["title"],
-        "Layout of the data": data.get("layout"),
+        "Layout of the data": data.get("layout", "").upper(),
         "Slices": f"{about.get('plane') or 'plane not known'}, {size} x {size} pixels{known}" if size else None,
-        "Voxel size of the volumes": listed(about.get("voxel_size", {})) or "not known, the data are images",
+        "Voxel size of the volumes": listed(about.get("voxel_size", {})) or "not known",
         "Orientation of the volumes": listed(about.get("orientation", {})),
         "Native size in pixels": listed(about.get("native_pixels", {})),
         "Labels": ", ".join(labels) or "none",
@@ -477,7 +478,7 @@ def headline(result):
     found = [
         (number(means["ssim"], 3), "SSIM of the whole image"),
         (number(means["ssim_head"], 3), "SSIM inside the head"),
-        (f"{number(means['psnr_db'], 1)} dB", "PSNR"),
+        (number(means["psnr_db"], 1), "dB of PSNR"),
         (f"{result['codebook']['codes_in_use']:.0%}", "of the codes in use"),
         (number(result["prior"]["bits_per_code"], 2), "bits per code"),
     ]

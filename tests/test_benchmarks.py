@@ -7,14 +7,29 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import CODES, SIZE, assert_causal, prior_inputs, randomise
+from conftest import CODES, SIZE, assert_causal, prior_inputs, randomise, write_bids
+from scipy import ndimage
 
 import dataset
 import modules
 import sampling
-from benchmarks import ablation, large, peers, priors, race, rates, report, tables, training, ventricles
+from benchmarks import (
+    ablation,
+    anomaly,
+    completion,
+    large,
+    peers,
+    priors,
+    race,
+    report,
+    start,
+    tables,
+    training,
+    ventricles,
+)
 from benchmarks import sampling as sampling_benchmark
 from files import UserError
+from trained import touched
 
 
 @pytest.mark.parametrize("fault", [False, True])
@@ -281,22 +296,6 @@ def test_a_run_that_fails_is_named(tmp_path, capfd):
     assert "--prior-epochs 0: must be 1 or more" in capfd.readouterr().err
 
 
-def test_rates_are_written_with_their_pictures(tmp_path, monkeypatch):
-    def measure(args, factor, number):
-        row = {"downsampling": factor, "num_embeddings": number, "ssim_head": 0.9 - factor / 100}
-        row |= {"ssim_head_ci95": None if number == 64 else [0.7, 0.95]}
-        row |= {"bits_per_image": 9.0 * number, "seconds_per_sample": 0.1}
-        return row, np.zeros((rates.SHOWN, 32, 32)), "made up"
-
-    monkeypatch.setattr(rates, "measure", measure)
-    monkeypatch.chdir(tmp_path)
-    assert rates.main(["--output-dir", "out", "--num-embeddings", "64", "512"]) == 0
-    rows = json.loads((tmp_path / "out" / "rates.json").read_text())["rows"]
-    assert [(row["downsampling"], row["num_embeddings"]) for row in rows] == [(4, 64), (4, 512), (8, 64), (8, 512)]
-    for name in ("rates.png", "samples.png"):
-        assert (tmp_path / "out" / name).stat().st_size > 5000
-
-
 def test_ventricles_are_measured():
     y, x = (np.indices((128, 128)) - 63.5) / 50
     head = (x**2 + y**2 < 1) * 0.9 - (np.hypot(x, y) > 0.8) * (x**2 + y**2 < 1) * 0.4  # white, with a grey rim
@@ -315,3 +314,53 @@ def test_pages_have_the_figures_of_the_files(name):
     assert tables.rewrite(name, page) == page, "run python -m benchmarks.tables"
     with pytest.raises(UserError, match="no table begins with"):
         tables.rewrite(name, "no table")
+
+
+def test_a_planted_lesion_is_where_it_is_said_and_nowhere_else(rng):
+    y, x = (np.indices((96, 96)) - 47.5) / 40
+    head = x**2 + y**2 < 1
+    image = (head * (0.5 + 0.2 * rng.random((96, 96)))).astype("float32")
+    for kind in anomaly.KINDS:
+        changed, lesion = anomaly.plant(image, head, kind, 16.0, np.random.default_rng(3), pixel_mm=1.0)
+        assert not lesion[~head].any()
+        assert 8 < 2 * np.sqrt(lesion.sum() / np.pi) < 24  # mm
+        away = np.abs(changed - image)
+        assert away[lesion].mean() > 10 * away[~lesion & head].mean()
+        if kind == "texture":  # intensities say nothing
+            inside = ndimage.binary_erosion(lesion, iterations=3)
+            assert abs(changed[inside].mean() - image[inside].mean()) < 0.05
+        else:
+            assert (changed[lesion].mean() < image[lesion].mean()) == (kind == "dark")
+
+
+def test_scores_of_maps_of_which_the_answer_is_known(rng):
+    heads, lesions = np.ones((6, 20, 20), bool), np.zeros((6, 20, 20), bool)
+    lesions[:, 5:9, 5:9] = True
+    people = np.repeat(["a", "b", "c"], 2)
+    perfect = anomaly.score_all(lesions.astype(float), heads, lesions, people)
+    assert [perfect[name]["mean"] for name in ("auroc", "average_precision", "dice")] == [1, 1, 1]
+    noise = anomaly.score_all(rng.random(lesions.shape), heads, lesions, people)
+    assert abs(noise["auroc"]["mean"] - 0.5) < 0.1
+    assert noise["average_precision"]["mean"] < 0.15
+    half = anomaly.score_all(lesions * (np.arange(20) < 7), heads, lesions, people)
+    np.testing.assert_allclose(half["dice"]["mean"], 2 / 3)
+
+
+def test_the_lower_edge_of_a_hidden_square():
+    mask = np.zeros((32, 32), bool)
+    mask[4:20, 8:24] = True
+    edge = completion.lower_edge(mask, 4)
+    assert edge.sum() == 4 * 16
+    assert np.flatnonzero(edge.any(axis=1)).tolist() == [16, 17, 18, 19]
+    assert touched(mask, 8).sum() == 16
+    mask[20, 8] = True  # a pixel touches one more code
+    assert touched(mask, 8).sum() == 17
+
+
+def test_people_are_linked_and_nothing_else(tmp_path):
+    write_bids(tmp_path / "bids", people=4)
+    start.link_people(tmp_path / "bids", tmp_path / "few", ["sub-01", "sub-03"])
+    data = dataset.load(tmp_path / "few", cache_dir=tmp_path / "cache", num_slices=2)
+    assert sorted(data.slices.subject_id.unique()) == ["sub-01", "sub-03"]
+    start.link_people(tmp_path / "bids", tmp_path / "few", ["sub-02"])
+    assert [path.name for path in (tmp_path / "few").iterdir()] == ["sub-02"]

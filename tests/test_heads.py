@@ -16,6 +16,7 @@ import predict
 import runs
 import scans
 import train
+from evaluation import figures, heads
 from trained import TrainedModel
 
 
@@ -190,3 +191,58 @@ def test_what_cannot_be_started_from_is_a_line(place, capsys, more, message):
     more = [str(place / "run") if part == "RUN" else part for part in more]
     assert train.main(call(place, "refused", *more)) == 1
     assert message in capsys.readouterr().err
+
+
+# -- What is measured of heads ------------------------------------------------------------------------------------
+
+
+def ball(radius, number=40, size=48):
+    """A bright ball of so many voxels across, with a dark one inside, uint8."""
+    z, y, x = (np.indices((number, size, size)).T - (np.array([number, size, size]) - 1) / 2).T
+    away = np.sqrt(z**2 + y**2 + x**2)
+    return ((away < radius) * 180).astype("uint8")
+
+
+def test_neighbours_that_are_alike_and_that_are_not(rng):
+    same = np.repeat(ball(15)[20:21], 6, axis=0)
+    assert heads.neighbours([same]).shape == (1, 5)
+    np.testing.assert_allclose(heads.neighbours([same]), 1, atol=1e-5)
+    shuffled = ball(15)[rng.permutation(40)]
+    assert heads.neighbours([ball(15)]).mean() > heads.neighbours([shuffled]).mean() + 0.05
+
+
+def test_the_power_along_the_axis_rises_where_slices_jump(rng):
+    smooth = (150 + 40 * np.sin(np.arange(40) / 6)[:, None, None] + np.zeros((40, 48, 48))).astype("uint8")
+    jumping = (smooth + rng.integers(-20, 20, (40, 1, 1))).astype("uint8")
+    quiet, loud = heads.axis_power([smooth]), heads.axis_power([jumping])
+    assert (loud[2:] > 5 * quiet[2:]).all()
+
+
+def test_the_volume_of_a_ball():
+    brain, _ = heads.volumes_ml(ball(15), np.linspace(0, 1, 40), (2.0, 2.0, 2.0))
+    np.testing.assert_allclose(brain, 4 / 3 * np.pi * 15**3 * 8 / 1000, rtol=0.05)
+
+
+def test_the_nearest_person_is_oneself():
+    people = {"a": ball(10), "b": ball(15), "c": ball(19)}
+    nearest = heads.NearestPerson(people)
+    np.testing.assert_allclose(nearest(people["b"]), 1, atol=1e-4)
+    assert nearest(ball(12)) < 0.999
+
+
+def test_views_stand_upright_and_are_of_equal_pixels():
+    """A bright spot high, in front, and on the right of a head of slices 2 pixels apart."""
+    head = ball(15, 20)
+    head[16, 12:15, 30:33] = 255  # rows run from front to back, columns from left to right
+    found = figures.views(head, "axial", (1.0, 1.0, 2.0), (30.5 / 48, 0.5, 0.5))
+    assert {name: image.shape for name, image in found.items()} == {
+        "axial": (48, 48),
+        "coronal": (40, 48),
+        "sagittal": (40, 48),
+    }
+    every = [figures.views(head, "axial", (1.0, 1.0, 2.0), (share,) * 3) for share in np.linspace(0, 1, 60)]
+    for name, upper in (("coronal", 20), ("sagittal", 20), ("axial", 24)):
+        spots = [np.argwhere(one[name] > 220) for one in every]
+        row, column = max(spots, key=len).mean(axis=0)
+        assert row < upper  # high, or in front
+        assert column > 24  # right, or in front

@@ -1,0 +1,1 @@
+"""The pages of the documentation; `figures` makes their figures and their tables of layers."""
