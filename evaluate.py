@@ -202,7 +202,7 @@ def judge(folder, args, data, vqvae, images, positions, extract, footer):
 
 def judge_heads(folder, args, data, model, footer):
     """What metrics.json says of whole heads, and pictures of some; None for a run that draws none."""
-    if not (model.draws_heads and args.num_heads):
+    if not (model.draws_heads and args.num_heads) or data.about.get("plane") not in (None, "axial"):
         return None
     drawn = [head for some in predict.heads_of(model, args.num_heads, args.seed) for head in some]
     labels, _ = model.conditions(ALONE, args.seed + 1)
@@ -270,8 +270,10 @@ def why_missing(args, model, data, result):
         missing["samples"] = f"how samples stand to real slices; {why_not_judged(data, args.num_samples)}"
     if not model.draws_heads:
         missing["heads"] = "whole heads; the run was not trained with --neighbours, so that its slices belong to nobody"
-    elif "heads" not in result:
+    elif not args.num_heads:
         missing["heads"] = "whole heads; --num-heads 0 was given"
+    elif "heads" not in result:
+        missing["heads"] = "whole heads; they are measured by axial slices alone"
     return missing
 
 

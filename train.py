@@ -89,10 +89,11 @@ class Progress(keras.callbacks.Callback):
 
     def __init__(self, data, run_dir, epochs):
         super().__init__()
-        validation = data.of("validation")
-        middle = validation[(validation.slice_position - 0.5).abs() < 0.25]  # there is little to see in the others
-        self.shown = data.pixels(_spread(middle if len(middle) >= SHOWN else validation, SHOWN))
-        self.images = data.pixels(_spread(validation, WATCHED))
+        watched = data.of("validation")
+        watched = watched.iloc[_spread(np.arange(len(watched)), WATCHED)]
+        self.images = data.pixels(watched)
+        middle = np.flatnonzero((watched.slice_position - 0.5).abs() < 0.25)  # there is little to see in the others
+        self.shown = _spread(middle if len(middle) >= SHOWN else np.arange(len(watched)), SHOWN)
         self.run_dir, self.epochs = run_dir, epochs
         self.footer = runs.footer(data.title, data.credit)
         self.writer = None
@@ -101,9 +102,10 @@ class Progress(keras.callbacks.Callback):
         print(f"vqvae: what it makes of validation slices, after each epoch: {self.run_dir / 'progress.png'}")
 
     def on_epoch_end(self, epoch, logs=None):
-        shown, outputs = (self._reconstruct(images) for images in (self.shown, self.images))
-        psnr = _psnr_db(self.images, outputs)
-        logs["val_ssim"] = float(_ssim(self.images, outputs).mean())
+        codes = self.model.encode(self.images[..., None])
+        outputs = self.model.decode(codes)[..., 0].astype("float32")
+        ssim, psnr = _ssim(self.images, outputs), _psnr_db(self.images, outputs)
+        logs["val_ssim"] = float(ssim.mean())
         logs["val_psnr_db"] = float(psnr[np.isfinite(psnr)].mean()) if np.isfinite(psnr).any() else math.nan
         if not devices.is_first():
             return
@@ -113,15 +115,16 @@ class Progress(keras.callbacks.Callback):
             f"VQ-VAE after epoch {epoch + 1} of {self.epochs}: SSIM {logs['val_ssim']:.3f}, "
             f"PSNR {logs['val_psnr_db']:.1f} dB, means of {len(self.images)} validation slices"
         )
-        titles = [f"SSIM {value:.3f}" for value in _ssim(self.shown, shown)]
-        figures.progress(self.run_dir / "progress.png", self.shown, shown, title, titles, curve, self.footer)
+        titles = [f"SSIM {value:.3f}" for value in ssim[self.shown]]
+        shown = self.images[self.shown], outputs[self.shown]
+        figures.progress(self.run_dir / "progress.png", *shown, title, titles, curve, self.epochs, self.footer)
         if keras.backend.backend() == "tensorflow":
             import tensorflow
 
             if self.writer is None:
                 folder = self.run_dir / "tensorboard" / "vqvae" / "pictures"
                 self.writer = tensorflow.summary.create_file_writer(str(folder))
-            picture = np.concatenate([np.concatenate(list(row), axis=1) for row in (self.shown, shown)])
+            picture = np.concatenate([np.concatenate(list(row), axis=1) for row in shown])
             with self.writer.as_default():
                 tensorflow.summary.image("input above reconstruction", picture[None, ..., None], step=epoch)
             self.writer.flush()
@@ -130,13 +133,10 @@ class Progress(keras.callbacks.Callback):
         if self.writer is not None:
             self.writer.close()
 
-    def _reconstruct(self, images):
-        return self.model.decode(self.model.encode(images[..., None]))[..., 0].astype("float32")
 
-
-def _spread(slices, most):
-    """At most so many of some slices, spread evenly over all of them."""
-    return slices.iloc[np.linspace(0, len(slices) - 1, min(most, len(slices))).round().astype(int)]
+def _spread(places, most):
+    """At most so many of some places, (n,), spread evenly over all of them."""
+    return places[np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)]
 
 
 def _ssim(images, outputs):

@@ -76,6 +76,12 @@ LISTINGS = {
         "{training_peak_mib:,.0f} | {training_own_mib:,.0f} | "
         "{images_per_second:.1f} | {share_in_steps:.1%} | {reading_images_per_second:,.0f}",
     ),
+    "ds002748_sharp/heads.json": (
+        "{number} heads drawn in each way | MS-SSIM of neighbours | Fréchet distance, coronal | sagittal | "
+        "MS-SSIM of neighbours, lowest eighth / middle / highest | bits of each code, lowest eighth / middle / highest",
+        "{heads} | {neighbours:.3f} | {coronal:.0f} | {sagittal:.0f} | {neighbours_by_height[0]:.3f} / "
+        "{neighbours_by_height[4]:.3f} / {neighbours_by_height[7]:.3f} | {bits[0]:.2f} / {bits[4]:.2f} / {bits[7]:.2f}",
+    ),
     "training.json": (
         "stage | pixels | codes | all parameters | batch | images/s | GFLOP an image | of {giga:.0f} GFLOP/s | "
         f"minutes an epoch of {OASIS_SLICES:,} slices",
@@ -132,9 +138,9 @@ def told(row, name, digits, sign=""):
     return shown if ends is None else f"{shown} ({' to '.join(f'{end:{sign}.{digits}f}' for end in ends)})"
 
 
-def summary():
-    """The README's: what matters most of reconstructions, codes and samples."""
-    runs = {name: load(f"{name}/metrics.json") for name in (*SHARP, "demo")}
+def summary(names=(*SHARP, "demo"), head="on test people"):
+    """The README's, and of one run alone a model card's: what matters most of reconstructions, codes and samples."""
+    runs = {name: load(f"{name}/metrics.json") for name in names}
     lines = {
         "test people / slices": "{reconstruction[ssim][people]} / {slices}",
         **{
@@ -149,7 +155,7 @@ def summary():
         "samples nearer to training slices than 99 % of test slices": "{realism[copies][share_of_samples]:.1%}",
     }
     rows = [[name, *(form.format(**one) for one in runs.values())] for name, form in lines.items()]
-    return table(["on test people", *(RUNS[name] for name in runs)], rows)
+    return table([head, *(RUNS[name] for name in runs)], rows)
 
 
 def results():
@@ -279,7 +285,7 @@ def completion(run):
     }
     rows = [
         [
-            {"1 particles": "1 particle"}.get(row["completion"], row["completion"]),
+            row["completion"],
             *(told(row, key, digits, sign) for key, (_, digits, sign) in columns.items()),
         ]
         for row in load(f"{run}/completion.json")["rows"]
@@ -389,12 +395,19 @@ PAGES = {
             {name: f", {what}" for name, what in SHARP.items()},
         ),
         partial(anatomy, "anatomy", SHARP),
+        partial(heads, "ds002748_sharp"),
+        partial(listing, "ds002748_sharp/heads.json"),
     ],
     "docs/comparison.md": [
         *(partial(baselines, name) for name in ("ds002748", "ixi")),
         peers,
         *(partial(listing, f"{name}.json") for name in ("peers/priors", "ixi/priors", "ixi/ablation")),
     ],
+    "docs/using.md": [*(partial(make, run) for make in (completion, anomaly) for run in SHARP), start],
+    **{
+        f"pretrained/{run}/MODEL_CARD.md": [partial(summary, (f"{run}_sharp",), "figures, test people")]
+        for run in ("ds002748", "ixi")
+    },
     "docs/sampling.md": [partial(listing, "sampling.json")],
     "docs/running.md": [times, *(partial(listing, f"{name}.json") for name in ("training", "large"))],
     "results/README.md": [

@@ -210,7 +210,7 @@ def history(path, stages, footer):
     finish(figure, path, footer)
 
 
-def progress(path, images, outputs, title, titles, curve, footer):
+def progress(path, images, outputs, title, titles, curve, epochs, footer):
     """Input, reconstruction and their difference after an epoch, and the SSIM of all epochs so far.
 
     One picture in one axis, since it is drawn after every epoch, some of which take a second.
@@ -220,6 +220,7 @@ def progress(path, images, outputs, title, titles, curve, footer):
         title: Of the whole.
         titles: One line above each column.
         curve: (epoch, SSIM) of each epoch.
+        epochs: How many there will be.
     """
     size = images.shape[1]
     colours = colormaps["RdBu_r"]((outputs - images) / 0.6 + 0.5)[..., :3]
@@ -234,7 +235,7 @@ def progress(path, images, outputs, title, titles, curve, footer):
     top.tick_params(length=0, labeltop=True, labelbottom=False)
     top.set_title(title, fontsize=10)
     bottom.plot(*zip(*curve, strict=True), marker=".", color="tab:red")
-    bottom.set(xlabel="epoch", ylabel="SSIM, validation")
+    bottom.set(xlabel="epoch", ylabel="SSIM, validation", xlim=(0.5, epochs + 0.5))
     bottom.xaxis.get_major_locator().set_params(integer=True)
     finish(figure, path, footer)
 

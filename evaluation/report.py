@@ -4,6 +4,7 @@ import base64
 import datetime
 import io
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -444,6 +445,16 @@ def code_version():
         return "unknown"
 
 
+def citation():
+    """The repository's CITATION.cff: `text`, and its `title` and `version` where they are; empty without the file."""
+    path = ROOT / "CITATION.cff"
+    if not path.exists():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    found = {name: re.search(rf"^{name}: *(.+?) *$", text, re.MULTILINE) for name in ("title", "version")}
+    return {"text": text, **{name: line[1].strip("\"'") for name, line in found.items() if line}}
+
+
 def facts(config, result, command):
     """The first table: what was measured, on whose data, how; pairs of a name and text, or of a name and lines."""
     data, about = config["data"], config["data"].get("about", {})
@@ -533,7 +544,6 @@ def write(folder, config, result, people, credit, command=None, portraits=None):
             f"{without} people have no picture here, which would make this file too large; the others are those whose "
             "SSIM inside the head is lowest."
         ]
-    citation = ROOT / "CITATION.cff"
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     form = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.jinja")
     page = form.render(
@@ -549,6 +559,6 @@ def write(folder, config, result, people, credit, command=None, portraits=None):
         portraits=portraits,
         settings=json.dumps(settings, indent=2),
         credit=credit,
-        citation=citation.read_text(encoding="utf-8") if citation.exists() else "",
+        citation=citation(),
     )
     write_text(folder / "report.html", page + "\n")

@@ -179,6 +179,17 @@ def test_the_summary_says_whose_data_how_and_by_what(page):
     assert text.index("abc" * 20) < text.index('id="reconstruction"')  # before any figure
 
 
+def test_how_to_cite_is_said_with_the_repositorys_own_file_or_without(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    text = write(tmp_path).read_text(encoding="utf-8")
+    assert "credit &amp; licence" in text
+    assert "The software: name its repository, code " in text
+    (tmp_path / "CITATION.cff").write_text('cff-version: 1.2.0\ntitle: "Brains & more"\nversion: 0.1.0\n')
+    text = write(tmp_path).read_text(encoding="utf-8")
+    assert "The software: Brains &amp; more, version 0.1.0, code " in text
+    assert "cff-version: 1.2.0\ntitle: " in text
+
+
 def test_what_is_missing_is_said_with_its_reason(page, tmp_path):
     text = page.read_text(encoding="utf-8")
     assert "Not here: how samples stand to real slices; there are none." in text
@@ -299,7 +310,8 @@ def test_every_image_has_a_text(tab):
 def test_a_phone_scrolls_tables_and_not_the_page(tab, width):
     tab.set_viewport_size({"width": width, "height": 700})
     assert tab.evaluate("innerWidth") == width
-    tab.locator("details summary").click()
+    for summary_of_details in tab.locator("details summary").all():
+        summary_of_details.click()
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     reaches = "[...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)"
     outside = tab.evaluate(f"{reaches}.filter(e => !e.closest('.scroll') && !e.closest('pre')).map(e => e.outerHTML)")
