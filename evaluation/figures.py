@@ -48,19 +48,19 @@ def reconstructions(path, images, outputs, titles, footer):
 
 
 def inputs(path, images, outputs, bits, titles, footer):
-    """Scans of one's own, a column each: input, reconstruction, their difference, bits of each code."""
-    figure, axes = _image_axes(4, len(images))
+    """Scans of one's own, a row each: input, reconstruction, their difference, bits of each code."""
+    figure, axes = _image_axes(len(images), 4, 1.9)
     most = max(1.0, *(one.max() for one in bits))
-    for column, (image, output, of_codes, title) in enumerate(zip(images, outputs, bits, titles, strict=True)):
-        axes[0, column].imshow(image, **GREY)
-        axes[1, column].imshow(output, **GREY)
-        difference = axes[2, column].imshow(output - image, cmap="RdBu_r", vmin=-0.3, vmax=0.3, interpolation="nearest")
-        told = axes[3, column].imshow(of_codes, cmap="magma", vmin=0, vmax=most, interpolation="nearest")
-        axes[0, column].set_title(title, fontsize=7)
-    for axis, name in zip(axes[:, 0], ("input", "reconstruction", "difference", "bits"), strict=True):
-        axis.set_ylabel(name)
-    figure.colorbar(difference, ax=axes[2, :], label="intensity", fraction=0.05)
-    figure.colorbar(told, ax=axes[3, :], label="bits a code", fraction=0.05)
+    for row, image, output, of_codes, title in zip(axes, images, outputs, bits, titles, strict=True):
+        row[0].imshow(image, **GREY)
+        row[1].imshow(output, **GREY)
+        difference = row[2].imshow(output - image, cmap="RdBu_r", vmin=-0.3, vmax=0.3, interpolation="nearest")
+        told = row[3].imshow(of_codes, cmap="magma", vmin=0, vmax=most, interpolation="nearest")
+        row[0].set_ylabel(title, fontsize=8)
+    for axis, name in zip(axes[0], ("input", "reconstruction", "difference", "bits of each code"), strict=True):
+        axis.set_title(name, fontsize=9)
+    figure.colorbar(difference, ax=axes[:, 2], location="bottom", label="intensity", fraction=0.05)
+    figure.colorbar(told, ax=axes[:, 3], location="bottom", label="bits", fraction=0.05)
     finish(figure, path, footer)
 
 
