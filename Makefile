@@ -31,8 +31,12 @@ endef
 define measure
 	$(BIN)/python evaluate.py --run-dir runs/$(1) --output-dir results/$(2) --decoder plain --num-samples 32 --num-heads 0
 	$(BIN)/python evaluate.py --run-dir runs/$(1) --output-dir results/$(2)_sharp --decoder sharp
-	$(BIN)/python -m benchmarks.anomaly --run-dir runs/$(1) --output results/$(2)_sharp/anomaly.json
-	$(BIN)/python -m benchmarks.completion --run-dir runs/$(1) --output results/$(2)_sharp/completion.json
+endef
+
+# Completes and maps test people's slices.
+define use
+	$(BIN)/python -m benchmarks.anomaly --run-dir runs/$(1) --output results/$(2)/anomaly.json
+	$(BIN)/python -m benchmarks.completion --run-dir runs/$(1) --output results/$(2)/completion.json
 endef
 
 .PHONY: demo test lint notebook results benchmarks peers clean
@@ -59,13 +63,17 @@ ifdef DS
 	$(call fit,ds002748,--data-dir $(DS) $(DS_RUN))
 	$(BIN)/python train.py --run-dir runs/heads --data-dir $(DS) $(DS_HEADS) --stage layout_prior
 	$(BIN)/python train.py --run-dir runs/heads --data-dir $(DS) $(DS_HEADS) --stage prior
-	$(call measure,heads,ds002748)
+	$(call measure,ds002748,ds002748)
+	$(BIN)/python evaluate.py --run-dir runs/heads --output-dir results/ds002748_heads --decoder sharp
+	$(BIN)/python -m benchmarks.heads --run-dir runs/heads --output results/ds002748_heads/heads.json --number 12
+	$(call use,heads,ds002748_heads)
 	$(BIN)/python predict.py --run-dir runs/heads --input $(DS)/sub-02/anat/sub-02_T1w.nii.gz --output-dir results/using
 	rm -r results/using/sub-02_T1w  # a volume
 endif
 ifdef IXI
 	$(call fit,ixi,--data-dir $(IXI) $(IXI_RUN))
 	$(call measure,ixi,ixi)
+	$(call use,ixi,ixi_sharp)
 endif
 	rm results/*/report.html  # whose pictures and figures lie beside
 	rm -f $(foreach name,bits codebook masks,results/*_sharp/$(name).png)  # those of the plain decoder

@@ -16,8 +16,9 @@ import dataset
 import evaluate
 import runs
 from benchmarks import report
-from evaluation import figures, metrics, realism
+from evaluation import figures, metrics
 
+SHOWN = 6  # samples of each
 EPOCHS = {"vqvae": 8, "layout": 10, "layout_prior": 12, "prior": 8}
 
 
@@ -31,23 +32,19 @@ def link_people(data_dir, folder, people):
             (folder / name).symlink_to((data_dir / name).resolve())
 
 
-def measure(model, data, run_dir, num_samples):
+def measure(model, data, run_dir):
     """Figures of a run on test people that it does not know, and some samples."""
     codes, per_slice, _ = evaluate.reconstruct(model.vqvae, data)
     layout_bits, bits = evaluate.code_lengths(model.models, data, codes)
     for one, of_codes, of_layout in zip(per_slice, bits, layout_bits, strict=True):
         one["bits_per_image"] = float(of_codes.sum() + of_layout)
-    labels, positions = model.conditions(num_samples)
+    labels, positions = model.conditions(SHOWN)
     images = np.concatenate(list(model.draw(labels, positions)))
-    extract = realism.TextureFeatures(data.image_size)
-    judged, _ = realism.judge(images, positions, data, lambda some: model.decode(model.encode(some)), extract)
     row = {}
     for name, values in metrics.summarise(per_slice, data.of("test").subject_id).items():
         row |= {name: values["mean"], f"{name}_ci95": values["ci95"]}
-    row |= {"frechet_samples": judged["samples"]["frechet_distance"], "frechet_ratio": judged["ratio"]}
-    row["frechet_floor"] = judged["floor"]["frechet_distance"]
     row["seconds"] = sum(epoch["seconds"] for rows in runs.read_histories(run_dir).values() for epoch in rows)
-    return row, (images[:6], positions[:6])
+    return row, (images, positions)
 
 
 def run(args):
@@ -67,14 +64,14 @@ def run(args):
         data, model = report.train(
             run_dir, data_dir=args.runs_dir / "people", cache_dir=how["cache_dir"], background="black", **epochs, **more
         )
-        row, (images, positions) = measure(model, whole, run_dir, args.num_samples)
+        row, (images, positions) = measure(model, whole, run_dir)
         rows.append({"run": name, "people": data.slices.subject_id.nunique(), **row})
         report.write(args.output, rows, data=whole.title, started_from=str(args.start_from))
         shown.append(images)
         titles += [f"at {position:.2f}" for position in positions]
     footer = f"ten people, the same minutes\n{runs.footer(whole.title, whole.credit)}"
     names = [row["run"] for row in rows]
-    figures.image_grid(args.output.with_suffix(".png"), np.concatenate(shown), titles, footer, 6, names)
+    figures.image_grid(args.output.with_suffix(".png"), np.concatenate(shown), titles, footer, SHOWN, names)
     print(json.dumps(rows[-1], indent=1))
 
 
@@ -86,7 +83,6 @@ main = report.command(
     runs_dir=(Path, Path("runs/start"), "where both runs go"),
     output=report.OUTPUT,
     people=(report.number(10), 10, "of the data set, for training, validation and testing together"),
-    num_samples=(report.number(100), 300, "slices drawn"),
 )
 
 if __name__ == "__main__":

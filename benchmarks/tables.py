@@ -34,6 +34,8 @@ RUNS = {
     "demo": "demo, 128×128, factor 8",
 }
 SHARP = {"ds002748_sharp": "ds002748", "ixi_sharp": "IXI"}
+HEADS = "ds002748_heads"  # the run of train.py --neighbours, sharp decoder
+USED = {HEADS: "ds002748", "ixi_sharp": "IXI"}  # on which scans were completed and mapped
 OASIS_SLICES = 9664  # training slices of OASIS as PNG
 
 
@@ -76,7 +78,7 @@ LISTINGS = {
         "{training_peak_mib:,.0f} | {training_own_mib:,.0f} | "
         "{images_per_second:.1f} | {share_in_steps:.1%} | {reading_images_per_second:,.0f}",
     ),
-    "ds002748_sharp/heads.json": (
+    "ds002748_heads/heads.json": (
         "{number} heads drawn in each way | MS-SSIM of neighbours | Fréchet distance, coronal | sagittal | "
         "MS-SSIM of neighbours, lowest eighth / middle / highest | bits of each code, lowest eighth / middle / highest",
         "{heads} | {neighbours:.3f} | {coronal:.0f} | {sagittal:.0f} | {neighbours_by_height[0]:.3f} / "
@@ -264,12 +266,26 @@ def heads(run):
     return table(["whole heads", f"{found['number']} drawn", *names, "how to read it"], rows_of(heads_table(found)))
 
 
+def both():
+    """Slices drawn alone by the run that draws heads, beside those of the run that does not."""
+    runs = [load(f"{name}/metrics.json") for name in ("ds002748_sharp", HEADS)]
+    lines = {
+        "bits per code under the priors": interval("prior", 3, "[bits_per_code]", "[bits_per_code_ci95]"),
+        "samples over decoded slices: ratio of the Fréchet distances": "{realism[ratio]:.2f}",
+        "the prior's own gap": "{realism[prior_gap][ratio]:.2f}",
+        "coverage": "{realism[samples][coverage]:.3f}",
+        "both lateral ventricles at 0.4 to 0.65": "{realism[anatomy][samples][both_ventricles]:.3f}",
+    }
+    rows = [[name, *(form.format(**one) for one in runs)] for name, form in lines.items()]
+    return table(["slices drawn alone", "ds002748", HEADS], rows)
+
+
 def anomaly(run):
     """Maps of what is uncommon, on all planted lesions."""
     rows = [row for row in load(f"{run}/anomaly.json")["rows"] if row["lesions"] == "all"]
     columns = {"auroc": "AUROC", "average_precision": "average precision", "dice": "best Dice"}
     cells = [[row["map"].replace("|", r"\|"), *(told(row, key, 3) for key in columns)] for row in rows]
-    return table([f"map, {SHARP[run]}", *columns.values()], cells)
+    return table([f"map, {USED[run]}", *columns.values()], cells)
 
 
 def completion(run):
@@ -292,7 +308,7 @@ def completion(run):
     ]
     if rows[-1][0] == "decoder alone":
         rows[-1][-1] = ""  # nothing is drawn
-    return table([f"completion, {SHARP[run]}", *(name for name, *_ in columns.values())], rows)
+    return table([f"completion, {USED[run]}", *(name for name, *_ in columns.values())], rows)
 
 
 def start():
@@ -300,8 +316,6 @@ def start():
     columns = {
         **{key: RECONSTRUCTION[key] for key in ("ssim", "ssim_head", "psnr_db")},
         "bits_per_image": ("bits per slice", 0),
-        "frechet_samples": ("Fréchet distance of samples", 0),
-        "frechet_ratio": ("over other people's, decoded", 2),
     }
     rows = [
         [row["run"], *(told(row, key, digits) for key, (_, digits) in columns.items()), f"{row['seconds'] / 60:.0f}"]
@@ -395,19 +409,21 @@ PAGES = {
             {name: f", {what}" for name, what in SHARP.items()},
         ),
         partial(anatomy, "anatomy", SHARP),
-        partial(heads, "ds002748_sharp"),
-        partial(listing, "ds002748_sharp/heads.json"),
+        partial(heads, HEADS),
+        partial(listing, f"{HEADS}/heads.json"),
+        both,
     ],
     "docs/comparison.md": [
         *(partial(baselines, name) for name in ("ds002748", "ixi")),
         peers,
         *(partial(listing, f"{name}.json") for name in ("peers/priors", "ixi/priors", "ixi/ablation")),
     ],
-    "docs/using.md": [*(partial(make, run) for make in (completion, anomaly) for run in SHARP), start],
+    "docs/using.md": [*(partial(make, run) for make in (completion, anomaly) for run in USED), start],
     **{
         f"pretrained/{run}/MODEL_CARD.md": [partial(summary, (f"{run}_sharp",), "figures, test people")]
         for run in ("ds002748", "ixi")
     },
+    f"pretrained/{HEADS}/MODEL_CARD.md": [partial(heads, HEADS), both],
     "docs/sampling.md": [partial(listing, "sampling.json")],
     "docs/running.md": [times, *(partial(listing, f"{name}.json") for name in ("training", "large"))],
     "results/README.md": [
