@@ -77,6 +77,7 @@ ifdef IXI
 endif
 	rm results/*/report.html  # whose pictures and figures lie beside
 	rm -f $(foreach name,bits codebook masks,results/*_sharp/$(name).png)  # those of the plain decoder
+	rm -f $(foreach name,bits codebook masks reconstructions worst closest history positions spectrum,results/*_heads/$(name).png)
 	$(BIN)/python -m benchmarks.tables
 
 benchmarks: .venv/run

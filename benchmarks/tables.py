@@ -409,10 +409,8 @@ PAGES = {
             {name: f", {what}" for name, what in SHARP.items()},
         ),
         partial(anatomy, "anatomy", SHARP),
-        partial(heads, HEADS),
-        partial(listing, f"{HEADS}/heads.json"),
-        both,
     ],
+    "docs/heads.md": [partial(heads, HEADS), partial(listing, f"{HEADS}/heads.json"), both],
     "docs/comparison.md": [
         *(partial(baselines, name) for name in ("ds002748", "ixi")),
         peers,
