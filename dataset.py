@@ -385,6 +385,12 @@ def prior_inputs(slices, labels, **codes):
     }
 
 
+def scan_of(slices):
+    """Which scan each slice is of: its file, where that is a volume, else its person and session."""
+    of_volume = slices.path.duplicated(keep=False)
+    return slices.path.where(of_volume, slices.subject_id + " " + slices.session)
+
+
 def neighbours(slices):
     """Which slice lies below each one in the same scan, and which above.
 
@@ -395,8 +401,9 @@ def neighbours(slices):
         A dictionary of `below` and `above`: places in the DataFrame, integers, shape (n,), -1 where there is none, or
         where slices are missing between.
     """
-    table = slices.reset_index(drop=True).sort_values(["subject_id", "session", "slice_position"], kind="stable")
-    scans = table.groupby(["subject_id", "session"], sort=False)
+    table = slices.reset_index(drop=True)
+    table = table.assign(scan=scan_of(table)).sort_values(["scan", "slice_position"], kind="stable")
+    scans = table.groupby("scan", sort=False)
     gap = scans.slice_position.diff()
     next_to = (gap > 0) & (gap < 1.5 * gap.median())
     below = pd.Series(table.index, table.index).shift(1).where(next_to, -1).sort_index().to_numpy(int)
@@ -432,7 +439,7 @@ class ChangedSlices(Batches):
         self.images, self.rows = data.images, training.row.to_numpy()
         self.alike = np.arange(len(training))  # slices of one number are changed alike
         if by_scan:
-            self.alike = training.groupby(["subject_id", "session"], sort=False).ngroup().to_numpy()
+            self.alike = training.groupby(scan_of(training), sort=False).ngroup().to_numpy()
         self.max_shift, self.mirrored = max_shift, mirrored
         self.changes = np.zeros((len(self.rows), 3), int)
         super().__init__(len(self.rows), self.fetch, batch_size, seed)

@@ -202,7 +202,11 @@ def judge(folder, args, data, vqvae, images, positions, extract, footer):
 
 def judge_heads(folder, args, data, model, footer):
     """What metrics.json says of whole heads, and pictures of some; None for a run that draws none."""
+    number = len(model.head_positions())
+    real = heads.of_people(data, "test", number)
     if not (model.draws_heads and args.num_heads) or data.about.get("plane") not in (None, "axial"):
+        return None
+    if not real or len(heads.of_people(data, "train", number)) < 2:
         return None
     drawn = [head for some in predict.heads_of(model, args.num_heads, args.seed) for head in some]
     labels, _ = model.conditions(ALONE, args.seed + 1)
@@ -215,7 +219,7 @@ def judge_heads(folder, args, data, model, footer):
     def decode(head):
         return (model.decode_head(model.encode(head / np.float32(255))) * 255).round().astype("uint8")
 
-    real = next(iter(heads.of_people(data, "test").values()))
+    real = next(iter(real.values()))
     shown = [*drawn[:4], alone[0], decode(real), real]
     titles = [*(f"drawn {i}" for i in range(len(drawn[:4]))), "slices alone", "real, decoded", "real"]
     views = [figures.views(head, "axial", model.voxel_mm) for head in shown]
@@ -273,7 +277,7 @@ def why_missing(args, model, data, result):
     elif not args.num_heads:
         missing["heads"] = "whole heads; --num-heads 0 was given"
     elif "heads" not in result:
-        missing["heads"] = "whole heads; they are measured by axial slices alone"
+        missing["heads"] = "whole heads; that takes axial slices, and people who have as many slices as a drawn head"
     return missing
 
 

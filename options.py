@@ -315,7 +315,10 @@ def train(argv=None):
     parser, given = _read("Train a VQ-VAE on brain slices and a PixelCNN prior on its codes.", TRAIN, argv)
     demo = {} if given.get("data_dir") else DEMO
     preset = given.get("preset")
-    of_start = _of_start(parser, given)
+    run_dir = given.get("run_dir")
+    if run_dir is None:
+        run_dir = Path("runs") / (given["data_dir"].resolve().name if given.get("data_dir") else "demo")
+    of_start = _of_start(parser, given, run_dir)
     values = {}
     for (prefix, place), group in TRAIN.items():
         chosen = {field.name: field.default for field in dataclasses.fields(group)}
@@ -345,7 +348,6 @@ def train(argv=None):
         layouts.check(data_dir, data["layout"], data["subject_regex"], data["label_column"])
     except UserError as error:
         parser.error(str(error))
-    run_dir = command["run_dir"] or Path("runs") / (data_dir.resolve().name if data_dir else "demo")
     if data_dir:
         for name, path in (("run", run_dir), ("cache", data["cache_dir"])):
             if path.resolve().is_relative_to(data_dir.resolve()):
@@ -354,26 +356,37 @@ def train(argv=None):
     data["data_dir"] = str(data_dir.resolve()) if data_dir else None
     data["cache_dir"] = str(data["cache_dir"].resolve())
     start_from = command["start_from"]
-    options = {**values, "precision": command["precision"], "start_from": str(start_from) if start_from else None}
+    options = {
+        **values,
+        "precision": command["precision"],
+        "start_from": str(start_from.resolve()) if start_from else None,
+    }
     command |= {"run_dir": run_dir, "options": options}
     return argparse.Namespace(**{name: command[name] for name in ("stage", "run_dir", "devices", "dry_run", "options")})
 
 
-def _of_start(parser, given):
-    """What --start-from says of each group of options: sizes of models, and all of the stages that are not trained."""
+def _of_start(parser, given, run_dir):
+    """What --start-from says of each group of options: sizes of models, and all of the stages that are not trained.
+
+    The latter are those of the run itself, once it has begun.
+    """
     start = given.get("start_from")
     if not start:
         return {}
+    if "preset" in given:
+        parser.error(f"--preset {given['preset']}: the sizes are those of --start-from {start}; leave one of them out")
     path = start / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         options, image_size = config["options"], config["data"]["image_size"]
         groups = {place: options[place] for place in ("vqvae", "layout", "layout_prior", "prior")}
         if given.get("stage", "all") != "all":
+            own = run_dir / "config.json"
+            whose = json.loads(own.read_text(encoding="utf-8"))["options"] if own.exists() else options
             groups |= {
-                f"{stage}_training": options[f"{stage}_training"]
+                f"{stage}_training": whose[f"{stage}_training"]
                 for stage in (*groups, "sharp")
-                if stage != given["stage"] and f"{stage}_training" in options
+                if stage != given["stage"] and f"{stage}_training" in whose
             }
     except FileNotFoundError:
         parser.error(f"--start-from {start}: no run here (no config.json)")
@@ -419,7 +432,10 @@ class Prediction:
     """what is drawn"""
 
     output_dir: Path = option(
-        None, "where samples and pictures go (default: predictions in the run folder)", kind=Path, everyday=True
+        None,
+        "where files and pictures go (default: in the run folder, predictions, inputs, completions or anomalies)",
+        kind=Path,
+        everyday=True,
     )
     num_samples: int = option(16, "how many slices to draw, or completions", least=1, everyday=True)
     volumes: int = option(
@@ -466,7 +482,10 @@ class Evaluation:
         1000, "slices drawn; from 100 on they are compared with the test people", least=1, most=2000, everyday=True
     )
     num_heads: int = option(
-        100, "whole heads drawn and measured, of a run trained with --neighbours; 0 for none", least=0, most=2000
+        100,
+        "whole heads drawn and measured (half an hour), of a run trained with --neighbours; 0 for none",
+        least=0,
+        most=2000,
     )
     features: str = option(
         "texture",

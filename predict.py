@@ -5,7 +5,7 @@
     python predict.py --run-dir pretrained/ixi --input scan.nii.gz photos/           # reconstructions, codes, bits
     python predict.py --run-dir pretrained/ixi --input slice.png --mask mask.png     # what may be under the mask
     python predict.py --run-dir pretrained/ixi --input scan.nii.gz --anomaly         # what is uncommon
-    python predict.py --run-dir pretrained/ds002748 --volumes 4                      # whole heads, as NIfTI
+    python predict.py --run-dir pretrained/ds002748_heads --volumes 4                      # whole heads, as NIfTI
 
 The run folder alone is needed. New slices go to --output-dir: samples/sample_0000.png and so on (8-bit grey),
 samples.png, positions.png, and where the run's data are at hand reconstructions.png; docs/using.md says what is
@@ -95,9 +95,9 @@ def heads_of(model, number, seed, label=None):
 
 def draw_heads(model, args, folder, footer):
     """--volumes: whole heads as volumes/volume_000.nii.gz, volumes.png, and a flight through the first, volumes.gif."""
-    about = model.config["data"]["about"]
-    plane, orientation = about["plane"] or "axial", next(iter(about["orientation"]), "RAS")
-    if not about["pixel_mm"]:
+    about = model.config["data"].get("about", {})
+    plane, orientation = about.get("plane") or "axial", next(iter(about.get("orientation", ())), "RAS")
+    if not about.get("pixel_mm"):
         print("note: the size of the run's pixels is not known: voxels of 1 mm are written")
     (folder / "volumes").mkdir(exist_ok=True)
     for old in (folder / "volumes").glob("volume_*.nii.gz"):
@@ -179,7 +179,7 @@ def outside(found, ranges, kind):
     lines = []
     for name, words in (("ssim_head", "SSIM inside the head"), ("bits_per_code", "bits per code")):
         low, high = ranges.get(name, {}).get(kind, (-np.inf, np.inf))
-        if not low <= found[name] <= high:
+        if np.isfinite(found[name]) and not low <= found[name] <= high:
             lines.append(f"{words} {found[name]:.3f}, test people of the run {low:.3f} to {high:.3f}")
     return lines
 

@@ -50,6 +50,7 @@ WHERE_AND_HOW_CALLED = (
     "data.credit",
     "data.notices",
     "data.about",
+    "options.start_from",
 )
 
 
@@ -126,16 +127,20 @@ def start(name, model, run_dir, start_from):
     else:
         theirs = {layer.name: layer for layer in trained.layers}
         pairs = [(layer, theirs[layer.name]) for layer in model.layers if layer.name in theirs]
-        if trained.num_labels != model.num_labels:
+        labels = [read_config(folder)["data"]["labels"] for folder in (run_dir, start_from)]
+        if labels[0] != labels[1]:
             pairs = [(layer, other) for layer, other in pairs if layer is not model.label_embedding]
-        for place in ("codebook", "row_embedding", "column_embedding"):
-            getattr(model, place).assign(getattr(trained, place))
+        new = {layer.name for layer in model.layers} - theirs.keys() - {*BESIDE}
+        if new:
+            raise UserError(f"{start_from}: its {name} lacks {sorted(new)[0]}; leave out the options that change it")
         for beside in model.maps.keys() - trained.maps.keys():
             last = model.maps[beside].out
             last.set_weights([np.zeros_like(w) for w in last.get_weights()])
     try:
         for layer, other in pairs:
             layer.set_weights(other.get_weights())
+        for place in ("codebook", "row_embedding", "column_embedding") if name in PRIORS else ():
+            getattr(model, place).assign(getattr(trained, place))
     except ValueError as error:
         raise UserError(f"{start_from}: its {name} has other sizes; leave out the options that change them") from error
 
@@ -148,15 +153,25 @@ def borrow(run_dir, start_from, stage):
 
     A prior that is another model there, since it is told other maps, is left out.
     """
-    theirs, ours = (read_config(folder)["models"] for folder in (start_from, run_dir))
+    configs = [read_config(folder) for folder in (start_from, run_dir)]
+    theirs, ours = (config["models"] for config in configs)
+    alike = configs[0]["data"]["labels"] == configs[1]["data"]["labels"]
     for other in (*VQVAES, *PRIORS, "sharp"):
         model = other.replace("sharp", "vqvae")
-        same = {**theirs.get(model, {}), "seed": 0} == {**ours[model], "seed": 0}
+        same = {**theirs.get(model, {}), "seed": 0} == {**ours[model], "seed": 0} and (alike or other not in PRIORS)
         if other == stage or stage in NEEDS.get(other, ()) or not same or (run_dir / f"{other}.keras").exists():
             continue
         for name in (f"{other}_history.csv", f"{other}.keras"):
             if (start_from / name).exists():
                 write_whole(run_dir / name, lambda partial, name=name: shutil.copyfile(start_from / name, partial))
+
+
+def give_back(run_dir, start_from, stage):
+    """Removes a stage's model that `borrow` took over, when the stage is to be trained after all."""
+    ours, theirs = (folder / f"{stage}_history.csv" for folder in (run_dir, start_from))
+    if ours.exists() and theirs.exists() and ours.read_bytes() == theirs.read_bytes():
+        for path in (ours, run_dir / f"{stage}.keras"):
+            path.unlink(missing_ok=True)
 
 
 def open_run(run_dir, options, data):
@@ -216,6 +231,7 @@ def write_splits(run_dir, data):
 def _refuse_if_different(path, config):
     """Raises UserError if the run at `path` has other settings; what the data are counts, not where they lie."""
     old = read_config(path.parent)
+    old["options"] = {"heads": {"neighbours": False}, "start_from": None, **old["options"]}  # new since then
     differences, free = [], set(WHERE_AND_HOW_CALLED)
     if not (path.parent / "sharp_history.csv").exists():  # a phase that has not begun
         name = "options.sharp_training"

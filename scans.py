@@ -150,7 +150,9 @@ def read(name, source, config, scale=None):
     Raises:
         BadFile: If it cannot be used; its `reason` says why.
     """
-    own, about = config["options"]["data"], config["data"]["about"]
+    own, about = config["options"]["data"], config["data"].get("about", {})
+    if not about.get("native_pixels"):
+        raise UserError("the run is of an older version, which does not say what its files were like; train again")
     names = [field.name for field in dataclasses.fields(decoding.How)]
     how = decoding.How(**{key: value for key, value in own.items() if key in names})
     shapes = [tuple(map(int, shape.split(" x "))) for shape in about["native_pixels"]]

@@ -382,7 +382,9 @@ def run(command):
             print(f"nothing was trained; look at {run_dir / 'preview.png'} and {run_dir / 'splits.csv'}")
             return
         if options["start_from"] and command.stage != "all" and devices.is_first():
-            runs.borrow(run_dir, Path(options["start_from"]), command.stage)
+            runs.give_back(run_dir, Path(options["start_from"]), command.stage)
+            if new:
+                runs.borrow(run_dir, Path(options["start_from"]), command.stage)
         for stage in [*runs.VQVAES, *runs.PRIORS] if command.stage == "all" else [command.stage]:
             STAGES[stage](run_dir, data, options)
     print(f"done: {run_dir}; now: python predict.py --run-dir {run_dir}")

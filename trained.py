@@ -185,13 +185,15 @@ class TrainedModel:
     @property
     def voxel_mm(self):
         """Pixels and distance of a scan's slices in mm, (across, along, between); 1 where it is not known."""
-        pixel = self.config["data"]["about"]["pixel_mm"] or 1.0
-        between = self.config["options"]["data"]["slice_spacing_mm"] if self.config["data"]["about"]["plane"] else 1.0
+        about = self.config["data"].get("about", {})
+        pixel = about.get("pixel_mm") or 1.0
+        between = self.config["options"]["data"]["slice_spacing_mm"] if about.get("plane") else 1.0
         return pixel, pixel, between
 
     def head_positions(self):
         """Slice positions of a whole head, as the run's own scans have them, from 0 to 1."""
-        number = runs.read_splits(self.run_dir).groupby(["subject_id", "session"]).size().median()
+        slices = runs.read_splits(self.run_dir)
+        number = slices.groupby(dataset.scan_of(slices)).size().median()
         return np.linspace(0, 1, int(number), dtype="float32")
 
     def sample_heads(self, number, seed=0, label=None, first=FIRST_SLICE, batch_size=16):
@@ -307,14 +309,13 @@ class TrainedModel:
         """
         images = np.asarray(images)
         restored, around = self.restore(images, number, seed, label, slice_position)
-        sigma = SMOOTHING_MM / (self.config["data"]["about"]["pixel_mm"] or 1.0)
+        sigma = SMOOTHING_MM / self.voxel_mm[0]
         return ndimage.gaussian_filter(np.abs(restored.mean(axis=1) - images), (0, sigma, sigma)) * around
 
 
 def touched(mask, grid_size):
     """Which codes stand for a pixel under a mask: bool (S, S) -> (grid_size, grid_size)."""
-    size = len(mask) // grid_size
-    return mask.reshape(grid_size, size, grid_size, size).any(axis=(1, 3))
+    return dataset.shrink(mask[None], grid_size)[0] > 0
 
 
 def without_unlikeliest(codes, bits):

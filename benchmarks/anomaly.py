@@ -68,7 +68,8 @@ def planted(data, split, pixel_mm):
     for number, (_, mine) in enumerate(slices.groupby("subject_id", sort=True)):
         rng = np.random.default_rng([number, 5])
         chosen = mine[mine.slice_position.between(0.25, 0.85)]
-        for i, index in enumerate(rng.choice(len(chosen), len(KINDS) * EACH, replace=False)):
+        number = min(len(chosen), len(KINDS) * EACH)
+        for i, index in enumerate(rng.choice(len(chosen), number, replace=False)):
             one, kind = chosen.iloc[[index]], KINDS[i % len(KINDS)]
             image = data.pixels(one)[0]
             head = metrics.head_mask(image)

@@ -1,6 +1,6 @@
 """Measures how whole heads are best drawn, and where they go wrong: by order, temperature, given the real slice below.
 
-    python -m benchmarks.heads --run-dir pretrained/ds002748 --output results/ds002748_sharp/heads.json
+    python -m benchmarks.heads --run-dir pretrained/ds002748_heads --output results/ds002748_heads/heads.json
 
 Each row is some heads drawn in one way, beside test people's. `bits` are those of the slices drawn, given the slice
 below, in eight parts from bottom to top: if they rise from part to part while those of real slices do not, errors pile
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+import dataset
 import runs
 from benchmarks import report
 from evaluation import heads, metrics, realism
@@ -63,7 +64,8 @@ def given_real(model, real, labels, seed=0):
 def run(args):
     data = runs.find_data(args.run_dir, runs.read_config(args.run_dir))
     model = TrainedModel(args.run_dir)
-    people, test = heads.of_people(data, "train"), list(heads.of_people(data, "test").values())
+    number = len(model.head_positions())
+    people, test = heads.of_people(data, "train", number), list(heads.of_people(data, "test", number).values())
     labels, _ = model.conditions(args.number)
     extract, size = realism.TextureFeatures(data.image_size), data.image_size
 
@@ -113,7 +115,8 @@ def run(args):
 
 def labels_of_test_people(data):
     """Labels of the test people in the order of `heads.of_people`."""
-    return data.of("test").groupby(["subject_id", "session"], sort=True).label.first().tolist()
+    test = data.of("test")
+    return test.groupby(dataset.scan_of(test), sort=True).label.first().tolist()
 
 
 main = report.command(

@@ -19,12 +19,11 @@ COMPARED, CANDIDATES = 16, 3  # slices of a head compared with training people's
 BANDS = 8
 
 
-def of_people(data, split):
-    """The heads of a split's people, uint8 (s, S, S), by name; those of another number of slices are left out."""
+def of_people(data, split, number):
+    """The heads of a split's people that have so many slices: uint8 (number, S, S), by name."""
     slices = data.of(split).sort_values("slice_position", kind="stable")
-    scans = dict(list(slices.groupby(["subject_id", "session"], sort=True)))
-    number = int(np.median([len(mine) for mine in scans.values()]))
-    return {" ".join(name).strip(): data.images[mine.row] for name, mine in scans.items() if len(mine) == number}
+    scans = slices.groupby(dataset.scan_of(slices), sort=True)
+    return {name: data.images[mine.row] for name, mine in scans if len(mine) == number}
 
 
 def neighbours(heads):
@@ -105,7 +104,8 @@ def judge(drawn, alone, data, decode, voxel_mm):
         `brain_ml` and `ventricles_ml`, mean and standard deviation of each set, and the Kolmogorov-Smirnov distance to
         all real people; `copies`.
     """
-    people, test = of_people(data, "train"), of_people(data, "test")
+    number = len(drawn[0])
+    people, test = of_people(data, "train", number), of_people(data, "test", number)
     names = list(people)
     floor, space_of = [people[name] for name in names[::2]], [people[name] for name in names[1::2]]
     decoded_floor, decoded_test = ([decode(head) for head in some] for some in (floor, test.values()))
@@ -136,7 +136,7 @@ def judge(drawn, alone, data, decode, voxel_mm):
             for name, some in judged.items()
         }
     positions = np.linspace(0, 1, len(real[0]))
-    everybody = [*people.values(), *of_people(data, "validation").values(), *real]
+    everybody = [*people.values(), *of_people(data, "validation", number).values(), *real]
     measured = {
         name: np.array([volumes_ml(head, positions, voxel_mm) for head in tqdm(some, name, leave=False, disable=None)])
         for name, some in {"drawn": drawn, "real": everybody, "decoded_test": decoded_test, "test": real}.items()
