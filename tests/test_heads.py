@@ -212,7 +212,7 @@ def test_two_volumes_of_a_session_are_two_scans():
 )
 def test_what_cannot_be_started_from_is_a_line(place, capsys, more, message):
     more = [str(place / "run") if part == "RUN" else part for part in more]
-    assert train.main(call(place, message.replace(" ", "-")[-12:], *more)) == 1
+    assert train.main(call(place, f"refused-{more[-1]}", *more)) == 1
     assert message in capsys.readouterr().err
 
 
