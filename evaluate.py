@@ -208,7 +208,7 @@ def judge_heads(folder, args, data, model, footer):
         return None
     if not real or len(heads.of_people(data, "train", number)) < 2:
         return None
-    drawn = [head for some in predict.heads_of(model, args.num_heads, args.seed) for head in some]
+    drawn = list(predict.heads_of(model, args.num_heads, args.seed))
     labels, _ = model.conditions(ALONE, args.seed + 1)
     positions = model.head_positions()
     alone = []

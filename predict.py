@@ -42,12 +42,17 @@ UNCOMMON_OF_WHITE = 4  # intensity times bits that are white in anomaly.png
 
 
 def draw(model, labels, positions, seed, noise_index=None, description="samples"):
-    """What `TrainedModel.draw` yields; progress goes to standard error, every ten seconds where that is no terminal."""
+    """What `TrainedModel.draw` yields, with its progress."""
+    return with_progress(model.draw(labels, positions, seed, noise_index), len(labels), description, "slice")
+
+
+def with_progress(batches, number, description, unit):
+    """Yields batches; progress goes to standard error, every ten seconds where that is no terminal."""
     pause = 0.1 if sys.stderr.isatty() else 10
-    with tqdm(total=len(labels), desc=description, unit="slice", leave=False, delay=1, mininterval=pause) as bar:
-        for images in model.draw(labels, positions, seed, noise_index):
-            yield images
-            bar.update(len(images))
+    with tqdm(total=number, desc=description, unit=unit, leave=False, delay=1, mininterval=pause) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))
 
 
 def write_samples(batches, folder):
@@ -85,12 +90,9 @@ def show_positions(path, model, seed, footer, label=None):
 
 
 def heads_of(model, number, seed, label=None):
-    """What `TrainedModel.sample_heads` yields; progress goes to standard error."""
-    pause = 0.1 if sys.stderr.isatty() else 10
-    with tqdm(total=number, desc="heads", unit="head", leave=False, delay=1, mininterval=pause) as bar:
-        for heads in model.sample_heads(number, seed, label):
-            yield heads
-            bar.update(len(heads))
+    """The heads that `TrainedModel.sample_heads` yields, one by one, with their progress."""
+    for heads in with_progress(model.sample_heads(number, seed, label), number, "heads", "head"):
+        yield from heads
 
 
 def draw_heads(model, args, folder, footer):
@@ -104,13 +106,10 @@ def draw_heads(model, args, folder, footer):
         old.unlink()
     labels, _ = model.conditions(args.volumes, args.seed, args.label)
     shown = []
-    number = 0
-    for heads in heads_of(model, args.volumes, args.seed, args.label):
-        for head in heads:
-            path = folder / "volumes" / f"volume_{number:03d}.nii.gz"
-            scans.write_head(head, path, plane, model.voxel_mm, orientation)
-            shown += [head] * (number < 6)
-            number += 1
+    for number, head in enumerate(heads_of(model, args.volumes, args.seed, args.label)):
+        path = folder / "volumes" / f"volume_{number:03d}.nii.gz"
+        scans.write_head(head, path, plane, model.voxel_mm, orientation)
+        shown += [head] * (number < 6)
     titles = [f"volume {i} {['', *model.labels][k]}".strip() for i, k in enumerate(labels[:6])]
     views = [figures.views(head, plane, model.voxel_mm) for head in shown]
     figures.heads(folder / "volumes.png", views, titles, model.voxel_mm[0], f"made by the model\n{footer}")

@@ -44,7 +44,7 @@ def resample(log_weights, uniform):
     """Which particles go on, and their log weights, by systematic resampling; all do while their weights are alike.
 
     Systematic resampling takes each particle about as often as its share of the weight says (Douc, Cappé & Moulines
-    2005, section 2.3). It is done where the effective number of particles, 1 / sum of squared shares, is below half.
+    2005). It is done where the effective number of particles, 1 / sum of squared shares, is below half.
 
     Args:
         log_weights: Shape (particles,).

@@ -25,7 +25,7 @@ from files import UserError
 
 AT_ONCE = 32  # slices drawn
 PARTICLES = 32  # of a completion
-HEIGHTS = np.linspace(0, 1, 17, dtype="float32")  # slice positions that `likeliest` tries
+HEIGHTS = np.linspace(0, 1, 17, dtype="float32")  # slice positions that are tried where none is given
 SMOOTHING_ALONG_MM = 0.8  # sigma along a head's axis
 FIRST_SLICE = 0.0  # where a head is begun, as a share of its height
 UNLIKELY = 0.2  # share of the codes that `restore` draws anew
@@ -96,13 +96,18 @@ class TrainedModel:
             Bits of each code, given the layout and the codes before, float32, shape (n, grid, grid); and of each code
             of the layout, shape (n, 8, 8) by default.
         """
-        layout = self.encode_layout(images)
-        kinds, heights = self._conditions(layout, label, slice_position)
-        told = {"label": kinds, "slice_position": heights}
-        of_layout = metrics.code_lengths(self.models.layout_prior, {**told, "codes": layout})
-        return metrics.code_lengths(
-            self.models.prior, {**told, "codes": self.encode(images), "layout": layout}
-        ), of_layout
+        codes, layouts, told = self._described(images, label, slice_position)
+        return self._bits(codes, layouts, told)
+
+    def _described(self, images, label, slice_position):
+        """Codes and layouts of images, and what the priors are told of them beside: label and slice position."""
+        layouts = self.encode_layout(images)
+        kinds, heights = self._conditions(layouts, label, slice_position)
+        return self.encode(images), layouts, {"label": kinds, "slice_position": heights}
+
+    def _bits(self, codes, layouts, told):
+        of_layout = metrics.code_lengths(self.models.layout_prior, {**told, "codes": layouts})
+        return metrics.code_lengths(self.models.prior, {**told, "codes": codes, "layout": layouts}), of_layout
 
     def _conditions(self, layouts, label, slice_position, known=None):
         """Labels (n,) and slice positions (n,) as the priors count them; what is None is found by the layouts' bits.
@@ -280,14 +285,13 @@ class TrainedModel:
         Returns:
             float32 in [0, 1], shape (n, number, S, S), of the plain decoder; and the bits around each pixel, (n, S, S).
         """
-        layouts, codes = self.encode_layout(images), self.encode(images)
-        kinds, heights = self._conditions(layouts, label, slice_position)
-        bits, layout_bits = self.bits(images, label, slice_position)
+        codes, layouts, told = self._described(images, label, slice_position)
+        bits, layout_bits = self._bits(codes, layouts, told)
         known, known_layout = without_unlikeliest(codes, bits), without_unlikeliest(layouts, layout_bits)
         every = np.repeat(np.arange(len(codes)), number)
         drawn = self.sampler.sample(
-            kinds[every],
-            heights[every],
+            told["label"][every],
+            told["slice_position"][every],
             seed,
             batch_size=AT_ONCE,
             known=known[every],

@@ -9,7 +9,6 @@ Planted lesions are easier than real ones, and a score here is no score of any d
 """
 
 import sys
-from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
@@ -173,7 +172,7 @@ def run(args):
 main = report.command(
     run,
     __doc__,
-    run_dir=(Path, ..., "a run whose data are at hand"),
+    run_dir=report.RUN,
     output=report.OUTPUT,
     split=(["test", "validation"], "test", "people on whom lesions are planted"),
     restorations=(report.number(1), 8, "of each slice"),

@@ -8,7 +8,6 @@ known codes after the hidden part go on from it. The last row is what the decode
 """
 
 import sys
-from pathlib import Path
 
 import numpy as np
 
@@ -109,7 +108,7 @@ def run(args):
 main = report.command(
     run,
     __doc__,
-    run_dir=(Path, ..., "a run whose data are at hand"),
+    run_dir=report.RUN,
     output=report.OUTPUT,
     each=(report.number(1), 3, "slices of each test person"),
     draws=(report.number(1), 2, "completions of each slice"),

@@ -43,6 +43,7 @@ def number(least, most=math.inf, kind=int):
 
 
 OUTPUT = (Path, ..., "a JSON file")
+RUN = (Path, ..., "a run whose data are at hand")
 MINUTES = number(0.001, kind=float)
 
 

@@ -200,18 +200,22 @@ def test_sampler_refuses_bad_arguments(prior, options):
 # -- Slices completed, heads slice by slice -----------------------------------------------------------------------
 
 
+def tiny_levels(rng, layouts, side, scale):
+    """Priors of side x side layouts and of 3 x 3 codes of three, given the layout; every filling can be counted."""
+    layout_prior = modules.PixelCNN(layouts, 5, side, 0, filters=8, num_blocks=side, attention_every=0)
+    maps = {"layout": {"num_embeddings": layouts, "grid_size": side}}
+    prior = modules.PixelCNN(3, 5, 3, 0, maps, filters=8, num_blocks=3, attention_every=0)
+    for model in (layout_prior, prior):
+        randomise(model, rng, scale)
+    return layout_prior, prior
+
+
 def test_completions_have_the_posterior_of_the_codes_that_are_not_known():
     """Three of nine codes unknown, one of them first: each of 27 fillings about as often as Bayes says.
 
     Merely forcing the known codes is far from it, so the test can tell.
     """
-    rng = np.random.default_rng(5)
-    layout_prior = modules.PixelCNN(3, 5, 3, 0, filters=8, num_blocks=3, attention_every=0)
-    prior = modules.PixelCNN(
-        3, 5, 3, 0, {"layout": {"num_embeddings": 3, "grid_size": 3}}, filters=8, num_blocks=3, attention_every=0
-    )
-    for model in (layout_prior, prior):
-        randomise(model, rng, 0.45)
+    layout_prior, prior = tiny_levels(np.random.default_rng(5), 3, 3, 0.45)
     layout, codes = np.zeros((3, 3), "int32"), np.array([[1, 1, 0], [0, 1, 2], [1, 1, 1]], "int32")
     known, hidden = codes.copy(), ([0, 1, 1], [0, 0, 2])
     known[hidden] = -1
@@ -238,12 +242,7 @@ def test_completions_have_the_posterior_of_the_codes_that_are_not_known():
 def test_a_layout_that_is_not_known_is_drawn_by_what_is_known_of_the_slice():
     """One layout code unknown; its posterior is that of all codes of the slice."""
     rng = np.random.default_rng(6)
-    layout_prior = modules.PixelCNN(4, 5, 2, 0, filters=8, num_blocks=2, attention_every=0)
-    prior = modules.PixelCNN(
-        3, 5, 3, 0, {"layout": {"num_embeddings": 4, "grid_size": 2}}, filters=8, num_blocks=3, attention_every=0
-    )
-    for model in (layout_prior, prior):
-        randomise(model, rng, 0.35)
+    layout_prior, prior = tiny_levels(rng, 4, 2, 0.35)
     layout, codes = rng.integers(0, 4, (2, 2)).astype("int32"), rng.integers(0, 3, (3, 3)).astype("int32")
     known_layout, known = layout.copy(), codes.copy()
     known_layout[0, 1] = known[2, 2] = -1
