@@ -4,7 +4,7 @@
     data.slices[data.slices.split == "test"]                # a pandas DataFrame, one row a slice
     batches = dataset.ChangedImages(data, data.image_size, batch_size=16, seed=0)
 
-A slice's way: `layouts.find` names its file and its person, `decoding.build_cache` makes it a square of bytes, `split`
+A slice's way: `layouts.find` names its file and its person, `cache.build_cache` makes it a square of bytes, `split`
 says for what it may be used, `ChangedImages` feeds it; once it is a grid of codes, `ChangedCodes` does.
 """
 
@@ -20,10 +20,9 @@ import keras
 import numpy as np
 import pandas as pd
 
-import decoding
-import devices
-import layouts
-from files import UserError, in_a_line
+from reading import cache, decoding, layouts
+from system import devices
+from system.console import UserError, in_a_line
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("path", "subject_id", "session", "slice_index", "slice_position", "label", "split", "row")
@@ -124,7 +123,7 @@ def load(data_dir, layout=None, subject_regex=None, label_column=None, cache_dir
     packed, manifest_path = cache_dir / f"{key}.npy", cache_dir / f"{key}.json"
     if not (packed.exists() and manifest_path.exists()):
         cache_dir.mkdir(parents=True, exist_ok=True)
-        decoding.build_cache(data_dir, sources, how, packed, manifest_path)
+        cache.build_cache(data_dir, sources, how, packed, manifest_path)
     try:
         images = np.load(packed, mmap_mode="r")
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))

@@ -1,11 +1,20 @@
-"""Draws new slices from a trained run, or applies it to scans of one's own.
+"""A trained run as one object, and the command that draws from it or applies it to scans of one's own.
 
     python predict.py                                             # new slices of the demo run
     python predict.py --run-dir pretrained/ixi --num-samples 64 --slice-position 0.6
     python predict.py --run-dir pretrained/ixi --input scan.nii.gz photos/           # reconstructions, codes, bits
     python predict.py --run-dir pretrained/ixi --input slice.png --mask mask.png     # what may be under the mask
     python predict.py --run-dir pretrained/ixi --input scan.nii.gz --anomaly         # what is uncommon
-    python predict.py --run-dir pretrained/ds002748_heads --volumes 4                      # whole heads, as NIfTI
+    python predict.py --run-dir pretrained/ds002748_heads --volumes 4                # whole heads, as NIfTI
+
+In Python, NumPy in and NumPy out:
+
+    model = TrainedModel("pretrained/ds002748")
+    images = model.sample(4, slice_position=0.6)        # float32 in [0, 1], shape (4, 224, 224)
+    codes = model.encode(images)                        # int32, shape (4, 28, 28)
+    again = model.decode(codes)                         # like images
+    bits, layout_bits = model.bits(images)              # what the priors take to tell them, code by code
+    filled = model.complete(images[0], mask, 8)         # (8, 224, 224): what is under the mask, drawn anew
 
 The run folder alone is needed. New slices go to --output-dir: samples/sample_0000.png and so on (8-bit grey),
 samples.png, positions.png, and where the run's data are at hand reconstructions.png; docs/using.md says what is
@@ -13,46 +22,210 @@ written for scans of one's own. `evaluate.py` measures.
 """
 
 import sys
+from pathlib import Path
 
-import files
-import options
+from running import options
+from system import console, files
 
 if __name__ == "__main__":
     options.predict()  # --help and wrong options are answered here, before TensorFlow is imported, which takes seconds
-with files.quietly():
+with console.quietly():
     import keras  # noqa: F401
 import numpy as np
-import pandas as pd
 import PIL.Image
-from tqdm import tqdm
 
-import runs
-import scans
-from decoding import BadFile
-from evaluation import figures, metrics
-from files import UserError
-from trained import TrainedModel
+import dataset
+import sampling
+from evaluation import pictures
+from modules import code_lengths
+from running import models, opening, run_folder
+from running.config import read_config
+from system.console import UserError
+from using import anomaly, completion, heads, inputs
 
-BITS_OF_WHITE = 16  # bits of a code that are white in bits.png
-UNCOMMON_OF_WHITE = 4  # intensity times bits that are white in anomaly.png
+AT_ONCE = 32  # slices drawn
+HEIGHTS = np.linspace(0, 1, 17, dtype="float32")  # slice positions that are tried where none is given
+
+
+class TrainedModel:
+    """The models of a run, and what one does with them.
+
+    Images are float32 in [0, 1], shape (n, S, S), as the run saw its own: 0 is background, 1 the brightest tissue, the
+    front of the head above, the person's left on the left. `using.scans` makes them of files.
+
+    Args:
+        run_dir: Folder that train.py wrote, or one of `pretrained/`.
+        decoder: "plain" or "sharp"; None takes the sharp one where the run has one.
+        layout_temperature, temperature, top_k, top_p: How codes are drawn: see `sampling.SliceSampler`.
+
+    Attributes:
+        image_size, grid_size: S, and codes along each side of a slice.
+        labels: Names of the labels that the priors know.
+        unfinished: A line for each stage whose training stopped before its end; empty if all is well.
+        config: config.json.
+
+    Raises:
+        UserError: If there is no run, or one of its files is damaged or another run's.
+    """
+
+    def __init__(self, run_dir, decoder=None, layout_temperature=1.0, temperature=1.0, top_k=0, top_p=1.0):
+        self.run_dir = run_dir = Path(run_dir)
+        self.config = read_config(run_dir)
+        self.decoder = decoder or run_folder.best_decoder(run_dir)
+        self.models = models.load_models(run_dir, self.decoder)
+        self.vqvae = self.models.vqvae
+        self.sampler = sampling.SliceSampler(
+            self.models.layout_prior, self.models.prior, layout_temperature, temperature, top_k, top_p
+        )
+        self.image_size, self.grid_size = self.vqvae.image_size, self.vqvae.grid_size
+        self.labels = self.config["data"]["labels"]
+        self.unfinished = run_folder.unfinished(run_dir, self.config, self.decoder)
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Codes
+    # ------------------------------------------------------------------------------------------------------------
+
+    def encode(self, images):
+        """Codes of images: int32, shape (n, grid, grid)."""
+        return self.vqvae.encode(self._checked(images))
+
+    def encode_layout(self, images):
+        """Layouts of images, the codes of what they are when shrunk: int32, shape (n, 8, 8) by default."""
+        layout = self.models.layout
+        return layout.encode(dataset.shrink(self._checked(images)[..., 0], layout.image_size)[..., None])
+
+    def decode(self, codes):
+        """Images of codes (n, grid, grid)."""
+        return self.vqvae.decode(np.asarray(codes))[..., 0]
+
+    def bits(self, images, label=None, slice_position=None):
+        """What the priors take to tell images: many bits where something is not as it was in training.
+
+        Args:
+            images: The slices.
+            label: One of `labels`; None takes the one that tells each slice's layout in the fewest bits.
+            slice_position: Numbers from 0, the lowest slice of a volume, to 1, shape (n,), or one for all; None takes
+                those that tell the layouts in the fewest bits.
+
+        Returns:
+            Bits of each code, given the layout and the codes before, float32, shape (n, grid, grid); and of each code
+            of the layout, shape (n, 8, 8) by default.
+        """
+        return self.bits_of(*self.describe(images, label, slice_position))
+
+    def describe(self, images, label=None, slice_position=None):
+        """Codes and layouts of images, and what the priors are told beside: label and slice position, as for `bits`."""
+        layouts = self.encode_layout(images)
+        kinds, heights = self.likeliest(layouts, label, slice_position)
+        return self.encode(images), layouts, {"label": kinds, "slice_position": heights}
+
+    def bits_of(self, codes, layouts, told):
+        """As `bits`, of what `describe` returns."""
+        of_layout = code_lengths(self.models.layout_prior, {**told, "codes": layouts})
+        return code_lengths(self.models.prior, {**told, "codes": codes, "layout": layouts}), of_layout
+
+    def likeliest(self, layouts, label=None, slice_position=None, known=None):
+        """Labels and slice positions as indices and numbers, each (n,); None takes what makes the layout cheapest.
+
+        Where `known` is given, bool (n, h, w), only the bits of those codes count. That a label tells a slice in fewer
+        bits is no diagnosis.
+        """
+        number = len(layouts)
+        kinds = range(1, len(self.labels) + 1) if self.labels and label is None else [self._number(label)]
+        heights = HEIGHTS if slice_position is None else [None]
+        tried = [(kind, height) for kind in kinds for height in heights]
+        given = np.broadcast_to(np.asarray(0 if slice_position is None else slice_position, "float32"), (number,))
+        if len(tried) == 1:
+            return np.full(number, tried[0][0], "int32"), given.copy()
+        told = {
+            "codes": np.repeat(layouts, len(tried), axis=0),
+            "label": np.tile(np.array([kind for kind, _ in tried], "int32"), number),
+            "slice_position": np.concatenate(
+                [[position if height is None else height for _, height in tried] for position in given]
+            ).astype("float32"),
+        }
+        bits = code_lengths(self.models.layout_prior, told)
+        if known is not None:
+            bits = bits * np.repeat(known, len(tried), axis=0)
+        best = bits.sum(axis=(1, 2)).reshape(number, -1).argmin(axis=1) + len(tried) * np.arange(number)
+        return told["label"][best], told["slice_position"][best]
+
+    def _number(self, label):
+        """A label's index, 0 if it is None or empty."""
+        if label and label not in self.labels:
+            raise UserError(f"label {label}: {self.run_dir} knows {', '.join(self.labels) or 'no labels'}")
+        return self.labels.index(label) + 1 if label else 0
+
+    def _checked(self, images):
+        """Images as the models take them, (n, S, S, 1); raises UserError where they are none."""
+        images, size = np.asarray(images), self.image_size
+        if images.shape[1:] != (size, size) or images.dtype.kind != "f":
+            raise UserError(f"images are floats of shape (n, {size}, {size}), not {images.dtype} of {images.shape}")
+        if len(images) and not 0 <= images.min() <= images.max() <= 1:
+            raise UserError(f"images are in [0, 1], not {images.min():g} to {images.max():g}")
+        return images.astype("float32")[..., None]
+
+    # ------------------------------------------------------------------------------------------------------------
+    # New slices
+    # ------------------------------------------------------------------------------------------------------------
+
+    def conditions(self, number, seed=0, label=None, slice_position=None):
+        """Label and slice position of each sample: as given, or those of a training slice drawn at random.
+
+        Sample i of a seed has the same ones however many are drawn.
+
+        Returns:
+            Labels as indices, int32, and slice positions, float32, each of shape (number,).
+        """
+        slices = run_folder.read_splits(self.run_dir)
+        training = slices[slices.split == "train"]
+        chosen = training.iloc[[np.random.default_rng([seed, i, 1]).integers(len(training)) for i in range(number)]]
+        names = chosen.label if label is None else [label] * number
+        positions = chosen.slice_position if slice_position is None else [slice_position] * number
+        return np.array([self._number(name) for name in names], "int32"), np.array(positions, "float32")
+
+    def draw(self, labels, slice_positions, seed=0, noise_index=None):
+        """Yields new images, a batch at a time; the arguments are those of `SliceSampler.sample`."""
+        for codes in self.sampler.sample(labels, slice_positions, seed, noise_index, AT_ONCE):
+            yield self.decode(codes)
+
+    def sample(self, number, seed=0, label=None, slice_position=None):
+        """New images: float32 in [0, 1], shape (number, S, S); label and slice position as for `conditions`."""
+        return np.concatenate(list(self.draw(*self.conditions(number, seed, label, slice_position), seed)))
+
+    # ------------------------------------------------------------------------------------------------------------
+    # What stands in `using`
+    # ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def draws_heads(self):
+        """Whether the priors are told the codes of a slice beside: train.py --neighbours."""
+        return heads.are_drawn_by(self)
+
+    @property
+    def voxel_mm(self):
+        """Pixels and distance of a scan's slices in mm, (across, along, between); 1 where it is not known."""
+        about = self.config["data"].get("about", {})
+        pixel = about.get("pixel_mm") or 1.0
+        between = self.config["options"]["data"]["slice_spacing_mm"] if about.get("plane") else 1.0
+        return pixel, pixel, between
+
+    def sample_heads(self, number, seed=0, label=None, **how):
+        """Yields new heads: see `using.heads.sample`."""
+        return heads.sample(self, number, seed, label, **how)
+
+    def complete(self, image, mask, number, seed=0, label=None, slice_position=None, **how):
+        """Draws anew what lies under a mask: see `using.completion.complete`."""
+        return completion.complete(self, image, mask, number, seed, label, slice_position, **how)
+
+    def anomaly_map(self, images, number=8, seed=0, label=None, slice_position=None):
+        """Where slices are not as the run's data are: see `using.anomaly.anomaly_map`."""
+        return anomaly.anomaly_map(self, images, number, seed, label, slice_position)
+
 
 # ----------------------------------------------------------------------------------------------------------------
 # New slices
 # ----------------------------------------------------------------------------------------------------------------
-
-
-def draw(model, labels, positions, seed, noise_index=None, description="samples"):
-    """What `TrainedModel.draw` yields, with its progress."""
-    return with_progress(model.draw(labels, positions, seed, noise_index), len(labels), description, "slice")
-
-
-def with_progress(batches, number, description, unit):
-    """Yields batches; progress goes to standard error, every ten seconds where that is no terminal."""
-    pause = 0.1 if sys.stderr.isatty() else 10
-    with tqdm(total=number, desc=description, unit=unit, leave=False, delay=1, mininterval=pause) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(len(batch))
 
 
 def write_samples(batches, folder):
@@ -66,291 +239,64 @@ def write_samples(batches, folder):
         yield image
 
 
-def show_samples(path, images, labels, positions, names, footer):
-    """A picture of at most 32 samples, each under its label and slice position."""
-    titles = [f"{['', *names][k]} at {p:.2f}".strip() for k, p in zip(labels[:32], positions, strict=False)]
-    figures.image_grid(path, images[:32], titles, f"made by the model\n{footer}")
+def draw_new(model, args, folder, footer):
+    """New slices, pictures of them, and reconstructions of test people where the run's data are at hand."""
+    labels, positions = model.conditions(args.num_samples, args.seed, args.label, args.slice_position)
+    drawn = console.with_progress(model.draw(labels, positions, args.seed), args.num_samples, "samples", "slice")
+    kept = [image for i, image in enumerate(write_samples(drawn, folder / "samples")) if i < 32]
+    pictures.show_samples(folder / "samples.png", kept, labels, positions, model.labels, footer)
+    pictures.show_positions(folder / "positions.png", model, args.seed, footer, args.label)
 
-
-def show_positions(path, model, seed, footer, label=None):
-    """A picture of the same noise at eight heights, a row for each label, or for one."""
-    names = model.labels
-    kinds = range(1, len(names) + 1) if label is None else [names.index(label) + 1]
-    kinds = list(kinds) or [0]
-    heights = np.tile(np.linspace(0, 1, 8, dtype="float32"), len(kinds))
-    labels = np.repeat(np.array(kinds, "int32"), 8)
-    drawn = draw(model, labels, heights, seed, np.zeros(len(labels), int), "positions")
-    figures.image_grid(
-        path,
-        np.concatenate(list(drawn)),
-        [f"at {p:.2f}" for p in heights],
-        f"made by the model from one noise, from the lowest slice position to the highest\n{footer}",
-        row_names=[["", *names][k] for k in kinds],
-    )
-
-
-def heads_of(model, number, seed, label=None):
-    """The heads that `TrainedModel.sample_heads` yields, one by one, with their progress."""
-    for heads in with_progress(model.sample_heads(number, seed, label), number, "heads", "head"):
-        yield from heads
-
-
-def draw_heads(model, args, folder, footer):
-    """--volumes: whole heads as volumes/volume_000.nii.gz, volumes.png, and a flight through the first, volumes.gif."""
-    about = model.config["data"].get("about", {})
-    plane, orientation = about.get("plane") or "axial", next(iter(about.get("orientation", ())), "RAS")
-    if not about.get("pixel_mm"):
-        print("note: the size of the run's pixels is not known: voxels of 1 mm are written")
-    (folder / "volumes").mkdir(exist_ok=True)
-    for old in (folder / "volumes").glob("volume_*.nii.gz"):
-        old.unlink()
-    labels, _ = model.conditions(args.volumes, args.seed, args.label)
-    shown = []
-    for number, head in enumerate(heads_of(model, args.volumes, args.seed, args.label)):
-        path = folder / "volumes" / f"volume_{number:03d}.nii.gz"
-        scans.write_head(head, path, plane, model.voxel_mm, orientation)
-        shown += [head] * (number < 6)
-    titles = [f"volume {i} {['', *model.labels][k]}".strip() for i, k in enumerate(labels[:6])]
-    views = [figures.views(head, plane, model.voxel_mm) for head in shown]
-    figures.heads(folder / "volumes.png", views, titles, model.voxel_mm[0], f"made by the model\n{footer}")
-    figures.flight(folder / "volumes.gif", shown[0], plane, model.voxel_mm)
-    print(f"{args.volumes} new heads: {folder / 'volumes'}; look at {folder / 'volumes.png'}")
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# Reconstructions
-# ----------------------------------------------------------------------------------------------------------------
-
-
-def one_of_each(slices, position, most):
-    """The slice nearest to a position of each of at most `most` people, who are spread over all of them."""
-    away = (slices.slice_position - position).abs()
-    nearest = slices.loc[away.groupby(slices.subject_id, sort=False).idxmin()]
-    return nearest.iloc[np.linspace(0, len(nearest) - 1, min(most, len(nearest))).round().astype(int)]
-
-
-def show_reconstructions(path, data, decoders, slices, footer):
-    """A picture of some slices, what each decoder makes of their codes, and the last one's difference.
-
-    Args:
-        path: Where it goes.
-        data: The `dataset.Data`.
-        decoders: VQ-VAEs by the name of their row; all have the same codes.
-        slices: DataFrame of the slices.
-        footer: Line under the picture.
-    """
-    images = data.pixels(slices)
-    codes = next(iter(decoders.values())).encode(images[..., None])
-    outputs = {name: vqvae.decode(codes)[..., 0] for name, vqvae in decoders.items()}
-    *_, shown = outputs.values()
-    found = metrics.batch_metrics(images, shown)
-    titles = [
-        f"{one.subject_id} {one.label}\nSSIM {of_one['ssim']:.3f}, head {of_one['ssim_head']:.3f}"
-        for one, of_one in zip(slices.itertuples(), found, strict=True)
-    ]
-    figures.reconstructions(path, images, outputs, titles, footer)
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# Scans of one's own
-# ----------------------------------------------------------------------------------------------------------------
-
-
-def read_scans(paths, config):
-    """Yields each scan of some files and folders; one that cannot be used gets a line, and is told at the end.
-
-    Raises:
-        UserError: At the end, if any could not be used.
-    """
-    found, bad = scans.find(paths), 0
-    for name, (source, scale) in found.items():
+    data = None
+    if args.data_dir or opening.data_are_at_hand(model.config, args.cache_dir):
         try:
-            yield scans.read(name, source, config, scale)
-        except BadFile as error:
-            bad += 1
-            print(f"error: {error.path}: {error.reason}", file=sys.stderr)
-    if bad:
-        raise UserError(f"{bad} of {len(found)} inputs could not be used; the others are done")
-
-
-def outside(found, ranges, kind):
-    """Lines on what is outside the range of the run's test people: `kind` is "slices" or "people" (of volumes)."""
-    lines = []
-    for name, words in (("ssim_head", "SSIM inside the head"), ("bits_per_code", "bits per code")):
-        low, high = ranges.get(name, {}).get(kind, (-np.inf, np.inf))
-        if np.isfinite(found[name]) and not low <= found[name] <= high:
-            lines.append(f"{words} {found[name]:.3f}, test people of the run {low:.3f} to {high:.3f}")
-    return lines
-
-
-def reconstruct(model, scan, folder, args):
-    """Writes what the models make of a scan; returns its row of inputs.csv, and slices that are shown."""
-    codes = model.encode(scan.images)
-    outputs = model.decode(codes)
-    heights = args.slice_position if scan.slice_positions is None else scan.slice_positions
-    bits, layout_bits = model.bits(scan.images, args.label, heights)
-    folder.mkdir(parents=True, exist_ok=True)
-    runs.save(
-        lambda partial: np.savez_compressed(
-            partial,
-            codes=codes.astype("uint16"),
-            layout=model.encode_layout(scan.images).astype("uint16"),
-            bits=bits,
-            layout_bits=layout_bits,
-            slice_numbers=scan.numbers,
-        ),
-        folder / "codes.npz",
-    )
-    by_pixel = bits.repeat(model.vqvae.downsampling, axis=1).repeat(model.vqvae.downsampling, axis=2)
-    difference = outputs - scan.images
-    if scan.volume:
-        low, high = scan.values
-        scans.write_volume(scan, low + outputs * (high - low), folder / "reconstruction.nii.gz")
-        scans.write_volume(scan, difference * (high - low), folder / "difference.nii.gz")
-        scans.write_volume(scan, by_pixel, folder / "bits.nii.gz", order=0)
-    else:
-        scans.write_image(scan, outputs[0], folder / "reconstruction.png")
-        scans.write_image(scan, difference[0] / 2 + 0.5, folder / "difference.png")
-        scans.write_image(scan, by_pixel[0] / BITS_OF_WHITE, folder / "bits.png", order=0)
-    per_slice = metrics.batch_metrics(scan.images, outputs)
-    for one, of_codes, of_layout in zip(per_slice, bits, layout_bits, strict=True):
-        one["bits_per_code"] = float((of_codes.sum() + of_layout.sum()) / of_codes.size)
-    values = pd.DataFrame(per_slice).replace([np.inf, -np.inf], np.nan).mean().to_dict()
-    strange = outside(values, runs.read_ranges(model.run_dir, model.decoder), "people" if scan.volume else "slices")
-    row = {"input": scan.name, "slices": len(scan.images), **values}
-    row |= {"outside": "; ".join(strange), "notices": "; ".join(scan.notices)}
-    shown = []
-    for i in [len(scan.images) * tenth // 10 for tenth in (2, 4, 6, 8)] if scan.volume else [0]:
-        title = f"{scan.name[:24]}\nhead {per_slice[i]['ssim_head']:.3f}, {bits[i].mean():.2f} bits a code"
-        shown.append((scan.images[i], outputs[i], bits[i], title))
-    return row, shown
-
-
-def reconstruct_all(model, args, folder, footer):
-    """--input: a folder for each scan, inputs.csv and inputs.png."""
-    rows, shown = [], []
-    ranges = runs.read_ranges(model.run_dir, model.decoder)
-    if not ranges:
-        print(f"note: to know what is usual for the run's test people: python evaluate.py --run-dir {args.run_dir}")
-
-    def write():
-        table = pd.DataFrame(rows)
-        for name, limits in ranges.items():
-            kinds = ["people" if number > 1 else "slices" for number in table.slices]
-            table[f"{name}_of_test_people"] = ["{} to {}".format(*limits[kind]) for kind in kinds]
-        files.write_text(folder / "inputs.csv", table.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
-        images, outputs, bits, titles = zip(*shown[:8], strict=True)
-        figures.inputs(folder / "inputs.png", np.stack(images), np.stack(outputs), bits, titles, footer)
-
-    try:
-        for scan in read_scans(args.input, model.config):
-            row, pictures = reconstruct(model, scan, folder / scan.name, args)
-            rows.append(row)
-            shown += pictures
-            figures_of = f"SSIM {row['ssim']:.4f}, inside the head {row['ssim_head']:.4f}, PSNR {row['psnr_db']:.2f} dB"
-            print(f"{scan.name}: {len(scan.images)} slices, {figures_of}, {row['bits_per_code']:.3f} bits per code")
-            for line in scan.notices:
-                print(f"note: {scan.name}: {line}")
-            if row["outside"]:
-                print(f"warning: {scan.name} is unlike the run's data: {row['outside']}")
-    finally:
-        if rows:
-            write()
-            print(f"written to {folder}; look at {folder / 'inputs.png'}")
-
-
-def complete(model, args, folder, footer):
-    """--mask: completions of one image, and a picture of them."""
-    (scan,) = read_scans(args.input, model.config)
-    if scan.volume:
-        raise UserError(f"{args.input[0]}: a volume, and --mask is for one image")
-    under, mask = scans.read_mask(args.mask, scan)
-    drawn = model.complete(scan.images[0], mask, args.num_samples, args.seed, args.label, args.slice_position)
-    for old in folder.glob("completion_*.png"):
-        old.unlink()
-    for i, image in enumerate(drawn):
-        scans.write_image(scan, image, folder / f"completion_{i:04d}.png", only=under)
-    figures.completions(folder / "completions.png", scan.images[0], mask, drawn[:14], footer)
-    print(f"{len(drawn)} completions: {folder}; look at {folder / 'completions.png'}")
-
-
-def map_anomalies(model, args, folder, footer):
-    """--anomaly: a map of each scan, and a picture of them."""
-    shown = []
-    for scan in read_scans(args.input, model.config):
-        heights = args.slice_position if scan.slice_positions is None else scan.slice_positions
-        found = model.anomaly_map(scan.images, seed=args.seed, label=args.label, slice_position=heights)
-        (folder / scan.name).mkdir(parents=True, exist_ok=True)
-        if scan.volume:
-            scans.write_volume(scan, found, folder / scan.name / "anomaly.nii.gz")
-        else:
-            scans.write_image(scan, found[0] / UNCOMMON_OF_WHITE, folder / scan.name / "anomaly.png")
-        worst = found.max(axis=(1, 2)).argmax()
-        shown.append((scan.images[worst], found[worst], scan.name[:24]))
-        print(f"{scan.name}: {folder / scan.name}")
-        images, maps, titles = zip(*shown[:8], strict=True)
-        figures.anomalies(folder / "anomalies.png", images, maps, titles, footer)
-    print(f"what is uncommon for {args.run_dir}: {folder / 'anomalies.png'}; it finds no disease")
+            data = opening.find_data(args.run_dir, model.config, args.data_dir, args.cache_dir)
+        except (UserError, OSError) as error:
+            if args.data_dir:
+                raise
+            print(f"note: no reconstructions are shown: {error}")
+    if data:
+        people = pictures.one_of_each(data.of("test"), position=0.6, most=8)
+        pictures.show_reconstructions(folder / "reconstructions.png", data, model.models.decoders, people, footer)
+    print(f"{args.num_samples} new slices: {folder / 'samples'}; look at {folder / 'samples.png'}")
 
 
 # ----------------------------------------------------------------------------------------------------------------
 # The command
 # ----------------------------------------------------------------------------------------------------------------
 
+# By the option that asks for it: the folder in the run's, what does it, what an earlier call may have left there.
+TASKS = {
+    "anomaly": ("anomalies", anomaly.map_inputs, ["anomalies.png"]),
+    "mask": ("completions", completion.complete_input, ["completions.png"]),
+    "input": ("inputs", inputs.reconstruct_all, ["inputs.png", "inputs.csv"]),
+    "volumes": ("predictions", heads.write_heads, ["volumes.png", "volumes.gif"]),
+    "num_samples": ("predictions", draw_new, ["samples.png", "positions.png", "reconstructions.png"]),
+}
 
-def empty(output_dir, pictures):
+
+def empty(output_dir, names):
     """Makes a folder; removes pictures of an earlier call, and what a killed process left while it wrote."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    for left in [*output_dir.glob("*.partial*"), *(output_dir / name for name in pictures)]:
+    for left in [*output_dir.glob("*.partial*"), *(output_dir / name for name in names)]:
         left.unlink(missing_ok=True)
 
 
-def draw_new(model, args, folder, footer):
-    """New slices, pictures of them, and reconstructions of test people where the run's data are at hand."""
-    labels, positions = model.conditions(args.num_samples, args.seed, args.label, args.slice_position)
-    drawn = draw(model, labels, positions, args.seed)
-    kept = [image for i, image in enumerate(write_samples(drawn, folder / "samples")) if i < 32]
-    show_samples(folder / "samples.png", kept, labels, positions, model.labels, footer)
-    show_positions(folder / "positions.png", model, args.seed, footer, args.label)
-
-    data = None
-    if args.data_dir or runs.data_are_at_hand(model.config, args.cache_dir):
-        try:
-            data = runs.find_data(args.run_dir, model.config, args.data_dir, args.cache_dir)
-        except (UserError, OSError) as error:
-            if args.data_dir:
-                raise
-            print(f"note: no reconstructions are shown: {error}")
-    if data:
-        people = one_of_each(data.of("test"), position=0.6, most=8)
-        show_reconstructions(folder / "reconstructions.png", data, model.models.decoders, people, footer)
-    print(f"{args.num_samples} new slices: {folder / 'samples'}; look at {folder / 'samples.png'}")
-
-
 def run(args):
-    how = (args.layout_temperature, args.temperature, args.top_k, args.top_p)
-    model = TrainedModel(args.run_dir, args.decoder, *how)
+    model = TrainedModel(args.run_dir, args.decoder, args.layout_temperature, args.temperature, args.top_k, args.top_p)
     about = model.config["data"]
-    footer = runs.footer(about["title"], about["credit"])
+    footer = run_folder.footer(about["title"], about["credit"])
     print(f"run: {args.run_dir}, trained on {about['title']}")
     for line in model.unfinished:
         print(f"warning: unfinished run: {line}")
-    name, do, pictures = "predictions", draw_new, ["samples.png", "positions.png", "reconstructions.png"]
-    if args.volumes:
-        name, do, pictures = "predictions", draw_heads, ["volumes.png", "volumes.gif"]
-    if args.input:
-        name, do, pictures = "inputs", reconstruct_all, ["inputs.png", "inputs.csv"]
-    if args.mask:
-        name, do, pictures = "completions", complete, ["completions.png"]
-    if args.anomaly:
-        name, do, pictures = "anomalies", map_anomalies, ["anomalies.png"]
+    name, do, made = next(task for option, task in TASKS.items() if getattr(args, option))
     folder = args.output_dir or args.run_dir / name
-    empty(folder, pictures)
+    empty(folder, made)
     do(model, args, folder, footer)
 
 
 def main(argv=None):
-    return files.exit_status(lambda: run(options.predict(argv)), "stopped")
+    return console.exit_status(lambda: run(options.predict(argv)), "stopped")
 
 
 if __name__ == "__main__":

@@ -4,36 +4,33 @@
     python train.py --data-dir ../shared/data/ixi          # BIDS volumes; OASIS and ADNI folders likewise
     python train.py --help                                 # the options that matter; --help-all shows the others
 
-A run folder holds all of a run (`runs.py` says what). The same command again goes on where the last one stopped; other
-settings in the same folder are refused.
+A run folder holds all of a run (`running/run_folder.py` says what). The same command again goes on where the last one
+stopped; other settings in the same folder are refused.
 """
 
 import contextlib
 import functools
 import io
-import math
 import sys
 from pathlib import Path
 
-import files
-import options
+from running import options
+from system import console
 
 if __name__ == "__main__":
     options.train()  # --help and wrong options are answered here, before TensorFlow is imported, which takes seconds
-with files.quietly():
+with console.quietly():
     import keras
 import numpy as np
 
 import dataset
-import devices
-import losses
-import runs
-import sharpening
-from evaluation import figures
-from files import UserError
+from evaluation import progress
+from extensions import sharpening
+from running import checkpoint, models, opening, run_folder
+from system import devices
+from system.console import UserError
 
 INITIAL_SLICES = 128  # whose encoder outputs the codebook starts from
-WATCHED, SHOWN = 128, 6  # validation slices that are measured, and shown, after each epoch of the VQ-VAE
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -74,91 +71,15 @@ def sharp_optimizer(learning_rate, average_steps):
     )
 
 
-class Progress(keras.callbacks.Callback):
-    """Shows how far the VQ-VAE is: after each epoch two figures for its history, and a picture.
-
-    The figures are `val_ssim` and `val_psnr_db` of the epoch's logs: means over `WATCHED` validation slices, the same
-    ones after every epoch. `runs.Checkpoint` keeps what is in the logs, so this stands before it. The picture,
-    progress.png, is that of the latest epoch; under TensorFlow, TensorBoard has those of all.
-
-    Args:
-        data: The `dataset.Data`.
-        run_dir: Where the picture goes.
-        epochs: How many there will be.
-    """
-
-    def __init__(self, data, run_dir, epochs):
-        super().__init__()
-        watched = data.of("validation")
-        watched = watched.iloc[_spread(np.arange(len(watched)), WATCHED)]
-        self.images = data.pixels(watched)
-        middle = np.flatnonzero((watched.slice_position - 0.5).abs() < 0.25)  # there is little to see in the others
-        self.shown = _spread(middle if len(middle) >= SHOWN else np.arange(len(watched)), SHOWN)
-        self.run_dir, self.epochs = run_dir, epochs
-        self.footer = runs.footer(data.title, data.credit)
-        self.writer = None
-
-    def on_train_begin(self, logs=None):
-        print(f"vqvae: what it makes of validation slices, after each epoch: {self.run_dir / 'progress.png'}")
-
-    def on_epoch_end(self, epoch, logs=None):
-        codes = self.model.encode(self.images[..., None])
-        outputs = self.model.decode(codes)[..., 0].astype("float32")
-        ssim, psnr = _ssim(self.images, outputs), _psnr_db(self.images, outputs)
-        logs["val_ssim"] = float(ssim.mean())
-        logs["val_psnr_db"] = float(psnr[np.isfinite(psnr)].mean()) if np.isfinite(psnr).any() else math.nan
-        if not devices.is_first():
-            return
-        history = runs.read_history(self.run_dir / "vqvae_history.csv")[:epoch]  # what comes later is trained again
-        curve = [(row["epoch"], row.get("val_ssim", math.nan)) for row in history] + [(epoch + 1, logs["val_ssim"])]
-        title = (
-            f"VQ-VAE after epoch {epoch + 1} of {self.epochs}: SSIM {logs['val_ssim']:.3f}, "
-            f"PSNR {logs['val_psnr_db']:.1f} dB, means of {len(self.images)} validation slices"
-        )
-        titles = [f"SSIM {value:.3f}" for value in ssim[self.shown]]
-        shown = self.images[self.shown], outputs[self.shown]
-        figures.progress(self.run_dir / "progress.png", *shown, title, titles, curve, self.epochs, self.footer)
-        if keras.backend.backend() == "tensorflow":
-            import tensorflow
-
-            if self.writer is None:
-                folder = self.run_dir / "tensorboard" / "vqvae" / "pictures"
-                self.writer = tensorflow.summary.create_file_writer(str(folder))
-            picture = np.concatenate([np.concatenate(list(row), axis=1) for row in shown])
-            with self.writer.as_default():
-                tensorflow.summary.image("input above reconstruction", picture[None, ..., None], step=epoch)
-            self.writer.flush()
-
-    def on_train_end(self, logs=None):
-        if self.writer is not None:
-            self.writer.close()
-
-
-def _spread(places, most):
-    """At most so many of some places, (n,), spread evenly over all of them."""
-    return places[np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)]
-
-
-def _ssim(images, outputs):
-    """SSIM of each pair of images in [0, 1], (n, S, S), as evaluate.py has it: (n,)."""
-    return keras.ops.convert_to_numpy(losses.ssim(images[..., None], outputs[..., None]))
-
-
-def _psnr_db(images, outputs):
-    """PSNR of each pair of images in [0, 1], (n, S, S), in dB: (n,); infinite where they are equal."""
-    with np.errstate(divide="ignore"):
-        return -10 * np.log10(np.square(images - outputs, dtype="float64").mean(axis=(1, 2)))
-
-
 def fit(stage, model, make_optimizer, batches, validation, training, run_dir, watch=()):
     """Fits a stage, or what is left of it; the best model is left in the run folder.
 
     `make_optimizer` is a function of the learning rate's schedule and the number of steps; `watch` are callbacks that
     add to the logs.
     """
-    checkpoint = runs.Checkpoint(batches, run_dir, stage, training)
-    if checkpoint.finished():
-        print(f"{stage}: already trained, {len(checkpoint.history)} epochs")
+    kept = checkpoint.Checkpoint(batches, run_dir, stage, training)
+    if kept.finished():
+        print(f"{stage}: already trained, {len(kept.history)} epochs")
         return
     steps = training["epochs"] * len(batches)
     warm_up = min(100, steps // 10)
@@ -168,14 +89,14 @@ def fit(stage, model, make_optimizer, batches, validation, training, run_dir, wa
     optimizer = make_optimizer(rate, steps)
     model.compile(optimizer=optimizer)
     optimizer.build(model.trainable_variables)
-    checkpoint.set_model(model)
+    kept.set_model(model)
     print(f"{stage}: {model.count_params():,} parameters, {training['epochs']} epochs")
-    callbacks = [*watch, checkpoint]
+    callbacks = [*watch, kept]
     if keras.backend.backend() == "tensorflow":  # it writes TensorBoard's log
         callbacks.append(keras.callbacks.TensorBoard(run_dir / "tensorboard" / stage, write_graph=False))
     if optimizer.use_ema:
         callbacks.append(keras.callbacks.SwapEMAWeights())
-    epoch = checkpoint.restore()
+    epoch = kept.restore()
     if epoch:
         print(f"{stage}: from epoch {epoch + 1}")
     model.fit(
@@ -210,11 +131,11 @@ def initialise(model, batches, batch_size):
 def train_vqvae(run_dir, data, options, name="vqvae"):
     """Stage 1: fits a VQ-VAE to the training people's slices; `name` is "layout" for that of shrunk slices."""
     training, seed = options[f"{name}_training"], options["data"]["seed"]
-    model = runs.build(name, data.image_size, len(data.labels), options)
+    model = models.build(name, data.image_size, len(data.labels), options)
     size, batch_size = model.image_size, training["batch_size"]
     batches = dataset.ChangedImages(data, size, batch_size, seed, **options["augmentation"])
     if options["start_from"]:
-        runs.start(name, model, run_dir, Path(options["start_from"]))
+        models.start(name, model, run_dir, Path(options["start_from"]))
     else:
         initialise(model, batches, batch_size)
     fit(
@@ -225,7 +146,7 @@ def train_vqvae(run_dir, data, options, name="vqvae"):
         dataset.image_batches(data, "validation", size, batch_size),
         training,
         run_dir,
-        [Progress(data, run_dir, training["epochs"])] if name == "vqvae" else [],
+        [progress.Progress(data, run_dir, training["epochs"])] if name == "vqvae" else [],
     )
 
 
@@ -236,19 +157,22 @@ def train_prior(run_dir, data, options, name="prior"):
     """
     training, seed = options[f"{name}_training"], options["data"]["seed"]
     train, validation = data.of("train"), data.of("validation")
-    layout = runs.load_vqvae(run_dir, "layout")
+    layout = models.load_vqvae(run_dir, "layout")
     of_layout = dataset.encode(layout, data.images, validation.row.to_numpy())
     if name == "layout_prior":
         encoders, codes = {"codes": layout}, {"codes": of_layout}
     else:
-        vqvae = runs.load_vqvae(run_dir)
+        vqvae = models.load_vqvae(run_dir)
         encoders = {"codes": vqvae, "layout": layout}
-        codes = {"codes": runs.all_codes(run_dir, vqvae, data)[data.slices.split == "validation"], "layout": of_layout}
+        codes = {
+            "codes": opening.all_codes(run_dir, vqvae, data)[data.slices.split == "validation"],
+            "layout": of_layout,
+        }
     if (run_dir / f"{name}.keras").exists():
-        runs.load_prior(run_dir, name, *encoders.values())  # raises if it belongs to another VQ-VAE
-    model = runs.build(name, data.image_size, len(data.labels), options, runs.fingerprint(*encoders.values()))
+        models.load_prior(run_dir, name, *encoders.values())  # raises if it belongs to another VQ-VAE
+    model = models.build(name, data.image_size, len(data.labels), options, models.fingerprint(*encoders.values()))
     if options["start_from"]:
-        runs.start(name, model, run_dir, Path(options["start_from"]))
+        models.start(name, model, run_dir, Path(options["start_from"]))
     model.set_codebook(keras.ops.convert_to_numpy(encoders["codes"].quantizer.codebook))
     beside = None
     if options["heads"]["neighbours"]:
@@ -277,10 +201,10 @@ def train_prior(run_dir, data, options, name="prior"):
 def train_sharp(run_dir, data, options):
     """After stage 1, if wanted: fits the decoder against a discriminator; sharp.keras is a VQ-VAE of the same codes."""
     training, seed = options["sharp_training"], options["data"]["seed"]
-    trained = runs.load_vqvae(run_dir)
+    trained = models.load_vqvae(run_dir)
     if (run_dir / "sharp.keras").exists():
-        runs.load_decoders(run_dir, "sharp")  # raises if it belongs to another VQ-VAE
-    runs.set_precision(options["precision"])
+        models.load_decoders(run_dir, "sharp")  # raises if it belongs to another VQ-VAE
+    models.set_precision(options["precision"])
     keras.utils.set_random_seed(seed)
     vqvae = trained.with_fine_blocks(training["fine_blocks"])  # at the run's precision
     fit(
@@ -308,51 +232,6 @@ STAGES = {
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def tell(data, run_dir):
-    """Says what the data are: what was found, whose it is, what it was like and what was done to it."""
-    slices, about = data.slices, data.about
-    people = slices.drop_duplicates(["subject_id", "label"])
-
-    def listed(counts, most=4):
-        shown = [f"{name} ({number})" for name, number in list(counts.items())[:most]]
-        return ", ".join([*shown, *[f"{len(counts) - most} more"] * (len(counts) > most)])
-
-    print(f"data: {data.title}")
-    print(f"      layout {data.layout}, {len(slices)} slices of {data.image_size} x {data.image_size} pixels")
-    for split, number in dataset.count(slices).items():
-        print(f"      {split}: {number['people']} people, {number['slices']} slices")
-    if data.labels:
-        none = people.subject_id[people.label == ""].nunique()
-        print(f"      labels, by people: {listed(people.label[people.label != ''].value_counts(), 30)}, none ({none})")
-    sessions = slices.groupby("subject_id").session.nunique()
-    if sessions.max() > 1:
-        print(f"      {sessions.sum()} sessions of {len(sessions)} people")
-    if about["voxel_size"]:
-        print(f"      volumes: voxels of {listed(about['voxel_size'])}; orientation {listed(about['orientation'])}")
-    scale = f", {about['pixel_mm']:.3g} mm a pixel" if about["pixel_mm"] else ""
-    plane = f"{about['plane']} slices, " if about["plane"] else ""
-    print(f"      {plane}native size {listed(about['native_pixels'])}{scale}")
-    low, high = about["values_before"]
-    sample = data.images[slices.row[:: max(1, len(slices) // 200)]]
-    print(f"      values {low:.4g} to {high:.4g} before, 0 to 255 after (mean {sample.mean():.0f})")
-    skipped = f"{len(data.bad_files)} unusable files are left out, listed in {run_dir / 'bad_files.txt'}"
-    for notice in [*data.notices, *[skipped] * bool(data.bad_files)]:
-        print(f"note: {notice}" if len(notice) < 400 else f"note: {notice[:360]} … (all of it in config.json)")
-
-
-def preview(path, data):
-    """Draws a contact sheet: some people of each split at three heights."""
-    columns = []
-    for split, most in (("train", 4), ("validation", 3), ("test", 3)):
-        people = data.of(split).subject_id.unique()
-        for person in people[np.unique(np.linspace(0, len(people) - 1, min(most, len(people))).round().astype(int))]:
-            mine = data.slices[data.slices.subject_id == person].sort_values("slice_position", kind="stable")
-            some = mine.iloc[[len(mine) * part // 4 for part in (3, 2, 1)]]
-            label = " ".join(dict.fromkeys(filter(None, some.label)))
-            columns.append((f"{split}\n{person}\n{label}", data.pixels(some), some.slice_index.tolist()))
-    figures.preview(path, columns, data.about["plane"], data.about["pixel_mm"], runs.footer(data.title, data.credit))
-
-
 def run(command):
     """All of a run, or one stage of it, from what `options.train` returns."""
     run_dir, options = command.run_dir, command.options
@@ -366,32 +245,32 @@ def run(command):
             if batch_size % devices.number():
                 flag = f"--{stage.replace('_', '-')}-batch-size"
                 raise UserError(f"{flag} {batch_size}: must be a multiple of {devices.number()} devices")
-        options["precision"] = runs.resolve_precision(options["precision"])
+        options["precision"] = models.resolve_precision(options["precision"])
         data = dataset.prepare(**options["data"])
-        tell(data, run_dir)
+        progress.tell(data, run_dir)
         if devices.is_first():
-            stack.enter_context(runs.alone_in(run_dir))
+            stack.enter_context(run_folder.alone_in(run_dir))
         new = not (run_dir / "config.json").exists()
         if not (command.dry_run and new):
-            runs.open_run(run_dir, options, data)  # which refuses other data or settings than those of the run
+            opening.open_run(run_dir, options, data)  # which refuses other data or settings than those of the run
         elif devices.is_first():
-            runs.write_splits(run_dir, data)
+            run_folder.write_splits(run_dir, data)
         if new and devices.is_first():
-            preview(run_dir / "preview.png", data)
+            progress.preview(run_dir / "preview.png", data)
         if command.dry_run:
             print(f"nothing was trained; look at {run_dir / 'preview.png'} and {run_dir / 'splits.csv'}")
             return
         if options["start_from"] and command.stage != "all" and devices.is_first():
-            runs.give_back(run_dir, Path(options["start_from"]), command.stage)
+            models.give_back(run_dir, Path(options["start_from"]), command.stage)
             if new:
-                runs.borrow(run_dir, Path(options["start_from"]), command.stage)
-        for stage in [*runs.VQVAES, *runs.PRIORS] if command.stage == "all" else [command.stage]:
+                models.borrow(run_dir, Path(options["start_from"]), command.stage)
+        for stage in [*run_folder.VQVAES, *run_folder.PRIORS] if command.stage == "all" else [command.stage]:
             STAGES[stage](run_dir, data, options)
     print(f"done: {run_dir}; now: python predict.py --run-dir {run_dir}")
 
 
 def main(argv=None):
-    return files.exit_status(lambda: run(options.train(argv)), "stopped; the same command goes on")
+    return console.exit_status(lambda: run(options.train(argv)), "stopped; the same command goes on")
 
 
 if __name__ == "__main__":

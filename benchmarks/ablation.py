@@ -16,13 +16,13 @@ import numpy as np
 from keras import layers, ops
 
 import dataset
-import losses
 import modules
-import options
 import train
 from benchmarks import race
 from evaluation import metrics, realism
-from files import UserError
+from extensions import losses
+from running import options
+from system.console import UserError
 
 SIZE = 128
 DEFAULTS, TRAINING = options.VQVAE(), options.VQVAETraining()

@@ -14,10 +14,12 @@ import numpy as np
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-import runs
-import trained
-from benchmarks import report
+from benchmarks import harness
 from evaluation import figures, metrics
+from predict import TrainedModel
+from running import opening, run_folder
+from running.config import read_config
+from using.anomaly import SMOOTHING_MM, restore
 
 KINDS = ("dark", "bright", "texture")
 DIAMETERS_MM = (6.0, 30.0)
@@ -124,21 +126,21 @@ def maps_of(model, data, slices, images, pixel_mm, number):
         "|x - mean slice|": np.abs(images - mean_slices(data, slices.slice_position.to_numpy())),
         "|x - median of the head|": np.abs(images - middle[:, None, None]),
     }
-    sigma = trained.SMOOTHING_MM / pixel_mm
+    sigma = SMOOTHING_MM / pixel_mm
     found = {
         "this model": model.anomaly_map(images, number, slice_position=positions),
-        "its bits alone": model.restore(images, 1, slice_position=positions)[1],
+        "its bits alone": restore(model, images, 1, slice_position=positions)[1],
     }
     return found | {name: ndimage.gaussian_filter(away, (0, sigma, sigma)) for name, away in simpler.items()}
 
 
 def run(args):
-    config = runs.read_config(args.run_dir)
-    data = runs.find_data(args.run_dir, config)
-    model = trained.TrainedModel(args.run_dir)
+    config = read_config(args.run_dir)
+    data = opening.find_data(args.run_dir, config)
+    model = TrainedModel(args.run_dir)
     pixel_mm = data.about["pixel_mm"] or 1.0
     slices, images, heads, lesions, kinds = planted(data, args.split, pixel_mm)
-    seconds, maps = report.timed(lambda: maps_of(model, data, slices, images, pixel_mm, args.restorations))
+    seconds, maps = harness.timed(lambda: maps_of(model, data, slices, images, pixel_mm, args.restorations))
     people, rows = slices.subject_id.to_numpy(), []
     for name, found in maps.items():
         for kind in ("all", *KINDS):
@@ -148,7 +150,7 @@ def run(args):
             means = {name: one["mean"] for name, one in scores.items()}
             intervals = {f"{name}_ci95": one["ci95"] for name, one in scores.items()}
             rows.append({"map": name, "lesions": kind, **means, **intervals})
-            report.write(
+            harness.write(
                 args.output,
                 rows,
                 data=data.title,
@@ -164,18 +166,18 @@ def run(args):
         lesions[shown],
         {name: found[shown] * heads[shown] for name, found in maps.items()},
         kinds[shown],
-        runs.footer(data.title, data.credit),
+        run_folder.footer(data.title, data.credit),
     )
     print(f"written to {args.output} and {args.output.with_suffix('.png')}")
 
 
-main = report.command(
+main = harness.command(
     run,
     __doc__,
-    run_dir=report.RUN,
-    output=report.OUTPUT,
+    run_dir=harness.RUN,
+    output=harness.OUTPUT,
     split=(["test", "validation"], "test", "people on whom lesions are planted"),
-    restorations=(report.number(1), 8, "of each slice"),
+    restorations=(harness.number(1), 8, "of each slice"),
 )
 
 if __name__ == "__main__":

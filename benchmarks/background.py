@@ -11,10 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import dataset
-import decoding
-import files
-import layouts
 from evaluation import figures
+from reading import decoding, layouts
+from system import console
 
 HEADS, HEIGHTS = 10, (3, 11, 19, 27)
 
@@ -41,7 +40,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description="Draw what --background black takes away.")
     parser.add_argument("--data-dir", type=Path, required=True, help="BIDS volumes of whole heads")
     parser.add_argument("--output", type=Path, required=True, help="a PNG")
-    return files.exit_status(lambda: run(parser.parse_args(argv)), "stopped")
+    return console.exit_status(lambda: run(parser.parse_args(argv)), "stopped")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ import sys
 
 import numpy as np
 
-import runs
-from benchmarks import report
+from benchmarks import harness
 from evaluation import figures, metrics
-from trained import TrainedModel, touched
+from predict import TrainedModel
+from running import opening, run_folder
+from running.config import read_config
+from using.completion import touched
 
 SIDE = 0.25  # of the slice, of the hidden square
 
@@ -65,7 +67,7 @@ def scores(model, image, mask, drawn, position):
 
 
 def run(args):
-    data = runs.find_data(args.run_dir, runs.read_config(args.run_dir))
+    data = opening.find_data(args.run_dir, read_config(args.run_dir))
     model = TrainedModel(args.run_dir)
     slices, images, masks = hidden_squares(data, args.each)
     kinds = {"forced" if number == 1 else f"{number} particles": number for number in args.particles}
@@ -75,7 +77,7 @@ def run(args):
         for name, particles in kinds.items():
             if particles:
                 how = {"slice_position": position, "particles": particles}
-                taken, drawn = report.timed(lambda how=how: model.complete(image, mask, args.draws, **how))  # noqa: B023
+                taken, drawn = harness.timed(lambda how=how: model.complete(image, mask, args.draws, **how))  # noqa: B023
                 seconds[name] += taken
             else:
                 drawn = np.where(mask, model.decode(model.encode(image[None])), image)
@@ -94,25 +96,25 @@ def run(args):
                 row |= {f"{key}_less": values["mean"], f"{key}_less_ci95": values["ci95"]}
         row["seconds_each"] = seconds[name] / len(slices) / args.draws
         rows.append(row)
-        report.write(args.output, rows, data=data.title, slices=len(slices), draws=args.draws)
+        harness.write(args.output, rows, data=data.title, slices=len(slices), draws=args.draws)
     people = np.linspace(0, len(slices) - 1, 6).astype(int)
     pictures = {
         "slice": images[people],
         **{name: np.stack(shown[k :: len(kinds)])[people] for k, name in enumerate(kinds)},
     }
-    footer = runs.footer(data.title, data.credit)
+    footer = run_folder.footer(data.title, data.credit)
     figures.hidden(args.output.with_suffix(".png"), pictures, masks[people], footer)
     print(f"written to {args.output} and {args.output.with_suffix('.png')}")
 
 
-main = report.command(
+main = harness.command(
     run,
     __doc__,
-    run_dir=report.RUN,
-    output=report.OUTPUT,
-    each=(report.number(1), 3, "slices of each test person"),
-    draws=(report.number(1), 2, "completions of each slice"),
-    particles=(report.number(1), [1, 32], "of each draw; the first is what the others are compared with"),
+    run_dir=harness.RUN,
+    output=harness.OUTPUT,
+    each=(harness.number(1), 3, "slices of each test person"),
+    draws=(harness.number(1), 2, "completions of each slice"),
+    particles=(harness.number(1), [1, 32], "of each draw; the first is what the others are compared with"),
 )
 
 if __name__ == "__main__":

@@ -13,10 +13,14 @@ from pathlib import Path
 import numpy as np
 
 import dataset
-import runs
-from benchmarks import report
-from evaluation import heads, metrics, realism
-from trained import TrainedModel
+from benchmarks import harness
+from evaluation import heads, realism
+from modules import code_lengths
+from predict import TrainedModel
+from running import opening
+from running.config import read_config
+from using.heads import decode
+from using.heads import positions as positions_of
 
 WAYS = {
     "from the lowest": {},
@@ -29,7 +33,7 @@ WAYS = {
 
 def bits_by_height(model, stacks, labels):
     """Bits of each code of heads' codes (n, s, grid, grid), given the slice below, in eight parts from the bottom."""
-    found, positions = [], model.head_positions()
+    found, positions = [], positions_of(model)
     for codes, label in zip(stacks, labels, strict=True):
         layout = model.encode_layout(model.decode(codes))
         inputs = {
@@ -39,13 +43,13 @@ def bits_by_height(model, stacks, labels):
             "slice_position": positions,
             "below": np.concatenate([np.full_like(codes[:1], -1), codes[:-1]]),
         }
-        found.append(metrics.code_lengths(model.models.prior, inputs).mean(axis=(1, 2)))
+        found.append(code_lengths(model.models.prior, inputs).mean(axis=(1, 2)))
     return [float(part.mean()) for part in np.array_split(np.mean(found, axis=0), 8)]
 
 
 def given_real(model, real, labels, seed=0):
     """Codes of slices each drawn given the real slice below: (n, s, grid, grid); the lowest given none."""
-    made, positions = [], model.head_positions()
+    made, positions = [], positions_of(model)
     for number, (head, label) in enumerate(zip(real, labels, strict=True)):
         codes = model.encode(head / np.float32(255))
         layouts = model.encode_layout(head / np.float32(255))
@@ -62,9 +66,9 @@ def given_real(model, real, labels, seed=0):
 
 
 def run(args):
-    data = runs.find_data(args.run_dir, runs.read_config(args.run_dir))
+    data = opening.find_data(args.run_dir, read_config(args.run_dir))
     model = TrainedModel(args.run_dir)
-    number = len(model.head_positions())
+    number = len(positions_of(model))
     people, test = heads.of_people(data, "train", number), list(heads.of_people(data, "test", number).values())
     labels, _ = model.conditions(args.number)
     extract, size = realism.TextureFeatures(data.image_size), data.image_size
@@ -93,7 +97,7 @@ def run(args):
 
     def decoded(stacks, smoothing_mm=None):
         how = {} if smoothing_mm is None else {"smoothing_mm": smoothing_mm}
-        return [(model.decode_head(codes, **how) * 255).round().astype("uint8") for codes in stacks]
+        return [(decode(model, codes, **how) * 255).round().astype("uint8") for codes in stacks]
 
     real_codes = np.stack([model.encode(head / np.float32(255)) for head in test])
     of_people = [model.labels.index(label) + 1 if label else 0 for label in labels_of_test_people(data)]
@@ -104,13 +108,13 @@ def run(args):
         temperatures = {key: how[key] for key in ("layout_temperature", "temperature") if key in how}
         drawer = TrainedModel(args.run_dir, **temperatures) if temperatures else model
         first = round(how.get("first", 0.0) * (len(test[0]) - 1))
-        stacks = drawer.sampler.sample_heads(labels, model.head_positions(), 0, first, 16)
+        stacks = drawer.sampler.sample_heads(labels, positions_of(model), 0, first, 16)
         stacks = np.concatenate(list(stacks))
         rows.append(row(name, decoded(stacks, how.get("smoothing_mm")), bits_by_height(model, stacks, labels)))
-        report.write(args.output, rows, data=data.title, number=args.number)
+        harness.write(args.output, rows, data=data.title, number=args.number)
     stacks = given_real(model, test, of_people)
     rows.append(row("each slice given the real one below", decoded(stacks), bits_by_height(model, stacks, of_people)))
-    report.write(args.output, rows, data=data.title, number=args.number)
+    harness.write(args.output, rows, data=data.title, number=args.number)
 
 
 def labels_of_test_people(data):
@@ -119,12 +123,12 @@ def labels_of_test_people(data):
     return test.groupby(dataset.scan_of(test), sort=True).label.first().tolist()
 
 
-main = report.command(
+main = harness.command(
     run,
     __doc__,
     run_dir=(Path, ..., "a run trained with --neighbours, whose data are at hand"),
-    output=report.OUTPUT,
-    number=(report.number(2), 24, "heads drawn in each way"),
+    output=harness.OUTPUT,
+    number=(harness.number(2), 24, "heads drawn in each way"),
 )
 
 if __name__ == "__main__":

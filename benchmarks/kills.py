@@ -22,10 +22,10 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-import phantom
-import runs
-from benchmarks import report
-from files import UserError
+from benchmarks import harness
+from reading import phantom
+from running import run_folder
+from system.console import UserError
 
 SMALL = {
     **{"image-size": 32, "base-filters": 8, "num-embeddings": 32, "embedding-dim": 8, "restart-threshold": 0.1},
@@ -40,7 +40,7 @@ def differences(run_dir, other):
     found, folders = [path.name for path in run_dir.glob("*.partial*")], (run_dir, other)
     for stage in STAGES:
         if (other / f"{stage}.keras").exists():
-            a, b = (runs.read_history(folder / f"{stage}_history.csv") for folder in folders)
+            a, b = (run_folder.read_history(folder / f"{stage}_history.csv") for folder in folders)
             if [row | {"seconds": 0} for row in a] != [row | {"seconds": 0} for row in b]:
                 found.append(f"{stage}_history.csv")
             a, b = (keras.saving.load_model(one / f"{stage}.keras", compile=False).get_weights() for one in folders)
@@ -52,7 +52,7 @@ def differences(run_dir, other):
 
 def epochs(run_dir):
     """Epochs of each stage that a run has in its histories."""
-    return [len(runs.read_history(run_dir / f"{stage}_history.csv")) for stage in STAGES]
+    return [len(run_folder.read_history(run_dir / f"{stage}_history.csv")) for stage in STAGES]
 
 
 def train(folder, name, phase=None, after_s=0.0):
@@ -67,7 +67,7 @@ def train(folder, name, phase=None, after_s=0.0):
         given = sum(((f"--{key}", str(value)) for key, value in {**where, "stage": stage, **SMALL}.items()), ())
         pipes = {"stdout": subprocess.PIPE, "text": True, "env": os.environ | {"PYTHONUNBUFFERED": "1"}}
         with log.open("w") as errors:
-            process = subprocess.Popen([sys.executable, report.ROOT / "train.py", *given], stderr=errors, **pipes)
+            process = subprocess.Popen([sys.executable, harness.ROOT / "train.py", *given], stderr=errors, **pipes)
         with process.stdout as lines:
             for line in itertools.chain(["start: parameters"] if stage == "all" else [], lines):
                 what = line.split(": ")[0]
@@ -87,7 +87,7 @@ def train(folder, name, phase=None, after_s=0.0):
 
 def run(args):
     folder, rows, rng = args.runs_dir, [], np.random.default_rng(args.seed)
-    report.clear(folder)
+    harness.clear(folder)
     phantom.make_cohort(folder / "cohort", 20, seed=0)
     begun, _ = train(folder, "alone")
     lengths = dict(zip(begun, np.diff([*begun.values(), time.perf_counter()]).tolist(), strict=True))
@@ -101,19 +101,19 @@ def run(args):
         train(folder, name)
         found = differences(folder / name, folder / "alone")
         rows.append({"kills": kills, "equal": not found, "differences": found})
-        report.write(args.output, rows, **about, epochs=epochs(folder / "alone"))
+        harness.write(args.output, rows, **about, epochs=epochs(folder / "alone"))
         shutil.rmtree(folder / name)
     killed = sum(len(row["kills"]) for row in rows)
     print(f"{killed} kills in {len(rows)} runs; {sum(row['equal'] for row in rows)} ended as the one left alone")
 
 
-main = report.command(
+main = harness.command(
     run,
     __doc__,
     runs_dir=(Path, Path("runs/kills"), "an earlier one is removed"),
     output=(Path, Path("results/kills.json"), "a JSON file"),
-    number=(report.number(1), 5, "runs to kill, four times each"),
-    seed=(report.number(0), 0, "of the moments"),
+    number=(harness.number(1), 5, "runs to kill, four times each"),
+    seed=(harness.number(0), 0, "of the moments"),
 )
 
 if __name__ == "__main__":

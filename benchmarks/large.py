@@ -17,11 +17,10 @@ import numpy as np
 import PIL.Image
 
 import dataset
-import options
-import phantom
-import runs
 import train
-from benchmarks import report, worker
+from benchmarks import harness, worker
+from reading import phantom
+from running import models, options
 
 SIZE, PER_PERSON, DISTINCT = 256, 32, 320  # pixels, slices, slices
 
@@ -52,8 +51,8 @@ def make(folder, number):
 def prepare(folder):
     """The folder's data, decoded or from the cache, how they are trained on, and the seconds that it took."""
     how = options.train(["--data-dir", str(folder), "--cache-dir", str(folder.parent / "cache")]).options
-    seconds, data = report.timed(lambda: dataset.prepare(**how["data"]))
-    return data, how | {"precision": runs.resolve_precision(how["precision"])}, seconds
+    seconds, data = harness.timed(lambda: dataset.prepare(**how["data"]))
+    return data, how | {"precision": models.resolve_precision(how["precision"])}, seconds
 
 
 def decode(folder):
@@ -67,17 +66,17 @@ def decode(folder):
 def fit(folder, steps):
     """The other columns: what it takes to open the cache and to train."""
     data, how, seconds = prepare(folder)
-    model = runs.build("vqvae", data.image_size, 0, how)
+    model = models.build("vqvae", data.image_size, 0, how)
     model.compile(optimizer=train.vqvae_optimizer(1e-4))
     batches = dataset.ChangedImages(data, SIZE, how["vqvae_training"]["batch_size"], seed=0)
     batches.set_epoch(0)
     times = []
     for index in range(3 + steps):  # the first three compile
-        reading, batch = report.timed(lambda index=index: batches[index % len(batches)][0])
-        times.append((reading, report.timed(lambda batch=batch: model.train_on_batch(batch))[0]))
+        reading, batch = harness.timed(lambda index=index: batches[index % len(batches)][0])
+        times.append((reading, harness.timed(lambda batch=batch: model.train_on_batch(batch))[0]))
     reading, stepping = np.sum(times[3:], axis=0).tolist()
     # A whole epoch of reading, so that every slice has been in memory.
-    epoch_s, _ = report.timed(lambda: [len(batches[index]) for index in range(len(batches))])
+    epoch_s, _ = harness.timed(lambda: [len(batches[index]) for index in range(len(batches))])
     return {
         "opening_s": seconds,
         "images_per_second": steps * batches.batch_size / (reading + stepping),
@@ -95,25 +94,25 @@ def own_mib():
 
 
 def run(args):
-    report.clear(args.work_dir)
+    harness.clear(args.work_dir)
     make_originals(args.work_dir / "originals")
     rows = []
     for number in args.slices:
         folder = args.work_dir / f"slices{number}"
         make(folder, number)
-        rows.append(report.alone(decode, folder) | report.alone(fit, folder, args.steps))
-        report.write(args.output, rows, image_size=SIZE)
+        rows.append(harness.alone(decode, folder) | harness.alone(fit, folder, args.steps))
+        harness.write(args.output, rows, image_size=SIZE)
         for made in (folder, args.work_dir / "cache"):
             shutil.rmtree(made)
     shutil.rmtree(args.work_dir)
 
 
-main = report.command(
+main = harness.command(
     run,
     __doc__,
-    output=report.OUTPUT,
-    slices=(report.number(20 * PER_PERSON), [10_000, 100_000], "of each data set"),
-    steps=(report.number(1), 40, "of training"),
+    output=harness.OUTPUT,
+    slices=(harness.number(20 * PER_PERSON), [10_000, 100_000], "of each data set"),
+    steps=(harness.number(1), 40, "of training"),
     work_dir=(Path, Path("runs/large"), "made and removed"),
 )
 

@@ -17,11 +17,10 @@ from matplotlib.figure import Figure
 from sklearn.neighbors import NearestNeighbors
 
 import dataset
-import evaluate
-import phantom
-import runs
-from benchmarks import report
+from benchmarks import harness
 from evaluation import figures, metrics
+from reading import phantom
+from running.config import read_config
 
 SUBJECT = {
     "by slice": r"(?P<label>AD|NC)/(?P<subject>\d+_(?P<slice>\d+))",
@@ -38,8 +37,8 @@ FIGURES = {
 def measure(models, data, training):
     """Figures of the test slices of `data`; `training` are those among which the nearest is looked for, (n, S, S)."""
     test, images = data.of("test"), data.pixels(data.of("test"))
-    codes, per_slice, _ = evaluate.reconstruct(models.vqvae, data)
-    layout_bits, bits = evaluate.code_lengths(models, data, codes)
+    codes, per_slice, _ = measure.reconstruct(models.vqvae, data)
+    layout_bits, bits = measure.code_lengths(models, data, codes)
     known, asked = (some.reshape(len(some), -1)[:, ::4] for some in (training, images))
     nearest = NearestNeighbors(n_neighbors=1).fit(known).kneighbors(asked, return_distance=False)[:, 0]
     copies = zip(images, training[nearest], strict=True)
@@ -79,27 +78,27 @@ def run(args):
     how |= {"max_shift": 0, "mirrored": 0}  # nothing against learning by heart
     for kind, regex in SUBJECT.items():
         run_dir = args.runs_dir / kind.replace(" ", "-")
-        data, model = report.train(run_dir, subject_regex=regex, **how)
+        data, model = harness.train(run_dir, subject_regex=regex, **how)
         models = model.models
-        asked = runs.read_config(run_dir)["options"]["data"] | {"data_dir": str(new), "test_fraction": 0.8}
+        asked = read_config(run_dir)["options"]["data"] | {"data_dir": str(new), "test_fraction": 0.8}
         strangers = dataset.prepare(**asked)
         strangers = dataclasses.replace(strangers, slices=strangers.slices.assign(split="test"))
         training = data.pixels(data.of("train"))
         found = [measure(models, some, training) for some in (data, strangers)]
         rows.append({"split": kind, "test": found[0], "new people": found[1]})
-        report.write(args.output_dir / "leak.json", rows, people=args.num_people, new_people=NEW_PEOPLE)
+        harness.write(args.output_dir / "leak.json", rows, people=args.num_people, new_people=NEW_PEOPLE)
     draw(args.output_dir / "leak.png", rows)
 
 
-main = report.command(
+main = harness.command(
     run,
     __doc__,
     "stopped; the same command goes on",
     runs_dir=(Path, Path("runs/leak"), "where both runs go"),
     output_dir=(Path, Path("results/leak"), "where leak.json and leak.png go"),
-    num_people=(report.number(20), 60, "of the cohort"),
-    vqvae_epochs=(report.number(1), 12, "of the VQ-VAE"),
-    prior_epochs=(report.number(1), 24, "of the prior"),
+    num_people=(harness.number(20), 60, "of the cohort"),
+    vqvae_epochs=(harness.number(1), 12, "of the VQ-VAE"),
+    prior_epochs=(harness.number(1), 24, "of the prior"),
 )
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import modules
-import runs
 import sampling
-from benchmarks import ablation, priors, race, report, worker
+from benchmarks import ablation, harness, priors, race, worker
 from evaluation import figures, metrics
-from files import UserError
+from running import models, run_folder
+from system.console import UserError
 
 BATCHES = (1, 16)  # of samples
 SHOWN = [9, 15, 21]  # of one person's 32 slices: below, at and above the ventricles
@@ -93,15 +93,15 @@ def keras_prior(run_dir, seconds):
 
     def evaluate(path):
         row = one.finish()
-        runs.set_precision("float32")
+        models.set_precision("float32")
         one.prior = one.variant.build()
         one.prior.set_weights(one.model.get_weights())
-        np.savez(path, bits=metrics.code_lengths(one.prior, codes.inputs["test"]).sum(axis=(1, 2)))
+        np.savez(path, bits=modules.code_lengths(one.prior, codes.inputs["test"]).sum(axis=(1, 2)))
         return row
 
     def time_samples(batch):  # the second time
         sampler, conditions = sampling.PixelCNNSampler(one.prior), (np.zeros(batch, int), np.full(batch, 0.5))
-        times = [report.timed(lambda: next(sampler.sample(*conditions, 0, batch_size=batch))) for _ in range(2)]
+        times = [harness.timed(lambda: next(sampler.sample(*conditions, 0, batch_size=batch))) for _ in range(2)]
         return {"seconds": times[1][0]}
 
     one.evaluate, one.time_samples = evaluate, time_samples
@@ -115,7 +115,7 @@ class Process:
         self.name, self.log = name, log
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
         with log.open("w") as errors:
-            self.process = subprocess.Popen([str(part) for part in command], stderr=errors, cwd=report.ROOT, **pipes)
+            self.process = subprocess.Popen([str(part) for part in command], stderr=errors, cwd=harness.ROOT, **pipes)
         self._answer()
 
     def _answer(self):
@@ -185,9 +185,9 @@ def compare_vqvaes(args):
     for process, found, row in compare(args, {name: MONAI.get(name, name) for name in names}):
         told = found["outputs"], [found["codes"]], [int(found["num_embeddings"])]
         rows.append(row | ablation.quality(images, *told, people))
-        report.write(output, rows, data=data.title, people="test", turn_s=race.TURN_S)
+        harness.write(output, rows, data=data.title, people="test", turn_s=race.TURN_S)
         shown[process.name.replace(", ", ",\n")] = found["outputs"][SHOWN]
-    footer = runs.footer(data.title, data.credit)
+    footer = run_folder.footer(data.title, data.credit)
     if len({row["minutes"] for row in rows}) > 1:
         draw(args.output_dir / "peers.png", rows, f"test people\n{footer}")
     how = ([""] * 3 * len(shown), f"after {max(args.minutes):g} minutes\n{footer}", 3, [*shown])
@@ -198,13 +198,13 @@ def compare_priors(args):
     codes, rows = priors.Codes(args.priors), []
     grids = {split: codes.inputs[split]["codes"] for split in ("train", "test")}
     np.savez(args.work_dir / "codes.npz", **grids, num_embeddings=codes.vqvae.quantizer.num_embeddings)
-    about = {"vqvae_fingerprint": runs.fingerprint(codes.vqvae), "grid": codes.vqvae.grid_size}
+    about = {"vqvae_fingerprint": models.fingerprint(codes.vqvae), "grid": codes.vqvae.grid_size}
     for process, found, row in compare(args, {OURS: "prior", "MONAI, transformer": "transformer"}):
         row["bits_per_image"] = metrics.over_people(found["bits"], codes.data.of("test").subject_id)
         for batch in BATCHES:
             row[f"seconds_per_sample_batch_{batch}"] = process.ask("time_samples", batch)["seconds"] / batch
         rows.append(row)
-        report.write(args.output_dir / "priors.json", rows, data=codes.data.title, people="test", **about)
+        harness.write(args.output_dir / "priors.json", rows, data=codes.data.title, people="test", **about)
 
 
 def draw(path, rows, footer):
@@ -212,7 +212,7 @@ def draw(path, rows, footer):
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     axes, minutes = figure.subplots(1, 3), sorted({row["minutes"] for row in rows})
     titles = {"ssim_head": "SSIM inside the head", "psnr_db": "PSNR (dB)", "detail": "power kept above half of Nyquist"}
-    rows = sorted(({**row, "detail": report.power_above_half(row)} for row in rows), key=lambda row: row["minutes"])
+    rows = sorted(({**row, "detail": harness.power_above_half(row)} for row in rows), key=lambda row: row["minutes"])
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
         for name in dict.fromkeys(row["entry"] for row in rows):
             same = [row for row in rows if row["entry"] == name]
@@ -243,14 +243,14 @@ def run(args):
     (compare_priors if args.priors else compare_vqvaes)(args)
 
 
-command = report.command(
+command = harness.command(
     run,
     __doc__,
     data_dir=(Path, None, "slices or volumes that come to 128 x 128 pixels"),
     priors=(Path, None, "compare priors, on the codes of this run, and no VQ-VAEs"),
     output_dir=(Path, ..., "where figures and pictures go"),
     work_dir=(Path, Path("runs/peers"), "arrays and logs"),
-    minutes=(report.MINUTES, [2, 10, 40], "budgets"),
+    minutes=(harness.MINUTES, [2, 10, 40], "budgets"),
     entry=([*KERAS, *MONAI], [], "which (default: all); rows of others that are there are kept"),
     monai=(Path, None, "the Python of an environment with MONAI; without it, MONAI is left out"),
 )

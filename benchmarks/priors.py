@@ -18,10 +18,10 @@ from keras import layers, ops
 
 import dataset
 import modules
-import options
-import runs
 import train
 from benchmarks import race
+from running import models, opening, options
+from running.config import read_config
 
 AVERAGE_STEPS = 50
 
@@ -155,9 +155,9 @@ class Codes:
     """The codes of a run's VQ-VAE: what priors are trained on, split by split, and the variants for it."""
 
     def __init__(self, run_dir):
-        self.config, self.vqvae = runs.read_config(run_dir), runs.load_vqvae(run_dir)
-        self.data = runs.find_data(run_dir, self.config)
-        codes, slices = runs.all_codes(run_dir, self.vqvae, self.data), self.data.slices
+        self.config, self.vqvae = read_config(run_dir), models.load_vqvae(run_dir)
+        self.data = opening.find_data(run_dir, self.config)
+        codes, slices = opening.all_codes(run_dir, self.vqvae, self.data), self.data.slices
         inputs = dataset.prior_inputs(slices, self.data.labels, codes=codes)
         self.inputs = {split: dataset.select(inputs, slices.split == split) for split in dataset.SPLITS}
         codebook = ops.convert_to_numpy(self.vqvae.quantizer.codebook)
@@ -181,7 +181,7 @@ def begin(args):
         return {"validation_bits_per_code": bits, "seconds_an_epoch": row["training_s"] / row["epochs"]}
 
     about = {"data": codes.data.title, "splits_sha256": codes.config["splits_sha256"]}
-    about |= {"vqvae_fingerprint": runs.fingerprint(codes.vqvae), "precision": runs.resolve_precision("auto")}
+    about |= {"vqvae_fingerprint": models.fingerprint(codes.vqvae), "precision": models.resolve_precision("auto")}
     return codes.enter, measure, about
 
 

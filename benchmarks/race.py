@@ -7,9 +7,9 @@ from collections.abc import Callable
 import keras
 from tqdm import tqdm
 
-import runs
-from benchmarks import report, worker
-from files import UserError
+from benchmarks import harness, worker
+from running import models
+from system.console import UserError
 
 COMPILED_AFTER, TURN_S = 5, 10.0  # steps, seconds
 
@@ -41,7 +41,7 @@ class Contestant(worker.Contestant):
 
     def __init__(self, name, variant, batches, seconds):
         super().__init__(COMPILED_AFTER, seconds if variant.scheduled else None)
-        runs.set_precision(runs.resolve_precision(variant.precision))
+        models.set_precision(models.resolve_precision(variant.precision))
         keras.utils.set_random_seed(0)
         self.name, self.variant, self.batches, self.model = name, variant, batches, variant.build()
         self.model.compile(optimizer=variant.optimizer(variant.learning_rate))
@@ -50,7 +50,7 @@ class Contestant(worker.Contestant):
         """The first steps. Only when all are built: seeding throws away what is compiled."""
         super().warm_up()
         # Once more, as compiled: the first epoch's beginning counts, like any other's.
-        self.trained_s, _ = report.timed(lambda: self.batches.set_epoch(0))
+        self.trained_s, _ = harness.timed(lambda: self.batches.set_epoch(0))
 
     def step(self, share):
         epoch, index = divmod(self.steps + COMPILED_AFTER, len(self.batches))
@@ -100,7 +100,7 @@ def command(begin, variants, about, **flags):
                 raise UserError(f"--minutes {args.minutes}: too short for a step of {one.name}")
             row = {"variant": one.name, **one.finish()}
             rows.append(row | measure(one, row))
-            report.write(args.output, rows, minutes=args.minutes, **told)
+            harness.write(args.output, rows, minutes=args.minutes, **told)
 
-    minutes, which = (report.MINUTES, 1.5, "training time of each"), (list(variants), [], "which (default: all)")
-    return report.command(run, about, output=report.OUTPUT, minutes=minutes, variant=which, **flags)
+    minutes, which = (harness.MINUTES, 1.5, "training time of each"), (list(variants), [], "which (default: all)")
+    return harness.command(run, about, output=harness.OUTPUT, minutes=minutes, variant=which, **flags)

@@ -18,9 +18,9 @@ import sys
 import numpy as np
 
 import modules
-import options
 import sampling
-from benchmarks import report, worker
+from benchmarks import harness, worker
+from running import options
 
 NUM_CODES, NUM_LABELS, SEED = 256, 2, 0
 LAYOUT = {"num_embeddings": 64, "grid_size": 8}
@@ -66,7 +66,7 @@ def measure(priors, batch, naive_steps):
     times = {}
     for name, call in (("cached_s", draw), ("teacher_forced_s", teacher_forced)):
         call()  # which compiles
-        times[name] = float(np.median([report.timed(call)[0] for _ in range(3)]))
+        times[name] = float(np.median([harness.timed(call)[0] for _ in range(3)]))
     times["naive_s"], different, exact = 0.0, 0, True
     for (model, inputs, level), logits in zip(levels, teacher_forced(), strict=True):
         grid, drawn = model.grid_size, inputs["codes"]
@@ -74,7 +74,7 @@ def measure(priors, batch, naive_steps):
         again = sampling.draw_codes(logits.reshape(-1, logits.shape[-1]), uniform.ravel(), temperature=1.0)
         different += int((np.reshape(again, drawn.shape) != drawn).sum())
         steps, given = min(naive_steps, grid**2), {key: x for key, x in inputs.items() if key != "codes"}
-        seconds, naive = report.timed(lambda: naive_loop(model, given, uniform, steps))  # noqa: B023
+        seconds, naive = harness.timed(lambda: naive_loop(model, given, uniform, steps))  # noqa: B023
         times["naive_s"] += seconds * grid**2 / steps
         exact &= np.array_equal(*(codes.reshape(batch, -1)[:, :steps] for codes in (naive, drawn)))
     return {
@@ -102,18 +102,18 @@ def run(args):
         priors = build(grid)
         about = {"prior": {**SIZES, "parameters": priors[1].count_params(), "precision": "float32"}}
         for batch in args.batch:
-            found = report.alone(memory, grid, batch) if args.memory else measure(priors, batch, args.naive_steps)
+            found = harness.alone(memory, grid, batch) if args.memory else measure(priors, batch, args.naive_steps)
             rows.append(found)
-            report.write(args.output, rows, **about if not args.memory else {})
+            harness.write(args.output, rows, **about if not args.memory else {})
 
 
-main = report.command(
+main = harness.command(
     run,
     __doc__,
-    output=report.OUTPUT,
-    grid=(report.number(2), [16, 32, 64], "codes along a side"),
-    batch=(report.number(1), [1, 16, 64], "samples at a time"),
-    naive_steps=(report.number(1), 8, "codes to time the textbook loop on"),
+    output=harness.OUTPUT,
+    grid=(harness.number(2), [16, 32, 64], "codes along a side"),
+    batch=(harness.number(1), [1, 16, 64], "samples at a time"),
+    naive_steps=(harness.number(1), 8, "codes to time the textbook loop on"),
     memory=(bool, False, "measure memory, not time"),
 )
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-import files
-import runs
-from benchmarks import report
+from benchmarks import harness
+from running.config import read_config
+from running.models import fingerprint, load_models
+from system import files
 
 
 def rounded(model):
@@ -58,20 +59,20 @@ def save(model, path):
 
 def run(args):
     has_sharp = (args.run_dir / "sharp.keras").exists()
-    models = runs.load_models(args.run_dir, "sharp" if has_sharp else "plain")
-    vqvae, layout = rounded(next(iter(models.decoders.values()))), rounded(models.layout)
+    trained = load_models(args.run_dir, "sharp" if has_sharp else "plain")
+    vqvae, layout = rounded(next(iter(trained.decoders.values()))), rounded(trained.layout)
     kept = {"vqvae": vqvae, "layout": layout}
     if has_sharp:
-        kept["sharp"] = rounded(models.vqvae)
+        kept["sharp"] = rounded(trained.vqvae)
     for name, of in (("layout_prior", [layout]), ("prior", [vqvae, layout])):
-        prior = rounded(getattr(models, name))
-        again = type(prior)(**prior.get_config() | {"vqvae_fingerprint": runs.fingerprint(*of)})
+        prior = rounded(getattr(trained, name))
+        again = type(prior)(**prior.get_config() | {"vqvae_fingerprint": fingerprint(*of)})
         again.set_weights(prior.get_weights())
         kept[name] = again
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name, model in kept.items():
         save(model, args.output_dir / f"{name}.keras")
-    config = runs.read_config(args.run_dir)
+    config = read_config(args.run_dir)
     config["options"]["data"] |= {"data_dir": str(args.data_dir) if args.data_dir else None, "cache_dir": "cache"}
     config["options"]["start_from"] = None
     files.write_text(args.output_dir / "config.json", json.dumps(config, indent=2) + "\n")
@@ -82,7 +83,7 @@ def run(args):
     print(f"{args.output_dir}: {size / 1e6:.1f} MB")
 
 
-main = report.command(
+main = harness.command(
     run,
     __doc__,
     "stopped",

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 import dataset
-import evaluate
-import runs
-from benchmarks import report
+from benchmarks import harness
 from evaluation import figures, metrics
+from running import run_folder
+from running.config import read_config
 
 SHOWN = 6  # samples of each
 EPOCHS = {"vqvae": 8, "layout": 10, "layout_prior": 12, "prior": 8}
@@ -34,8 +34,8 @@ def link_people(data_dir, folder, people):
 
 def measure(model, data, run_dir):
     """Figures of a run on test people that it does not know, and some samples."""
-    codes, per_slice, _ = evaluate.reconstruct(model.vqvae, data)
-    layout_bits, bits = evaluate.code_lengths(model.models, data, codes)
+    codes, per_slice, _ = measure.reconstruct(model.vqvae, data)
+    layout_bits, bits = measure.code_lengths(model.models, data, codes)
     for one, of_codes, of_layout in zip(per_slice, bits, layout_bits, strict=True):
         one["bits_per_image"] = float(of_codes.sum() + of_layout)
     labels, positions = model.conditions(SHOWN)
@@ -43,12 +43,12 @@ def measure(model, data, run_dir):
     row = {}
     for name, values in metrics.summarise(per_slice, data.of("test").subject_id).items():
         row |= {name: values["mean"], f"{name}_ci95": values["ci95"]}
-    row["seconds"] = sum(epoch["seconds"] for rows in runs.read_histories(run_dir).values() for epoch in rows)
+    row["seconds"] = sum(epoch["seconds"] for rows in run_folder.read_histories(run_dir).values() for epoch in rows)
     return row, (images, positions)
 
 
 def run(args):
-    start = runs.read_config(args.start_from)
+    start = read_config(args.start_from)
     how = {"seed": 0, "cache_dir": args.runs_dir / "cache", "background": "black"}
     whole = dataset.prepare(args.data_dir, image_size=start["data"]["image_size"], **how)
     people = sorted(whole.of("train").subject_id.unique())[: args.people]
@@ -61,28 +61,28 @@ def run(args):
     ):
         run_dir = args.runs_dir / name.strip("-").replace(" ", "-")
         epochs = {f"{stage}_epochs": number for stage, number in EPOCHS.items()}
-        data, model = report.train(
+        data, model = harness.train(
             run_dir, data_dir=args.runs_dir / "people", cache_dir=how["cache_dir"], background="black", **epochs, **more
         )
         row, (images, positions) = measure(model, whole, run_dir)
         rows.append({"run": name, "people": data.slices.subject_id.nunique(), **row})
-        report.write(args.output, rows, data=whole.title, started_from=str(args.start_from))
+        harness.write(args.output, rows, data=whole.title, started_from=str(args.start_from))
         shown.append(images)
         titles += [f"at {position:.2f}" for position in positions]
-    footer = f"ten people, the same minutes\n{runs.footer(whole.title, whole.credit)}"
+    footer = f"ten people, the same minutes\n{run_folder.footer(whole.title, whole.credit)}"
     names = [row["run"] for row in rows]
     figures.image_grid(args.output.with_suffix(".png"), np.concatenate(shown), titles, footer, SHOWN, names)
     print(json.dumps(rows[-1], indent=1))
 
 
-main = report.command(
+main = harness.command(
     run,
     __doc__,
     data_dir=(Path, ..., "a BIDS data set that the run was not trained on"),
     start_from=(Path, Path("pretrained/ds002748"), "the trained run"),
     runs_dir=(Path, Path("runs/start"), "where both runs go"),
-    output=report.OUTPUT,
-    people=(report.number(10), 10, "of the data set, for training, validation and testing together"),
+    output=harness.OUTPUT,
+    people=(harness.number(10), 10, "of the data set, for training, validation and testing together"),
 )
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ import re
 import sys
 from functools import partial
 
-import files
-from benchmarks import report
+from benchmarks import harness
 from evaluation.report import (
     ANATOMY_OF,
     HEADS_OF,
@@ -24,7 +23,8 @@ from evaluation.report import (
     reconstruction_table,
     samples_tables,
 )
-from files import UserError
+from system import console, files
+from system.console import UserError
 
 RUNS = {
     "ds002748": "ds002748, 224×224, factor 8",
@@ -99,7 +99,7 @@ def more(row, first):
     if "exact" in row:
         found["equal"] = "yes" if row["exact"] else f"but for {row['different_codes']} codes"
     if "power_ratio" in row:
-        found["power"] = report.power_above_half(row)
+        found["power"] = harness.power_above_half(row)
     if "stage" in row:
         found |= {"name": "VQ-VAE" if row["stage"] == "vqvae" else "prior", "giga": row["operations_per_image"] / 1e9}
         found["minutes"] = OASIS_SLICES / row["images_per_second"] / 60
@@ -111,7 +111,7 @@ def more(row, first):
 
 def load(name):
     """A JSON file of results/."""
-    path = report.ROOT / "results" / name
+    path = harness.ROOT / "results" / name
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -354,7 +354,7 @@ def layers(which):
     try:
         from docs import figures
     except ImportError as error:
-        raise UserError(f"docs/figures.py: not found ({files.in_a_line(error)}); it lists the layers") from error
+        raise UserError(f"docs/figures.py: not found ({console.in_a_line(error)}); it lists the layers") from error
 
     def cell(value):
         if isinstance(value, int):
@@ -370,9 +370,9 @@ def layers(which):
 def versions():
     """The packages of requirements.txt, in the versions of requirements-lock.txt."""
     allowed = dict(
-        re.findall(r"^([\w-]+)([<>=~][^\s#]*)", (report.ROOT / "requirements.txt").read_text(), re.MULTILINE)
+        re.findall(r"^([\w-]+)([<>=~][^\s#]*)", (harness.ROOT / "requirements.txt").read_text(), re.MULTILINE)
     )
-    path = report.ROOT / "requirements-lock.txt"
+    path = harness.ROOT / "requirements-lock.txt"
     locked = dict(re.findall(r"^([\w-]+)==(\S+)$", path.read_text(), re.MULTILINE))
     if locked.keys() != allowed.keys():
         raise UserError(f"{path}: other packages than requirements.txt: {', '.join(locked.keys() ^ allowed.keys())}")
@@ -382,12 +382,12 @@ def versions():
 def pictures():
     """Every picture of the runs of results/; one that a sharp decoder does not change is shown under the plain one."""
     questions = {name: picture.question for name, picture in PICTURES.items()}
-    for path in sorted((report.ROOT / "results").glob("*/*.png")):
+    for path in sorted((harness.ROOT / "results").glob("*/*.png")):
         if path.parent.name in RUNS:
             questions.setdefault(path.name, "")
     rows = []
     for name, question in questions.items():
-        paths = [report.ROOT / "results" / run / name for run in RUNS]
+        paths = [harness.ROOT / "results" / run / name for run in RUNS]
         seen, row = set(), [f"{name.removesuffix('.png')}: {question}".removesuffix(": ")]
         for path in paths:
             content = path.read_bytes() if path.exists() else None
@@ -450,11 +450,11 @@ def rewrite(name, page):
 
 def run(args):
     for name in PAGES:
-        path = report.ROOT / name
+        path = harness.ROOT / name
         files.write_text(path, rewrite(name, path.read_text(encoding="utf-8")))
 
 
-main = report.command(run, __doc__, "stopped")
+main = harness.command(run, __doc__, "stopped")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,11 +16,10 @@ import keras
 import numpy as np
 from keras import ops
 
-import devices
-import options
-import runs
 import train
-from benchmarks import report
+from benchmarks import harness
+from running import models, options
+from system import devices
 
 
 def seconds_each(call, least_s):
@@ -61,7 +60,7 @@ def measure(image_size, batch_size, stage, precision, least_s):
     """A row: images/s of one stage, its operations, and the rate they come to."""
     how = options.train(["--image-size", str(image_size), "--preset", "default"]).options | {"precision": precision}
     batch_size = batch_size or how[f"{stage}_training"]["batch_size"]
-    vqvae, prior = (runs.build(name, image_size, 0, how) for name in ("vqvae", "prior"))
+    vqvae, prior = (models.build(name, image_size, 0, how) for name in ("vqvae", "prior"))
     rng, grid = np.random.default_rng(0), vqvae.grid_size
     if stage == "vqvae":
         model, optimizer = vqvae, train.vqvae_optimizer(1e-4)
@@ -87,7 +86,7 @@ def measure(image_size, batch_size, stage, precision, least_s):
 
 
 def run(args):
-    precision, size, rows = runs.resolve_precision("auto"), 8192 if devices.gpus() else 2048, []
+    precision, size, rows = models.resolve_precision("auto"), 8192 if devices.gpus() else 2048, []
     matrix = ops.cast(np.random.default_rng(0).standard_normal((size, size)), precision)
     seconds = seconds_each(lambda: float(ops.matmul(matrix, matrix)[0, 0]), min(args.seconds, 5.0))
     about = {"precision": precision, "matrix_operations_per_second": 2 * size**3 / seconds}
@@ -96,16 +95,16 @@ def run(args):
             row = measure(image_size, args.batch, stage, precision, args.seconds)
             share = row["operations_per_second"] / about["matrix_operations_per_second"]
             rows.append({**row, "share_of_matrix_rate": share})
-            report.write(args.output, rows, **about)
+            harness.write(args.output, rows, **about)
 
 
-main = report.command(
+main = harness.command(
     run,
     __doc__,
-    output=report.OUTPUT,
-    image_size=(report.number(16), [128, 256], "pixels along a side"),
-    batch=(report.number(1), None, "slices of a step (default: that of train.py for each stage)"),
-    seconds=(report.number(0, kind=float), 20.0, "for each row"),
+    output=harness.OUTPUT,
+    image_size=(harness.number(16), [128, 256], "pixels along a side"),
+    batch=(harness.number(1), None, "slices of a step (default: that of train.py for each stage)"),
+    seconds=(harness.number(0, kind=float), 20.0, "for each row"),
 )
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from scipy import stats
 from skimage.filters import threshold_multiotsu
 
-import files
-import predict
-import runs
-from benchmarks import report
+from benchmarks import harness
 from evaluation import figures, metrics
-from files import UserError
+from evaluation.pictures import one_of_each
+from running import run_folder
+from system import files
+from system.console import UserError
 
 
 def ventricle_mask(image):
@@ -72,18 +72,18 @@ def difference(a, b, axis=-1):
 
 def gather(args, data, model):
     """Images by source and label: of the cohort, one of each person, their reconstructions, and samples."""
-    nearest = predict.one_of_each(data.slices, args.slice_position, len(data.slices))
+    nearest = one_of_each(data.slices, args.slice_position, len(data.slices))
     images = {("cohort", name): data.pixels(nearest[nearest.label == name]) for name in data.labels}
     for name in data.labels:
         images["reconstructions", name] = model.decode(model.encode(images["cohort", name]))
     wanted = np.repeat(np.arange(1, len(data.labels) + 1, dtype="int32"), args.num_samples)
     heights = np.full(len(wanted), args.slice_position, "float32")
-    drawn = np.concatenate([*predict.draw(model, wanted, heights, seed=0)])
+    drawn = np.concatenate([*model.draw(wanted, heights, seed=0)])
     return images | {("samples", name): drawn[wanted == k] for k, name in enumerate(data.labels, 1)}
 
 
 def run(args):
-    data, model = report.open_run(args.run_dir)
+    data, model = harness.open_run(args.run_dir)
     labels, shares, middle = data.labels, {}, {}
     if len(labels) < 2:
         raise UserError(f"{args.run_dir}: its data have {len(labels)} labels; two or more can be compared")
@@ -103,20 +103,20 @@ def run(args):
     args.output_dir.mkdir(parents=True, exist_ok=True)
     files.write_text(args.output_dir / "ventricles.json", json.dumps(found, indent=2) + "\n")
     about = f"slice position {args.slice_position}; lines: means; pictures: the median of each"
-    footer = f"{about}\n{runs.footer(data.title, data.credit)}"
+    footer = f"{about}\n{run_folder.footer(data.title, data.credit)}"
     draw_figure(args.output_dir / "ventricles.png", shares, middle, labels, footer)
     for name, values in found.items():
         print(f"{name}: {json.dumps(values)}")
 
 
-main = report.command(
+main = harness.command(
     run,
     __doc__,
     "stopped",
     run_dir=(Path, Path("runs/demo"), "a run whose people have labels"),
     output_dir=(Path, Path("results/demo"), "where the figures go"),
-    slice_position=(report.number(0, 1, float), 0.68, "0 is the lowest slice, 1 the highest"),
-    num_samples=(report.number(2), 50, "of each label"),
+    slice_position=(harness.number(0, 1, float), 0.68, "0 is the lowest slice, 1 the highest"),
+    num_samples=(harness.number(2), 50, "of each label"),
 )
 
 if __name__ == "__main__":

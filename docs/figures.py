@@ -19,9 +19,9 @@ import re
 import sys
 from pathlib import Path
 
-import files
+from system import console, files
 
-with files.quietly():
+with console.quietly():
     import keras
 import matplotlib as mpl
 import numpy as np
@@ -33,15 +33,15 @@ from matplotlib.path import Path as MplPath
 
 import dataset
 import modules
-import runs
-import scans
-from benchmarks import report
+from benchmarks import harness
 from benchmarks.priors import TextbookConv2D
 from evaluation.figures import GREY
-from trained import TrainedModel
+from predict import TrainedModel
+from running import models
+from using import scans
 
-RUN = report.ROOT / "pretrained" / "ds002748"
-FOLDER = report.ROOT / "docs" / "figures"
+RUN = harness.ROOT / "pretrained" / "ds002748"
+FOLDER = harness.ROOT / "docs" / "figures"
 SLICE = FOLDER / "slice.png"
 SCAN, POSITION = "sub-41/anat/sub-41_T1w.nii.gz", 0.6  # of the slice: a test person's, and where it lies in the head
 
@@ -74,7 +74,7 @@ def layers(name):
 @functools.cache
 def shipped_models():
     """The models of the shipped run."""
-    return runs.load_models(RUN, "sharp")
+    return models.load_models(RUN, "sharp")
 
 
 def layers_of(model):
@@ -188,7 +188,7 @@ def by(shape):
 def shown_slice(model):
     """The slice of the figures, float32 in [0, 1], (S, S): a real one where it is at hand, else one the model draws."""
     scan = Path(model.config["options"]["data"]["data_dir"] or ".") / SCAN
-    scan = scan if scan.is_absolute() else report.ROOT / scan
+    scan = scan if scan.is_absolute() else harness.ROOT / scan
     if not SLICE.exists() and scan.exists():
         ((name, (source, scale)),) = scans.find([scan]).items()
         found = scans.read(name, source, model.config, scale)
@@ -756,7 +756,7 @@ def run(args):
     draw_receptive_field(model.models.prior, inputs)
 
 
-main = report.command(run, __doc__, "stopped")
+main = harness.command(run, __doc__, "stopped")
 
 if __name__ == "__main__":
     sys.exit(main())

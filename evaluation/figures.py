@@ -6,7 +6,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from skimage.transform import resize
 
-from files import write_whole
+from system.files import write_whole
 
 GREY = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
 

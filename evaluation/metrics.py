@@ -13,9 +13,8 @@ from scipy import ndimage, stats
 from skimage.filters import threshold_otsu
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from skimage.morphology import disk
-from tqdm import tqdm
 
-import losses
+from extensions import losses
 
 
 def head_mask(image):
@@ -142,22 +141,3 @@ def codebook_metrics(codes, num_embeddings, pixels_per_code):
         "entropy_bits_per_code": entropy,
         "entropy_bits_per_pixel": entropy / pixels_per_code,
     }
-
-
-def code_lengths(prior, inputs):
-    """Bits that each code of some grids costs under a prior, -log2 p(code).
-
-    Args:
-        prior: A `modules.PixelCNN`.
-        inputs: What it is fed, with the codes: see its `call`.
-
-    Returns:
-        float32, shape of inputs["codes"].
-    """
-    bits = []
-    for start in tqdm(range(0, len(inputs["label"]), 32), "code lengths", leave=False, disable=None):
-        batch = {name: values[start : start + 32] for name, values in inputs.items()}
-        batch["codes"] = batch["codes"].astype("int32")
-        nats = -prior.distribution(batch).distribution.log_prob(batch["codes"])
-        bits.append(keras.ops.convert_to_numpy(nats) / math.log(2))
-    return np.concatenate(bits)

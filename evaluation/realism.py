@@ -17,8 +17,8 @@ from sklearn.neighbors import NearestNeighbors
 from tensorflow_probability.substrates import numpy as tfp  # needs no TensorFlow
 from tqdm import tqdm
 
-import losses
 from evaluation import anatomy, metrics
+from extensions import losses
 
 WAVELENGTHS = (3, 6, 12, 24)  # pixels; the codes' grid of factor 4 or 8 lies among them
 ORIENTATIONS = 6

@@ -15,7 +15,7 @@ import pandas as pd
 import PIL.Image
 from matplotlib import colormaps
 
-from files import write_text
+from system.files import write_text
 
 ROOT = Path(__file__).parent.parent
 MOST_BYTES = 9_500_000  # of the report; pictures of people are left out beyond

@@ -2,11 +2,11 @@
 
 import os
 
-import files
+from system import console
 
 # The workers share the cores; programs that tests start compute as the tests do.
 os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
-with files.quietly():
+with console.quietly():
     import keras
 import nibabel
 import numpy as np

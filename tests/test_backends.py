@@ -18,12 +18,13 @@ import pytest
 from conftest import command, write_adni
 
 import dataset
-import devices
-import evaluate
 import predict
-import runs
 import train
-from evaluation import metrics
+from evaluation import measure
+from modules import code_lengths
+from running import models, opening, run_folder
+from running.config import read_config
+from system import devices
 
 ROOT = Path(__file__).parent.parent
 BACKENDS = [
@@ -41,24 +42,28 @@ import sys
 sys.modules.update(dict.fromkeys(("tensorflow", "tf_keras", "tensorboard")))  # none of them to be had
 from pathlib import Path
 import keras, numpy as np
-import dataset, evaluate, predict, runs, train
-from evaluation import metrics
+import dataset, predict, train
+from evaluation import measure
+from modules import code_lengths
+from running import opening
+from running.config import read_config
+from running.models import load_models
 
 folder, number, *options = sys.argv[1:]
 one = Path(folder) / "one"
 for stage in ("all", "sharp"):
     assert train.main([*options, "--run-dir", str(one), "--stage", stage]) == 0
 assert predict.main(["--run-dir", str(one), "--num-samples", "4"]) == 0
-models = runs.load_models(one)
+models = load_models(one)
 if keras.backend.backend() == "jax":
     import jax
     assert jax.config.jax_default_matmul_precision == "float32"
 vqvae = models.vqvae
-data = runs.find_data(one, runs.read_config(one))
-codes, per_slice, power = evaluate.reconstruct(vqvae, data)
+data = opening.find_data(one, read_config(one))
+codes, per_slice, power = measure.reconstruct(vqvae, data)
 layout = dataset.encode(models.layout, data.images, data.of("test").row.to_numpy())
 inputs = dataset.prior_inputs(data.of("test"), data.labels, codes=codes, layout=layout)
-bits = metrics.code_lengths(models.prior, inputs)
+bits = code_lengths(models.prior, inputs)
 ssim = [one["ssim"] for one in per_slice]
 np.savez(one / "said.npz", codes=codes, layout=layout, images=vqvae.decode(codes), bits=bits, ssim=ssim, power=power)
 if number == "2":
@@ -106,21 +111,21 @@ def test_float32_is_not_rounded_to_ten_bits_on_a_gpu():
     import tensorflow
 
     tensorflow.config.experimental.enable_tensor_float_32_execution(True)
-    runs.set_precision("float32")
+    models.set_precision("float32")
     assert not tensorflow.config.experimental.tensor_float_32_execution_enabled()
 
 
 def assert_used_alike(run, tmp_path):
     """What another backend trained, this one uses to the same effect."""
-    models = runs.load_models(run)
-    vqvae = models.vqvae
-    data = runs.find_data(run, runs.read_config(run))
+    trained = models.load_models(run)
+    vqvae = trained.vqvae
+    data = opening.find_data(run, read_config(run))
     with np.load(run / "said.npz") as said:
         np.testing.assert_allclose(vqvae.decode(said["codes"]), said["images"], atol=1e-4)
         codes = {name: said[name] for name in ("codes", "layout")}
         inputs = dataset.prior_inputs(data.of("test"), data.labels, **codes)
-        np.testing.assert_allclose(metrics.code_lengths(models.prior, inputs), said["bits"], atol=1e-4)
-        _, per_slice, power = evaluate.reconstruct(vqvae, data)
+        np.testing.assert_allclose(code_lengths(trained.prior, inputs), said["bits"], atol=1e-4)
+        _, per_slice, power = measure.reconstruct(vqvae, data)
         np.testing.assert_allclose([one["ssim"] for one in per_slice], said["ssim"], atol=1e-4)
         np.testing.assert_allclose(power, said["power"], rtol=1e-3)
     arguments = ["--run-dir", run, "--output-dir", tmp_path / "here", "--num-samples", 4]
@@ -141,13 +146,13 @@ def test_a_run_of_jax_is_used_alike(place, tmp_path):
 SHIPPED = """
 import sys
 import keras, numpy as np
-import trained
+from predict import TrainedModel
 
 folder, backend = sys.argv[1:]
 assert keras.backend.backend() == backend
 found = {}
 for name in ("ds002748", "ixi"):
-    model = trained.TrainedModel(f"pretrained/{name}")
+    model = TrainedModel(f"pretrained/{name}")
     size = model.image_size
     y, x = np.mgrid[:size, :size] / size - 0.5
     image = ((np.hypot(y, x) < 0.35) * (0.6 + 0.2 * np.cos(40 * x) * np.cos(30 * y))).astype("float32")[None]
@@ -180,7 +185,7 @@ def assert_equal_runs(place, name):
     """Codebooks, weights and codes of a run and of that of one device."""
     for stage in ("vqvae", "prior"):
         one, other = (keras.saving.load_model(place / run / f"{stage}.keras", compile=False) for run in ("one", name))
-        assert len(runs.read_history(place / name / f"{stage}_history.csv")) == 2
+        assert len(run_folder.read_history(place / name / f"{stage}_history.csv")) == 2
         for variable, a, b in zip(one.weights, one.get_weights(), other.get_weights(), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6 * max(1.0, np.abs(a).max()), err_msg=variable.path)
     codes = []
@@ -205,7 +210,7 @@ def test_two_processes_of_which_one_is_killed_end_as_one_device(place):
         return [start(["train.py"], *options, KERAS_DISTRIBUTION_PROCESS_ID=str(i), **common) for i in range(2)]
 
     first, second = start_two()
-    while not runs.read_history(place / "processes" / "vqvae_history.csv"):  # until one epoch is done
+    while not run_folder.read_history(place / "processes" / "vqvae_history.csv"):  # until one epoch is done
         assert first.poll() is None, first.stderr.read()
         time.sleep(0.05)
     second.kill()

@@ -16,7 +16,7 @@ import pytest
 from conftest import write_bids, write_oasis
 
 import dataset
-from files import UserError
+from system.console import UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -206,7 +206,7 @@ def test_a_bomb_takes_little_memory(tmp_path):
         "import dataset, files, sys\n"
         "for folder in sys.argv[1:]:\n"
         "    try: dataset.load(folder, cache_dir=folder + '_cache', num_slices=8, slice_spacing_mm=4)\n"
-        "    except files.UserError as error: print(error)\n"
+        "    except console.UserError as error: print(error)\n"
         "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     folders = [str(tmp_path / "bids"), str(tmp_path / "oasis")]

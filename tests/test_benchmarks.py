@@ -17,19 +17,19 @@ from benchmarks import (
     ablation,
     anomaly,
     completion,
+    harness,
     large,
     peers,
     priors,
     race,
-    report,
     start,
     tables,
     training,
     ventricles,
 )
 from benchmarks import sampling as sampling_benchmark
-from files import UserError
-from trained import touched
+from system.console import UserError
+from using.completion import touched
 
 
 @pytest.mark.parametrize("fault", [False, True])
@@ -238,7 +238,7 @@ worker.serve(Made)
 
 def test_contestants_answer_in_turn_and_say_why_they_end(tmp_path):
     path = tmp_path / "contestant.py"
-    path.write_text(WORKER.format(folder=str(report.ROOT / "benchmarks")))
+    path.write_text(WORKER.format(folder=str(harness.ROOT / "benchmarks")))
     process = peers.Process("one", [sys.executable, path], tmp_path / "one.log")
     answer = process.ask("train", 10)
     assert answer["until"] == 10
@@ -292,7 +292,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, benchmark, argumen
 
 def test_a_run_that_fails_is_named(tmp_path, capfd):
     with pytest.raises(UserError, match="train.py --run-dir .* --prior-epochs 0: failed"):
-        report.train(tmp_path / "run", data_dir=None, prior_epochs=0)
+        harness.train(tmp_path / "run", data_dir=None, prior_epochs=0)
     assert "--prior-epochs 0: must be 1 or more" in capfd.readouterr().err
 
 
@@ -310,7 +310,7 @@ def test_ventricles_are_measured():
 
 @pytest.mark.parametrize("name", tables.PAGES)
 def test_pages_have_the_figures_of_the_files(name):
-    page = (report.ROOT / name).read_text(encoding="utf-8")
+    page = (harness.ROOT / name).read_text(encoding="utf-8")
     assert tables.rewrite(name, page) == page, "run python -m benchmarks.tables"
     with pytest.raises(UserError, match="no table begins with"):
         tables.rewrite(name, "no table")

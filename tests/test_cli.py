@@ -26,19 +26,20 @@ from skimage.metrics import structural_similarity
 import dataset
 import evaluate
 import modules
-import options
 import predict
-import runs
 import train
 from benchmarks import kills, ship
-from files import UserError
+from evaluation import baselines, measure, realism
+from running import checkpoint, models, opening, options, run_folder
+from running.config import read_config
+from system.console import UserError
 
 ROOT = Path(__file__).parent.parent
 FILES = {
     "config.json",
     "splits.csv",
     "codes.npz",
-    *(f"{name}{kind}" for name in (*runs.VQVAES, *runs.PRIORS) for kind in (".keras", "_history.csv")),
+    *(f"{name}{kind}" for name in (*run_folder.VQVAES, *run_folder.PRIORS) for kind in (".keras", "_history.csv")),
 }
 
 
@@ -55,7 +56,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(place):
     """The data of the run."""
-    return runs.find_data(place / "run", runs.read_config(place / "run"))
+    return opening.find_data(place / "run", read_config(place / "run"))
 
 
 @pytest.fixture(autouse=True)
@@ -92,13 +93,13 @@ def test_train_leaves_a_whole_run(place):
     for row in rows:
         assert sides.setdefault(row["subject_id"], row["split"]) == row["split"]
     for stage in ("vqvae", "layout", "layout_prior", "prior", "sharp"):
-        assert len(runs.read_history(run / f"{stage}_history.csv")) == (2 if "layout" in stage else 3)
+        assert len(run_folder.read_history(run / f"{stage}_history.csv")) == (2 if "layout" in stage else 3)
     with np.load(run / "codes.npz") as file:
         assert file["codes"].shape == (len(rows), 8, 8)
 
 
 def test_splits_csv_is_read_as_the_slices_were(place, data):
-    slices = runs.read_splits(place / "run")
+    slices = run_folder.read_splits(place / "run")
     assert slices.equals(data.slices[list(slices)])
 
 
@@ -147,9 +148,9 @@ def test_killed_twice_equals_left_alone(place, capsys):
 def stop_at(monkeypatch, stage, moment):
     """Lets training end at a moment: (epochs done, "step" or the file that is to be written)."""
     epochs, what = moment
-    save, write_text, epoch_now = runs.save, runs.write_text, []
+    save, write_text, epoch_now = checkpoint.save, checkpoint.write_text, []
 
-    class Stopping(runs.Checkpoint):
+    class Stopping(checkpoint.Checkpoint):
         def on_epoch_begin(self, epoch, logs=None):
             epoch_now[:] = [epoch]
             super().on_epoch_begin(epoch, logs)
@@ -163,9 +164,9 @@ def stop_at(monkeypatch, stage, moment):
             raise KeyboardInterrupt
         write(path, content)
 
-    monkeypatch.setattr(runs, "Checkpoint", Stopping)
-    monkeypatch.setattr(runs, "save", lambda content, path: before(lambda p, c: save(c, p), path, content))
-    monkeypatch.setattr(runs, "write_text", lambda path, content: before(write_text, path, content))
+    monkeypatch.setattr(checkpoint, "Checkpoint", Stopping)
+    monkeypatch.setattr(checkpoint, "save", lambda content, path: before(lambda p, c: save(c, p), path, content))
+    monkeypatch.setattr(checkpoint, "write_text", lambda path, content: before(write_text, path, content))
 
 
 @pytest.mark.parametrize(
@@ -219,9 +220,9 @@ def test_a_history_of_other_epochs_is_said(place, monkeypatch, capsys):
 
 
 def test_the_prior_learns_codes_of_moved_slices_anew_each_epoch(place, data):
-    vqvae, layout = (runs.load_vqvae(place / "run", name) for name in runs.VQVAES)
+    vqvae, layout = (models.load_vqvae(place / "run", name) for name in run_folder.VQVAES)
     of_train, rows = data.of("train"), data.of("train").row.to_numpy()
-    codes = runs.all_codes(place / "run", vqvae, data)[data.slices.split == "train"]
+    codes = opening.all_codes(place / "run", vqvae, data)[data.slices.split == "train"]
     inputs = dataset.prior_inputs(of_train, ["AD", "NC"])
 
     def epoch(number, **changes):
@@ -292,7 +293,7 @@ def test_skipped_files_are_listed_in_the_run_folder(tmp_path, capsys):
 )
 def test_presets(preset, entries, convolutions):
     asked = ["--preset", preset, "--base-filters", "4", "--precision", "float32"]
-    vqvae, prior = (runs.build(name, 64, 0, options.train(asked).options) for name in ("vqvae", "prior"))
+    vqvae, prior = (models.build(name, 64, 0, options.train(asked).options) for name in ("vqvae", "prior"))
     assert tuple(vqvae.quantizer.codebook.shape) == tuple(prior.codebook.shape) == entries
     found = [layer for layer in vqvae.encoder.layers if isinstance(layer, keras.layers.Conv2D)]
     assert len(found) == convolutions
@@ -333,7 +334,7 @@ def test_predict_draws_the_same_without_any_data(place, drawn, tmp_path):
     """From a copy of the few files that it needs, where the data folder is gone; fewer samples are the first ones."""
     run = tmp_path / "run"
     run.mkdir()
-    for name in ("config.json", "splits.csv", *(f"{name}.keras" for name in (*runs.VQVAES, *runs.PRIORS))):
+    for name in ("config.json", "splits.csv", *(f"{name}.keras" for name in (*run_folder.VQVAES, *run_folder.PRIORS))):
         shutil.copy(place / "run" / name, run)
     config = json.loads((run / "config.json").read_text())
     config["options"]["data"] |= {"data_dir": "/nowhere/at/all", "cache_dir": "/nowhere/cache"}
@@ -351,7 +352,7 @@ def test_other_data_are_refused_or_left_aside(place, tmp_path, capsys):
     shutil.copytree(place / "adni", tmp_path / "adni")
     write_image(next((tmp_path / "adni").rglob("*.jpeg")), np.zeros((30, 32), "uint8"))
     with pytest.raises(UserError, match="not the data that"):
-        runs.find_data(place / "run", runs.read_config(place / "run"), tmp_path / "adni", tmp_path / "c")
+        opening.find_data(place / "run", read_config(place / "run"), tmp_path / "adni", tmp_path / "c")
     assert call(evaluate, place / "run", data_dir=tmp_path / "adni", cache_dir=tmp_path / "c") == 1
     assert "not the data that" in capsys.readouterr().err
 
@@ -375,19 +376,19 @@ def test_predict_says_what_is_wrong_in_one_line(place, capsys, arguments, messag
 
 def test_models_that_do_not_belong_together_are_refused(place):
     run = copy(place, "foreign")
-    config = runs.load_vqvae(run).get_config()
+    config = models.load_vqvae(run).get_config()
     modules.VQVAE(**config).save(run / "vqvae.keras")
     with pytest.raises(UserError, match="was trained on the codes of VQ-VAE"):
-        runs.load_models(run)
+        models.load_models(run)
     with pytest.raises(UserError, match="sharp.keras: of another VQ-VAE"):
-        runs.load_decoders(run, "sharp")
+        models.load_decoders(run, "sharp")
     modules.VQVAE(**config | {"image_size": 64}).save(run / "vqvae.keras")
     with pytest.raises(UserError, match="vqvae.keras: of another run, whose image_size differs"):
-        runs.load_vqvae(run)
+        models.load_vqvae(run)
     run = copy(place, "foreign-layout")
-    modules.VQVAE(**runs.load_vqvae(run, "layout").get_config()).save(run / "layout.keras")
+    modules.VQVAE(**models.load_vqvae(run, "layout").get_config()).save(run / "layout.keras")
     with pytest.raises(UserError, match="layout_prior.keras: was trained on the codes of VQ-VAE"):
-        runs.load_models(run)
+        models.load_models(run)
 
 
 @pytest.mark.parametrize("name", ["vqvae.keras", "layout.keras", "prior.keras", "config.json", "splits.csv"])
@@ -405,10 +406,10 @@ def test_truncated_codes_and_histories_are_named(place, data, capsys):
     run = copy(place, "truncated")
     (run / "codes.npz").write_bytes((run / "codes.npz").read_bytes()[:100])
     with pytest.raises(UserError, match="codes.npz: cannot be read"):
-        runs.all_codes(run, runs.load_vqvae(run), data)
+        opening.all_codes(run, models.load_vqvae(run), data)
     (run / "vqvae_history.csv").write_bytes(b"epoch,seconds\n1,x\n")
     with pytest.raises(UserError, match="vqvae_history.csv: damaged"):
-        runs.read_history(run / "vqvae_history.csv")
+        run_folder.read_history(run / "vqvae_history.csv")
     (run / "vqvae_history.csv").write_bytes(b"epoch,seconds\n1,2\n")
     assert train.main(command(place, "truncated")) == 1
     assert "vqvae_history.csv: damaged (no column val_reconstruction_loss)" in capsys.readouterr().err
@@ -520,11 +521,11 @@ def test_slices_without_detail_are_measured_all_the_same(data, place):
     """Equal slices: no power in any band, nothing for principal components."""
     flat = np.full_like(data.images, 100)
     even = dataclasses.replace(data, images=flat)
-    codes, per_slice, ratios = evaluate.reconstruct(runs.load_vqvae(place / "run"), even)
+    codes, per_slice, ratios = measure.reconstruct(models.load_vqvae(place / "run"), even)
     assert ratios == [None] * 8
     json.dumps(ratios, allow_nan=False)
     assert len(codes) == len(per_slice) == 18
-    found = evaluate.baselines.measure(even, 0.5, 2, 0.1)
+    found = baselines.measure(even, 0.5, 2, 0.1)
     assert found["PCA"]["l1"]["mean"] == pytest.approx(0, abs=1e-6)
     assert found["PCA"]["bits_per_pixel"] == 0
 
@@ -532,13 +533,13 @@ def test_slices_without_detail_are_measured_all_the_same(data, place):
 def test_black_test_slices_are_told_and_left_out(data):
     test = data.of("test")
     images = np.array(data.images)
-    assert evaluate.without_black(data)[1] == []
+    assert measure.without_black(data)[1] == []
     images[test.row[:3]] = 0
-    fewer, faults = evaluate.without_black(dataclasses.replace(data, images=images))
+    fewer, faults = measure.without_black(dataclasses.replace(data, images=images))
     assert faults == ["3 of 18 test slices are black and left out of every figure"]
     assert fewer.of("test").row.tolist() == test.row[3:].tolist()
     images[test.row] = 0
-    same, faults = evaluate.without_black(dataclasses.replace(data, images=images))
+    same, faults = measure.without_black(dataclasses.replace(data, images=images))
     assert faults == ["every test slice is black: no figure here means anything"]
     assert len(same.of("test")) == 18
 
@@ -549,20 +550,20 @@ def test_samples_against_equal_test_slices_give_figures_and_no_traceback(data, g
     images[data.of("test").row] = grey
     alike = dataclasses.replace(data, images=images)
     samples = rng.random((20, 32, 32)).astype("float32")
-    extract = evaluate.realism.TextureFeatures(32)
-    found, _ = evaluate.realism.judge(samples, np.full(20, 0.5), alike, lambda some: some, extract)
+    extract = realism.TextureFeatures(32)
+    found, _ = realism.judge(samples, np.full(20, 0.5), alike, lambda some: some, extract)
     json.dumps(found, allow_nan=False)
 
 
 def test_a_collapsed_codebook_is_said(place, capsys):
     run = copy(place, "collapsed")
-    vqvae = runs.load_vqvae(run)
+    vqvae = models.load_vqvae(run)
     entries = np.full(vqvae.quantizer.codebook.shape, 1e6, "float32")  # out of reach, but for one
     entries[3] = 0
     vqvae.quantizer.set_codebook(entries)
     vqvae.save(run / "vqvae.keras")
     prior = keras.saving.load_model(run / "prior.keras", compile=False)
-    whose = runs.fingerprint(vqvae, runs.load_vqvae(run, "layout"))
+    whose = models.fingerprint(vqvae, models.load_vqvae(run, "layout"))
     modules.PixelCNN(**prior.get_config() | {"vqvae_fingerprint": whose}).save(run / "prior.keras")
     assert call(evaluate, run, output_dir=run / "out", num_samples=1, decoder="plain") == 0
     said = "the codebook has collapsed: 6% of the codes in use, perplexity 1.0"
@@ -580,14 +581,14 @@ def test_copies_and_samples_that_are_alike_are_said():
             "floor": {"ms_ssim_diversity": 0.6},
         },
     }
-    assert evaluate.find_faults(healthy) == []
+    assert measure.find_faults(healthy) == []
     for part, values, said in (
         ("copies", {"share_of_samples": 0.4}, "samples copy training slices: 40%"),
         ("copies", {"share_of_samples_by_reconstructions": 0.3}, "samples copy training slices: 30%"),
         ("samples", {"ms_ssim_diversity": 0.9}, "samples are alike: MS-SSIM of two of them 0.90"),
     ):
         values = healthy["realism"][part] | values
-        (fault,) = evaluate.find_faults(healthy | {"realism": healthy["realism"] | {part: values}})
+        (fault,) = measure.find_faults(healthy | {"realism": healthy["realism"] | {part: values}})
         assert fault.startswith(said)
 
 
@@ -595,7 +596,7 @@ def test_a_copy_to_give_away_is_half_as_large_and_draws(place, tmp_path):
     copied = tmp_path / "copy"
     arguments = ["--run-dir", str(place / "run"), "--output-dir", str(copied), "--data-dir", "somewhere"]
     assert ship.main(arguments) == 0
-    of_run, of_copy = (runs.load_models(run, "sharp") for run in (place / "run", copied))
+    of_run, of_copy = (models.load_models(run, "sharp") for run in (place / "run", copied))
     for mine, other in (
         *((getattr(of_run, name), getattr(of_copy, name)) for name in ("layout", "layout_prior", "prior", "vqvae")),
         (of_run.decoders["plain"], of_copy.decoders["plain"]),

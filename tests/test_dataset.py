@@ -11,8 +11,8 @@ import pytest
 from conftest import blob, make_slices, write_adni, write_bids, write_image, write_oasis, write_volume
 
 import dataset
-import decoding
-from files import UserError
+from reading import decoding
+from system.console import UserError
 
 FRACTIONS = {"validation_fraction": 0.1, "test_fraction": 0.15}
 

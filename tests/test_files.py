@@ -5,8 +5,8 @@ import signal
 import PIL.Image
 import pytest
 
-import files
-import runs
+from running import run_folder
+from system import console, files
 
 
 def test_a_file_that_cannot_be_saved_leaves_nothing_behind(tmp_path):
@@ -20,7 +20,7 @@ def test_a_file_that_cannot_be_saved_leaves_nothing_behind(tmp_path):
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left"):
-        runs.save(write, path)
+        run_folder.save(write, path)
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == b"the last one"
 
@@ -51,7 +51,7 @@ def raise_one(error):
     ("end", "status", "said"),
     [
         (lambda: None, 0, ""),
-        (lambda: raise_one(files.UserError("a\nb")), 1, "error: a b\n"),
+        (lambda: raise_one(console.UserError("a\nb")), 1, "error: a b\n"),
         (
             lambda: raise_one(OSError(28, "No space left on device", "x.h5")),
             1,
@@ -64,6 +64,6 @@ def raise_one(error):
 )
 def test_what_ends_a_command_is_said_in_a_line(capsys, end, status, said):
     before = signal.getsignal(signal.SIGTERM)
-    assert files.exit_status(end, "stopped") == status
+    assert console.exit_status(end, "stopped") == status
     assert capsys.readouterr().err == said
     assert signal.getsignal(signal.SIGTERM) is before

@@ -11,13 +11,13 @@ from conftest import command, make_slices, write_bids
 
 import dataset
 import evaluate
-import options
 import predict
-import runs
-import scans
 import train
 from evaluation import figures, heads
-from trained import TrainedModel
+from predict import TrainedModel
+from running import models, opening, options, run_folder
+from running.config import read_config
+from using import scans
 
 
 def test_neighbours_are_the_next_slices_of_the_same_scan():
@@ -52,12 +52,12 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(place):
-    return runs.find_data(place / "run", runs.read_config(place / "run"))
+    return opening.find_data(place / "run", read_config(place / "run"))
 
 
 def test_a_training_slice_is_told_the_codes_of_its_own_neighbour_or_none(place, data):
     """Of the same person, moved and mirrored alike; but for the few that are replaced."""
-    vqvae = runs.load_vqvae(place / "run")
+    vqvae = models.load_vqvae(place / "run")
     training = data.of("train")
     beside = dataset.neighbours(training)
     told = dataset.prior_inputs(training, data.labels)
@@ -142,25 +142,25 @@ def test_a_run_without_neighbours_draws_no_heads(tmp_path, capsys):
 def test_a_run_begins_as_the_one_that_it_starts_from(place, data):
     """Before its first step; also a prior that is told more, and people of other labels."""
     args = options.train(call(place, "next", "--start-from", place / "run"))
-    runs.open_run(args.run_dir, args.options, data)
-    for name in (*runs.VQVAES, *runs.PRIORS):
-        model = runs.build(name, data.image_size, len(data.labels), args.options)
-        runs.start(name, model, args.run_dir, place / "run")
+    opening.open_run(args.run_dir, args.options, data)
+    for name in (*run_folder.VQVAES, *run_folder.PRIORS):
+        model = models.build(name, data.image_size, len(data.labels), args.options)
+        models.start(name, model, args.run_dir, place / "run")
         theirs = keras.saving.load_model(place / "run" / f"{name}.keras", compile=False)
         for a, b in zip(model.get_weights(), theirs.get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)
     told = dataset.prior_inputs(data.of("test"), data.labels)
-    grid = runs.build("prior", data.image_size, 2, args.options).grid_size
+    grid = models.build("prior", data.image_size, 2, args.options).grid_size
     told |= {"codes": np.zeros((len(data.of("test")), grid, grid), "int32")}
     layout = np.zeros((len(data.of("test")), 8, 8), "int32")
-    plain = runs.build("prior", data.image_size, 2, {**args.options, "heads": {"neighbours": False}})
+    plain = models.build("prior", data.image_size, 2, {**args.options, "heads": {"neighbours": False}})
     (place / "plain").mkdir()
     plain.save(place / "plain" / "prior.keras")
     config = json.loads((place / "run" / "config.json").read_text())
     config["models"]["prior"] = plain.get_config()
     (place / "plain" / "config.json").write_text(json.dumps(config))
-    wider = runs.build("prior", data.image_size, 2, args.options)
-    runs.start("prior", wider, args.run_dir, place / "plain")
+    wider = models.build("prior", data.image_size, 2, args.options)
+    models.start("prior", wider, args.run_dir, place / "plain")
     beside = np.ones_like(told["codes"])
     logits = [
         keras.ops.convert_to_numpy(model({**told, "layout": layout, **more}))

@@ -7,11 +7,10 @@ import pytest
 from conftest import blob, write_adni, write_bids, write_image, write_oasis, write_volume
 
 import dataset
-import decoding
-import layouts
-import runs
 import train
-from files import UserError
+from reading import decoding, layouts
+from running import run_folder
+from system.console import UserError
 
 FEW = {"num_slices": 8, "slice_spacing_mm": 4.0}
 NAMED = r"(?P<subject>P\d+)_(?P<slice>\d+)"
@@ -525,7 +524,7 @@ def test_a_dry_run_says_what_the_data_are_and_trains_nothing(tmp_path, capsys):
 
 
 def test_a_long_licence_is_shortened_under_pictures_alone():
-    title, credit = runs.footer("x", "A very long licence. " * 40).split("\n")
+    title, credit = run_folder.footer("x", "A very long licence. " * 40).split("\n")
     assert title == "x"
     assert len(credit) <= 150
     assert credit.endswith(" …")

@@ -5,8 +5,8 @@ import pytest
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
-import losses
 from evaluation import metrics
+from extensions import losses
 
 
 def test_ssim_is_scikit_images(rng):

@@ -8,6 +8,7 @@ import pytest
 from conftest import prior_inputs, small_prior
 
 from evaluation import metrics
+from modules import code_lengths
 
 
 def brain(size=64):
@@ -96,7 +97,7 @@ def test_code_lengths_are_minus_log2_of_the_probability(rng):
     logits = np.asarray(model(x), "float64")
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     expected = -np.log2(np.take_along_axis(probabilities, x["codes"][..., None], -1))[..., 0]
-    np.testing.assert_allclose(metrics.code_lengths(model, x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(code_lengths(model, x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_people_have_the_means_of_their_own_finite_values():

@@ -10,8 +10,7 @@ import tensorflow as tf
 from conftest import CODES, SIZE, assert_causal, logits_after_each_change, prior_inputs, randomise, small_prior, told
 
 import modules
-import options
-import runs
+from running import models, options
 
 # -- quantiser ----------------------------------------------------------------------------------------------------
 
@@ -136,9 +135,9 @@ def test_vqvae_shapes_and_round_trip(tmp_path, rng, downsampling):
     model.save(tmp_path / "m.keras")
     again = keras.saving.load_model(tmp_path / "m.keras", safe_mode=True)
     np.testing.assert_array_equal(again(images)["reconstruction"], out["reconstruction"])
-    assert runs.fingerprint(again) == runs.fingerprint(model)
+    assert models.fingerprint(again) == models.fingerprint(model)
     model.quantizer.set_codebook(np.array(model.quantizer.codebook) * 1.5)
-    assert runs.fingerprint(again) != runs.fingerprint(model)
+    assert models.fingerprint(again) != models.fingerprint(model)
 
 
 @pytest.mark.parametrize(("update", "loss"), [("ema", "l1_ssim"), ("ema", "l2"), ("gradient", "l1")])

@@ -8,7 +8,7 @@ import nbformat
 import numpy as np
 from nbclient import NotebookClient
 
-import phantom
+from reading import phantom
 
 ROOT = Path(__file__).parent.parent
 WALK = ROOT / "notebooks" / "walkthrough.ipynb"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import options
+from running import options
 
 ROOT = Path(__file__).parent.parent
 

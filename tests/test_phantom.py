@@ -4,9 +4,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import layouts
-import phantom
 from evaluation import metrics
+from reading import layouts, phantom
 
 
 @pytest.fixture(scope="module")

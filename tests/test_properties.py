@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dataset
-import layouts
-from files import UserError
+from reading import layouts
+from system.console import UserError
 
 letters = st.characters(codec="utf-8", exclude_characters="/\0", exclude_categories=("Cs",))
 ids = st.text(letters, min_size=1, max_size=12)

@@ -14,9 +14,10 @@ import tensorflow
 from conftest import command, write_adni
 from PIL import Image
 
-import runs
 import train
 from evaluation import figures, metrics, report
+from running import models, opening, run_folder
+from running.config import read_config
 
 
 def summary(mean, low=None, high=None):
@@ -372,11 +373,11 @@ def trained(tmp_path_factory):
 def test_each_epoch_of_the_vqvae_is_measured_and_shown(trained):
     """The figures are those of evaluate.py on the same slices."""
     run = trained / "run"
-    history = runs.read_history(run / "vqvae_history.csv")
+    history = run_folder.read_history(run / "vqvae_history.csv")
     assert list(history[0])[-2:] == ["val_ssim", "val_psnr_db"]
     best = min(history, key=lambda row: row["val_reconstruction_loss"])
-    data = runs.find_data(run, runs.read_config(run))
-    vqvae = runs.load_vqvae(run)
+    data = opening.find_data(run, read_config(run))
+    vqvae = models.load_vqvae(run)
     images = data.pixels(data.of("validation"))
     assert len(images) < train.WATCHED
     found = [
@@ -408,9 +409,9 @@ def test_a_run_of_before_goes_on_and_its_curves_are_drawn(trained, tmp_path, mon
         assert train.main(arguments) == 130
     old = pd.read_csv(path).drop(columns=["val_ssim", "val_psnr_db"])
     old.to_csv(path, index=False)
-    figures.history(tmp_path / "old.png", {"vqvae": runs.read_history(path), "layout": [], "prior": []}, "")
+    figures.history(tmp_path / "old.png", {"vqvae": run_folder.read_history(path), "layout": [], "prior": []}, "")
     assert train.main(arguments) == 0
-    (first, second), (_, expected) = (runs.read_history(trained / run / path.name) for run in ("older", "run"))
+    (first, second), (_, expected) = (run_folder.read_history(trained / run / path.name) for run in ("older", "run"))
     assert list(first) == [*old, "val_ssim", "val_psnr_db"]
     assert math.isnan(first["val_ssim"])
     assert second | {"seconds": 0} == expected | {"seconds": 0}

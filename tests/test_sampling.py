@@ -9,7 +9,6 @@ from conftest import CODES, SIZE, prior_inputs, randomise, small_prior
 
 import modules
 import sampling
-from evaluation import metrics
 
 
 def noise(seed, number):
@@ -224,7 +223,7 @@ def test_completions_have_the_posterior_of_the_codes_that_are_not_known():
     every[:, *hidden] = fillings
     told = {"label": np.zeros(27, "int32"), "slice_position": np.full(27, 0.5, "float32")}
     maps = {"layout": np.tile(layout, (27, 1, 1))}
-    bits = metrics.code_lengths(prior, {**told, **maps, "codes": every})
+    bits = modules.code_lengths(prior, {**told, **maps, "codes": every})
     posterior = np.exp2(bits.sum(axis=(1, 2)).min() - bits.sum(axis=(1, 2)))
     posterior /= posterior.sum()
 
@@ -250,8 +249,8 @@ def test_a_layout_that_is_not_known_is_drawn_by_what_is_known_of_the_slice():
     layouts, every = np.tile(layout, (12, 1, 1)), np.tile(codes, (12, 1, 1))
     layouts[:, 0, 1], every[:, 2, 2] = np.transpose(fillings)
     told = {"label": np.zeros(12, "int32"), "slice_position": np.full(12, 0.5, "float32")}
-    bits = metrics.code_lengths(layout_prior, {**told, "codes": layouts}).sum(axis=(1, 2))
-    bits += metrics.code_lengths(prior, {**told, "codes": every, "layout": layouts}).sum(axis=(1, 2))
+    bits = modules.code_lengths(layout_prior, {**told, "codes": layouts}).sum(axis=(1, 2))
+    bits += modules.code_lengths(prior, {**told, "codes": every, "layout": layouts}).sum(axis=(1, 2))
     of_code = np.exp2(bits.min() - bits).reshape(4, 3).sum(axis=0)
     of_code /= of_code.sum()
     drawn = sampling.SliceSampler(layout_prior, prior).complete(known, known_layout, 0, 0.5, 1200, 0, 64)

@@ -12,8 +12,8 @@ from conftest import write_adni, write_bids, write_image, write_volume
 
 import dataset
 import predict
-import scans
-from decoding import BadFile
+from reading.decoding import BadFile
+from using import scans
 
 IXI = Path(__file__).parent.parent / "pretrained" / "ixi"
 

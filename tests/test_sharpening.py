@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import losses
 import modules
-import runs
-import sharpening
 from evaluation import realism
+from extensions import losses, sharpening
+from running import models
 
 
 @pytest.fixture
@@ -80,11 +79,11 @@ def test_the_lecam_term_holds_answers_near_the_means_of_those_to_the_other_kind(
 def test_the_codes_stay(sharpener, rng):
     images = rng.random((8, 32, 32, 1)).astype("float32")
     vqvae = sharpener.vqvae
-    codes, fingerprint, decoded = vqvae.encode(images), runs.fingerprint(vqvae), vqvae.decode(vqvae.encode(images))
+    codes, fingerprint, decoded = vqvae.encode(images), models.fingerprint(vqvae), vqvae.decode(vqvae.encode(images))
     sharpener.compile(optimizer="adam")
     found = sharpener.fit(images, validation_data=(images,), batch_size=4, epochs=2, verbose=0).history
     np.testing.assert_array_equal(vqvae.encode(images), codes)
-    assert runs.fingerprint(vqvae) == fingerprint
+    assert models.fingerprint(vqvae) == fingerprint
     assert np.abs(vqvae.decode(codes) - decoded).max() > 1e-4
     assert {"val_power_gap", "val_least_power", "val_most_power", "val_discriminator_loss"} <= set(found)
 

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-import losses
+from extensions import losses
 
 
 def build_discriminator(image_size, filters=32):

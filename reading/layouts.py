@@ -12,8 +12,8 @@ import os
 import re
 from pathlib import Path
 
-from files import UserError
-from participants import labels_of
+from reading.participants import labels_of
+from system.console import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 NOT_READ = (".bmp", ".gif", ".jp2", ".webp", ".mnc", ".nrrd", ".mha", ".mhd", ".img.gz", ".dcm", ".ima", ".zip", ".tar")

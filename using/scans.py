@@ -20,15 +20,14 @@ import PIL.Image
 from nibabel.processing import resample_from_to
 from skimage.transform import resize
 
-import decoding
-import files
-import layouts
-from decoding import BadFile
-from files import UserError
+from reading import cache, decoding, layouts
+from reading.decoding import BadFile
+from system import files
+from system.console import UserError
 
 ALIKE = 0.02  # voxel sizes that differ by less are one
 
-TOLD = {  # of one file, what `decoding.FOUND` says of many
+TOLD = {  # of one file, what `cache.FOUND` says of many
     "colour": "a colour image, made grey",
     "transparent": "what is transparent is black",
     "16-bit": "more than 8 bits, scaled by its own brightest value",
@@ -122,13 +121,13 @@ def find(paths):
 
 
 def _scales(sources):
-    """What becomes 0 and 255 in the images of each scan that have more than 8 bits; see `decoding.scales_of`."""
+    """What becomes 0 and 255 in the images of each scan that have more than 8 bits; see `cache.scales_of`."""
     looked = []
     for source in sources:
         if source.slice_index is not None:
             with contextlib.suppress(BadFile):  # which `read` raises again
                 looked.append((source, decoding.inspect_source(source, decoding.How())))
-    return decoding.scales_of(*zip(*looked, strict=True)) if looked else {}
+    return cache.scales_of(*zip(*looked, strict=True)) if looked else {}
 
 
 def _source(path):

@@ -19,7 +19,7 @@ import sys
 import keras
 import numpy as np
 
-from files import UserError
+from system.console import UserError
 
 
 def gpus():

@@ -1,4 +1,4 @@
-"""What every command shares: errors in one line, the exit status, files that are never half written.
+"""What a person sees of a command: errors in one line, the exit status, progress; no start-up talk.
 
 Nothing heavy is imported here, so that a command can answer `--help` and wrong arguments at once.
 """
@@ -7,9 +7,10 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
+
+from tqdm import tqdm
 
 
 class UserError(ValueError):
@@ -74,15 +75,10 @@ def quietly():
         os.close(nowhere)
 
 
-def write_whole(path, write):
-    """Calls a function that writes a file, under another name first, so that no reader ever sees half of it."""
-    stem, dot, suffixes = path.name.partition(".")
-    partial = path.with_name(f"{stem}.{socket.gethostname()}.{os.getpid()}.partial{dot}{suffixes}")
-    with contextlib.ExitStack() as stack:
-        stack.callback(partial.unlink, missing_ok=True)
-        write(partial)
-        partial.replace(path)
-
-
-def write_text(path, text):
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+def with_progress(batches, number, description, unit):
+    """Yields batches; progress goes to standard error, every ten seconds where that is no terminal."""
+    pause = 0.1 if sys.stderr.isatty() else 10
+    with tqdm(total=number, desc=description, unit=unit, leave=False, delay=1, mininterval=pause) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))

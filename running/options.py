@@ -12,8 +12,8 @@ import json
 import sys
 from pathlib import Path
 
-import layouts
-from files import UserError
+from reading import layouts
+from system.console import UserError
 
 
 def option(default, meaning, choices=None, least=None, most=None, above=None, kind=None, several=False, everyday=False):

@@ -18,12 +18,12 @@ from pathlib import Path
 import keras
 import numpy as np
 
-import devices
-import files
-import losses
-import runs
-from files import UserError
-from trained import TrainedModel
+from extensions import losses
+from predict import TrainedModel
+from running import opening
+from running.config import read_config
+from system import console, devices, files
+from system.console import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,7 +67,7 @@ def command(run, about, when_stopped="stopped; what was measured is written", **
         how = {"action": "store_true"} if kind is bool else how
         meaning += " (default: %(default)s)" * (default not in (..., None, False, []))
         parser.add_argument("--" + name.replace("_", "-"), help=meaning, **how)
-    return lambda argv=None: files.exit_status(lambda: run(parser.parse_args(argv)), when_stopped)
+    return lambda argv=None: console.exit_status(lambda: run(parser.parse_args(argv)), when_stopped)
 
 
 def train(run_dir, **options):
@@ -81,7 +81,7 @@ def train(run_dir, **options):
 
 def open_run(run_dir):
     """Data and `TrainedModel` of a run, with its plain decoder."""
-    return runs.find_data(run_dir, runs.read_config(run_dir)), TrainedModel(run_dir, "plain")
+    return opening.find_data(run_dir, read_config(run_dir)), TrainedModel(run_dir, "plain")
 
 
 def clear(folder):

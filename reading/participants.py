@@ -7,7 +7,7 @@ lack `sub-` or leading zeros; missing values may be written in any of the usual 
 import collections
 import csv
 
-from files import UserError, in_a_line
+from system.console import UserError, in_a_line
 
 MISSING = {"", "n/a", "n.a.", "#n/a", "na", "nan", "none", "null", "nil", "-", "-9", ".", "?", "missing", "unknown"}
 ID_COLUMNS = ("participant_id", "subject_id", "subject", "participant", "id", "ptid")

@@ -1,0 +1,141 @@
+"""What metrics.json says of a run's test people: their slices, codes and bits."""
+
+import dataclasses
+
+from tqdm import tqdm
+
+import dataset
+from evaluation import baselines, metrics, realism
+from modules import code_lengths
+from reading.decoding import DARKEST
+from running import run_folder
+
+AT_ONCE = 256  # slices
+
+
+def without_black(data):
+    """The data without black test slices, which say nothing and are easy; a line where there are some."""
+    test = data.of("test")
+    black = data.images[test.row].max(axis=(1, 2)) < DARKEST
+    if not black.any():
+        return data, []
+    if black.all():
+        return data, ["every test slice is black: no figure here means anything"]
+    slices = data.slices.drop(index=test.index[black])
+    return dataclasses.replace(data, slices=slices), [
+        f"{black.sum()} of {len(test)} test slices are black and left out of every figure"
+    ]
+
+
+def reconstruct(vqvae, data):
+    """Codes and metrics of every test slice, and the share of each ring's power that reconstructions keep.
+
+    Args:
+        vqvae: The trained `modules.VQVAE`.
+        data: The `dataset.Data`.
+
+    Returns:
+        Codes, uint16 (n, grid, grid); one dictionary of metrics a slice; eight ratios (`realism.power_ratio`).
+    """
+    test = data.of("test")
+    codes = dataset.encode(vqvae, data.images, test.row.to_numpy())
+    per_slice, kept, power = [], 0.0, 0.0
+    for start in tqdm(range(0, len(test), AT_ONCE), "test slices", leave=False, disable=None):
+        images = data.pixels(test.iloc[start : start + AT_ONCE])
+        outputs = vqvae.decode(codes[start : start + AT_ONCE])[..., 0]
+        per_slice += metrics.batch_metrics(images, outputs)
+        kept = kept + len(images) * realism.radial_power(outputs)
+        power = power + len(images) * realism.radial_power(images)
+    return codes, per_slice, realism.power_ratio(kept, power)
+
+
+def bits_of_test_slices(models, data, codes):
+    """Bits of the test slices under both priors: of each layout, (n,), and of each of the codes, (n, grid, grid)."""
+    test = data.of("test")
+    layout = dataset.encode(models.layout, data.images, test.row.to_numpy())
+    of_layout = code_lengths(models.layout_prior, dataset.prior_inputs(test, data.labels, codes=layout))
+    inputs = dataset.prior_inputs(test, data.labels, codes=codes, layout=layout)
+    return of_layout.sum(axis=(1, 2)), code_lengths(models.prior, inputs)
+
+
+def count(data):
+    """People, slices, and people of each label in each split, "" for those without one."""
+    found, people = dataset.count(data.slices), data.slices.drop_duplicates(["subject_id", "label"])
+    if data.labels:
+        for split, of_one in found.items():
+            labels = people.label[people.split == split]
+            of_one["labels"] = {name: int((labels == name).sum()) for name in [*data.labels, ""]}
+    return found
+
+
+def measure(model, data):
+    """What metrics.json says of the test people's slices.
+
+    Returns:
+        The dictionary; the codes of the test slices, a dictionary of metrics for each, bits of each code.
+    """
+    test, vqvae, config = data.of("test"), model.vqvae, model.config
+    codes, per_slice, power_ratio = reconstruct(vqvae, data)
+    layout_bits, bits = bits_of_test_slices(model.models, data, codes)
+    for one, of_codes, of_layout in zip(per_slice, bits, layout_bits, strict=True):
+        one["bits_per_code"] = float((of_codes.sum() + of_layout) / of_codes.size)
+    summary = metrics.summarise(per_slice, test.subject_id)
+    per_code = summary.pop("bits_per_code")
+    codebook = metrics.codebook_metrics(codes, vqvae.quantizer.num_embeddings, vqvae.downsampling**2)
+    rates = codebook["bits_per_pixel"], per_code["mean"] / vqvae.downsampling**2
+    result = {
+        "data": config["data"]["title"],
+        "decoder": model.decoder,
+        "split": "test",
+        "splits_sha256": config["splits_sha256"],
+        "slices": len(test),
+        "splits": count(data),
+        "reconstruction": summary,
+        "reconstruction_power_ratio": power_ratio,
+        "codebook": codebook,
+        "baselines": baselines.measure(data, rates[0], vqvae.downsampling / 2, rates[1]),
+        "prior": {
+            "bits_per_code": per_code["mean"],
+            "bits_per_code_ci95": per_code["ci95"],
+            "bits_per_image": per_code["mean"] * bits[0].size,
+            "bits_per_pixel": rates[1],
+            "layout_bits_per_image": metrics.over_people(layout_bits, test.subject_id)["mean"],
+        },
+        "training": {
+            stage: {
+                "epochs": len(rows),
+                "seconds": sum(row["seconds"] for row in rows),
+                "fastest_epoch_seconds": min((row["seconds"] for row in rows), default=None),
+            }
+            for stage, rows in run_folder.read_histories(model.run_dir, model.decoder).items()
+        },
+    }
+    return result, codes, per_slice, bits
+
+
+def find_faults(result):
+    """What a reader must know before the figures: a line for each sign that a model has failed; none is well.
+
+    Args:
+        result: What is in metrics.json.
+    """
+    faults, codebook = [], result["codebook"]
+    if codebook["perplexity"] < max(2, 0.02 * codebook["num_embeddings"]):
+        faults.append(
+            f"the codebook has collapsed: {codebook['codes_in_use']:.0%} of the codes in use, perplexity "
+            f"{codebook['perplexity']:.1f}"
+        )
+    if "realism" in result:
+        copies, samples, floor = (result["realism"][name] for name in ("copies", "samples", "floor"))
+        share = max(copies["share_of_samples"], copies["share_of_samples_by_reconstructions"])
+        if share > 0.05:
+            faults.append(
+                f"samples copy training slices: {share:.0%} are nearer to one than 99 % of test slices, or of their "
+                "reconstructions, are"
+            )
+        alike = [one["ms_ssim_diversity"] for one in (samples, floor)]
+        if None not in alike and alike[0] > alike[1] + 0.1:
+            faults.append(
+                f"samples are alike: MS-SSIM of two of them {alike[0]:.2f}, of two people's slices {alike[1]:.2f}"
+            )
+    return faults

@@ -1,0 +1,59 @@
+"""Which slices are shown in the pictures of a run, and under which words."""
+
+import numpy as np
+
+from evaluation import figures, metrics
+from system.console import with_progress
+
+
+def one_of_each(slices, position, most):
+    """The slice nearest to a position of each of at most `most` people, who are spread over all of them."""
+    away = (slices.slice_position - position).abs()
+    nearest = slices.loc[away.groupby(slices.subject_id, sort=False).idxmin()]
+    return nearest.iloc[np.linspace(0, len(nearest) - 1, min(most, len(nearest))).round().astype(int)]
+
+
+def show_samples(path, images, labels, positions, names, footer):
+    """A picture of at most 32 samples, each under its label and slice position."""
+    titles = [f"{['', *names][k]} at {p:.2f}".strip() for k, p in zip(labels[:32], positions, strict=False)]
+    figures.image_grid(path, images[:32], titles, f"made by the model\n{footer}")
+
+
+def show_positions(path, model, seed, footer, label=None):
+    """A picture of the same noise at eight heights, a row for each label, or for one."""
+    names = model.labels
+    kinds = range(1, len(names) + 1) if label is None else [names.index(label) + 1]
+    kinds = list(kinds) or [0]
+    heights = np.tile(np.linspace(0, 1, 8, dtype="float32"), len(kinds))
+    labels = np.repeat(np.array(kinds, "int32"), 8)
+    drawn = model.draw(labels, heights, seed, np.zeros(len(labels), int))
+    drawn = with_progress(drawn, len(labels), "positions", "slice")
+    figures.image_grid(
+        path,
+        np.concatenate(list(drawn)),
+        [f"at {p:.2f}" for p in heights],
+        f"made by the model from one noise, from the lowest slice position to the highest\n{footer}",
+        row_names=[["", *names][k] for k in kinds],
+    )
+
+
+def show_reconstructions(path, data, decoders, slices, footer):
+    """A picture of some slices, what each decoder makes of their codes, and the last one's difference.
+
+    Args:
+        path: Where it goes.
+        data: The `dataset.Data`.
+        decoders: VQ-VAEs by the name of their row; all have the same codes.
+        slices: DataFrame of the slices.
+        footer: Line under the picture.
+    """
+    images = data.pixels(slices)
+    codes = next(iter(decoders.values())).encode(images[..., None])
+    outputs = {name: vqvae.decode(codes)[..., 0] for name, vqvae in decoders.items()}
+    *_, shown = outputs.values()
+    found = metrics.batch_metrics(images, shown)
+    titles = [
+        f"{one.subject_id} {one.label}\nSSIM {of_one['ssim']:.3f}, head {of_one['ssim_head']:.3f}"
+        for one, of_one in zip(slices.itertuples(), found, strict=True)
+    ]
+    figures.reconstructions(path, images, outputs, titles, footer)

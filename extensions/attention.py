@@ -1,0 +1,118 @@
+"""Two layers of the prior that are of neither paper: attention over the rows above, and a map of known codes.
+
+References
+    Chen et al.: PixelSNAIL: An Improved Autoregressive Generative Model, ICML 2018, arXiv:1712.09763.
+"""
+
+import math
+
+import numpy as np
+from keras import layers, ops
+
+
+class RowAttention(layers.Layer):
+    """Self-attention of the vertical stack over all rows above: what convolutions cannot carry across a whole head.
+
+    Causal attention as in PixelSNAIL (Chen et al. 2018), with two changes that make it cheap. The mask goes by rows
+    instead of by codes: the vertical features of row r know only codes of rows above r, so they may look at the
+    vertical features of every row up to r, and a sampler computes it once a row instead of once a code. And keys and
+    values are averages of neighbouring columns, a few in each row.
+
+    Args:
+        num_heads: Number of heads.
+        head_dim: Length of each head's queries, keys and values.
+        keys_per_row: Keys in each row, at most: the row is cut into parts of equal length.
+
+    Call arguments:
+        v: Vertical features, shape (batch, height, width, channels).
+
+    Returns:
+        v plus what it attended to, same shape.
+    """
+
+    def __init__(self, num_heads=2, head_dim=32, keys_per_row=8, **kwargs):
+        super().__init__(**kwargs)
+        self.num_heads, self.head_dim, self.keys_per_row = num_heads, head_dim, keys_per_row
+        self.norm = layers.LayerNormalization(dtype=self.dtype_policy)
+        self.query = layers.Dense(num_heads * head_dim, use_bias=False, dtype=self.dtype_policy)
+        self.key_value = layers.Dense(2 * num_heads * head_dim, use_bias=False, dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        width = input_shape[2]
+        self.row_keys = max(n for n in range(1, self.keys_per_row + 1) if width % n == 0)
+        self.pool = layers.AveragePooling2D((1, width // self.row_keys), dtype=self.dtype_policy)
+        self.norm.build(input_shape)
+        self.query.build(input_shape)
+        self.key_value.build(input_shape)
+        self.out = layers.Dense(input_shape[-1], dtype=self.dtype_policy)
+        self.out.build((*input_shape[:-1], self.num_heads * self.head_dim))
+
+    def queries_keys_values(self, v):
+        """(B, rows, W, C) -> (B, heads, rows * W, head_dim) and twice (B, heads, rows * row_keys, head_dim)."""
+        x = self.norm(v)
+        key, value = ops.split(self.key_value(self.pool(x)), 2, axis=-1)  # (B, rows, row_keys, heads * head_dim)
+
+        def heads(y):
+            y = ops.reshape(y, (-1, y.shape[1] * y.shape[2], self.num_heads, self.head_dim))
+            return ops.transpose(y, (0, 2, 1, 3))  # (B, heads, places, head_dim)
+
+        return heads(self.query(x)), heads(key), heads(value)
+
+    def attend(self, v, query, key, value, visible):
+        """Adds to v (B, rows, W, C) what its queries find among the visible keys; visible: (queries or 1, keys)."""
+        scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) / math.sqrt(self.head_dim)
+        scores = ops.where(visible, scores, ops.cast(-1e4, scores.dtype))  # (B, heads, queries, keys)
+        found = ops.matmul(ops.softmax(scores), value)  # (B, heads, rows * W, head_dim)
+        found = ops.transpose(found, (0, 2, 1, 3))  # (B, rows * W, heads, head_dim)
+        found = ops.reshape(found, (-1, *v.shape[1:3], self.num_heads * self.head_dim))
+        return v + self.out(found)  # (B, rows, W, C)
+
+    def call(self, v):
+        height, width = v.shape[1:3]
+        query_row = np.repeat(np.arange(height), width)  # (H W,)
+        key_row = np.repeat(np.arange(height), self.row_keys)  # (H row_keys,)
+        return self.attend(v, *self.queries_keys_values(v), visible=key_row <= query_row[:, None])
+
+
+class CodeMap(layers.Layer):
+    """Features for each place of a grid, from another grid of codes that is known as a whole beforehand.
+
+    Conditioning on a spatial map, after van den Oord et al. 2016, section 2.3: nothing here is masked, since the known
+    codes come before all that are to be drawn. The two grids need not be of one size.
+
+    Args:
+        num_embeddings: Number of the known codes.
+        grid_size: Codes along each side of the known grid.
+        output_size: Places along each side of the grid that is told of it.
+        filters: Channels.
+
+    Call arguments:
+        codes: int32, shape (batch, grid_size, grid_size); -1 where a code is not known.
+
+    Returns:
+        Features, shape (batch, output_size, output_size, filters).
+    """
+
+    def __init__(self, num_embeddings, grid_size, output_size, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.grid_size, self.output_size = grid_size, output_size
+        policy = {"dtype": self.dtype_policy}
+        self.embedding = layers.Embedding(num_embeddings + 1, filters, **policy)  # the first row: not known
+        self.convolutions = [layers.Conv2D(filters, 3, padding="same", **policy) for _ in range(4)]
+        self.out = layers.Conv2D(filters, 3, padding="same", **policy)
+
+    def build(self, input_shape):
+        filters = self.embedding.output_dim
+        self.embedding.build(input_shape)
+        for convolution in self.convolutions:
+            convolution.build((None, self.grid_size, self.grid_size, filters))
+        self.out.build((None, self.output_size, self.output_size, filters))
+        # Row r of the output lies over row `nearest[r]` of the known grid.
+        self.nearest = np.arange(self.output_size) * self.grid_size // self.output_size
+
+    def call(self, codes):
+        x = self.embedding(codes + 1)  # (B, h, w) -> (B, h, w, F)
+        for first, second in zip(self.convolutions[::2], self.convolutions[1::2], strict=True):
+            x = x + second(ops.relu(first(ops.relu(x))))
+        x = ops.take(ops.take(x, self.nearest, axis=1), self.nearest, axis=2)  # (B, H, W, F)
+        return self.out(ops.relu(x))

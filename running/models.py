@@ -1,0 +1,232 @@
+"""The models of a run: built from its options, loaded from its folder, begun with those of another run."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import modules
+from running.config import read_config
+from running.run_folder import PRIORS, VQVAES
+from system import devices
+from system.console import UserError
+from system.files import write_whole
+
+
+def resolve_precision(choice):
+    """ "auto" is bfloat16 on a GPU and on processors that multiply it, else float32."""
+    if choice != "auto":
+        return choice
+    cpu_info = Path("/proc/cpuinfo")
+    flags = cpu_info.read_text() if cpu_info.exists() else ""
+    has_bfloat16 = "avx512_bf16" in flags or "amx_bf16" in flags or devices.gpus()
+    return "bfloat16" if has_bfloat16 else "float32"
+
+
+def set_precision(precision):
+    """What models built or loaded from now on compute in; float32 is float32 on GPUs, too (`devices.keep_float32`)."""
+    devices.keep_float32()
+    keras.config.set_dtype_policy({"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision])
+
+
+BESIDE = ("below", "above")  # maps of both priors of a run with --neighbours
+
+
+def build(name, image_size, num_labels, options, vqvae_fingerprint=""):
+    """One of `VQVAES` or `PRIORS`, untrained, at the run's precision.
+
+    Raises:
+        UserError: If the options do not fit each other.
+    """
+    seed = options["data"]["seed"]
+    set_precision(options["precision"])
+    keras.utils.set_random_seed(seed)
+    try:
+        if name in VQVAES:
+            return modules.VQVAE(**{"image_size": image_size, **options[name]}, seed=seed)
+        layout = options["layout"]
+        layout_grid = layout["image_size"] // layout["downsampling"]
+        codes, grid, maps = layout, layout_grid, {}
+        if name == "prior":
+            codes = options["vqvae"]
+            grid = image_size // codes["downsampling"]
+            maps = {"layout": {"num_embeddings": layout["num_embeddings"], "grid_size": layout_grid}}
+        if options.get("heads", {}).get("neighbours"):
+            maps |= {beside: {"num_embeddings": codes["num_embeddings"], "grid_size": grid} for beside in BESIDE}
+        sizes = (codes["num_embeddings"], codes["embedding_dim"], grid, num_labels, maps)
+        return modules.PixelCNN(*sizes, vqvae_fingerprint=vqvae_fingerprint, **options[name], seed=seed)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def start(name, model, run_dir, start_from):
+    """Gives a new model of a run the weights that one of `VQVAES` or `PRIORS` has in another run, --start-from.
+
+    What the other model lacks stays as it is: labels that are others, a map that it has not. The last weights of such a
+    map become 0, so that the prior begins as it was.
+
+    Raises:
+        UserError: If the models differ in size.
+    """
+    trained = load_vqvae(start_from, name) if name in VQVAES else _load(start_from / f"{name}.keras", modules.PixelCNN)
+    set_precision(read_config(run_dir)["options"]["precision"])
+    if name in VQVAES:
+        pairs = [(getattr(model, part), getattr(trained, part)) for part in ("encoder", "quantizer", "decoder")]
+    else:
+        theirs = {layer.name: layer for layer in trained.layers}
+        pairs = [(layer, theirs[layer.name]) for layer in model.layers if layer.name in theirs]
+        labels = [read_config(folder)["data"]["labels"] for folder in (run_dir, start_from)]
+        if labels[0] != labels[1]:
+            pairs = [(layer, other) for layer, other in pairs if layer is not model.label_embedding]
+        new = {layer.name for layer in model.layers} - theirs.keys() - {*BESIDE}
+        if new:
+            raise UserError(f"{start_from}: its {name} lacks {sorted(new)[0]}; leave out the options that change it")
+        for beside in model.maps.keys() - trained.maps.keys():
+            last = model.maps[beside].out
+            last.set_weights([np.zeros_like(w) for w in last.get_weights()])
+    try:
+        for layer, other in pairs:
+            layer.set_weights(other.get_weights())
+        for place in ("codebook", "row_embedding", "column_embedding") if name in PRIORS else ():
+            getattr(model, place).assign(getattr(trained, place))
+    except ValueError as error:
+        raise UserError(f"{start_from}: its {name} has other sizes; leave out the options that change them") from error
+
+
+NEEDS = {"layout_prior": ("layout",), "prior": ("vqvae", "layout"), "sharp": ("vqvae",)}  # stages before a stage
+
+
+def borrow(run_dir, start_from, stage):
+    """Gives a run that trains one stage alone the other models of the run of --start-from, but for those built on it.
+
+    A prior that is another model there, since it is told other maps, is left out.
+    """
+    configs = [read_config(folder) for folder in (start_from, run_dir)]
+    theirs, ours = (config["models"] for config in configs)
+    alike = configs[0]["data"]["labels"] == configs[1]["data"]["labels"]
+    for other in (*VQVAES, *PRIORS, "sharp"):
+        model = other.replace("sharp", "vqvae")
+        same = {**theirs.get(model, {}), "seed": 0} == {**ours[model], "seed": 0} and (alike or other not in PRIORS)
+        if other == stage or stage in NEEDS.get(other, ()) or not same or (run_dir / f"{other}.keras").exists():
+            continue
+        for name in (f"{other}_history.csv", f"{other}.keras"):
+            if (start_from / name).exists():
+                write_whole(run_dir / name, lambda partial, name=name: shutil.copyfile(start_from / name, partial))
+
+
+def give_back(run_dir, start_from, stage):
+    """Removes a stage's model that `borrow` took over, when the stage is to be trained after all."""
+    ours, theirs = (folder / f"{stage}_history.csv" for folder in (run_dir, start_from))
+    if ours.exists() and theirs.exists() and ours.read_bytes() == theirs.read_bytes():
+        for path in (ours, run_dir / f"{stage}.keras"):
+            path.unlink(missing_ok=True)
+
+
+def fingerprint(*vqvaes):
+    """16 hexadecimal digits that tell the codes of some trained VQ-VAEs from any others'."""
+    digest = hashlib.sha256()
+    for vqvae in vqvaes:
+        for variable in (*vqvae.encoder.weights, vqvae.quantizer.codebook):
+            digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable), "float32").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _load(path, kind):
+    """Loads a model of a run in float32, whatever precision it was trained in.
+
+    Raises:
+        UserError: If the file is missing, damaged, another model or of other sizes than config.json says.
+    """
+    set_precision("float32")
+    if not path.exists():
+        raise UserError(f"{path}: not found; run train.py with this --run-dir first")
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # zipfile, h5py and Keras raise many kinds
+        raise UserError(
+            f"{path}: not a model that can be loaded ({type(error).__name__}); train again in another folder"
+        ) from error
+    if not isinstance(model, kind):
+        raise UserError(f"{path}: holds a {type(model).__name__}, not a {kind.__name__}; train again in another folder")
+    config = read_config(path.parent)
+    asked = config.get("models", {}).get(path.stem.replace("sharp", "vqvae"), {})
+    if path.stem == "sharp":
+        asked = asked | {"fine_blocks": config["options"]["sharp_training"].get("fine_blocks", 0)}
+    is_now = json.loads(json.dumps(model.get_config()))
+    is_now.pop("vqvae_fingerprint", None)  # which `load_prior` checks
+    differing = [key for key, value in is_now.items() if asked.get(key, value) != value]
+    if differing:
+        raise UserError(f"{path}: of another run, whose {differing[0]} differs; remove it and run train.py again")
+    return model
+
+
+def load_vqvae(run_dir, name="vqvae"):
+    """Loads one of `VQVAES`, with its plain decoder, in float32; raises UserError where that cannot be."""
+    return _load(run_dir / f"{name}.keras", modules.VQVAE)
+
+
+def load_decoders(run_dir, decoder):
+    """Loads the VQ-VAEs that show what a decoder does, by name, the one asked for last; all have the same codes.
+
+    Args:
+        run_dir: The run folder.
+        decoder: "plain", or "sharp" for both.
+
+    Raises:
+        UserError: If one is missing, damaged or another run's.
+    """
+    vqvae = load_vqvae(run_dir)
+    if decoder == "plain":
+        return {"output": vqvae}
+    sharp = _load(run_dir / "sharp.keras", modules.VQVAE)
+    if fingerprint(sharp) != fingerprint(vqvae):
+        raise UserError(f"{run_dir / 'sharp.keras'}: of another VQ-VAE than vqvae.keras; remove it and its state")
+    return {"plain": vqvae, "sharp": sharp}
+
+
+def load_prior(run_dir, name, *vqvaes):
+    """Loads one of `PRIORS` in float32, and checks that it was trained on the codes of these VQ-VAEs.
+
+    Raises:
+        UserError: As `load_vqvae`, and if they do not belong together.
+    """
+    path = run_dir / f"{name}.keras"
+    prior = _load(path, modules.PixelCNN)
+    if prior.vqvae_fingerprint != fingerprint(*vqvaes):
+        raise UserError(
+            f"{path}: was trained on the codes of VQ-VAE {prior.vqvae_fingerprint}, and the run's are "
+            f"{fingerprint(*vqvaes)}; remove {path.name} and run train.py again"
+        )
+    return prior
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """The trained models of a run.
+
+    Attributes:
+        decoders: VQ-VAEs that differ by their decoder, by name; the last is the one asked for.
+        layout: VQ-VAE of the shrunk slices.
+        layout_prior: Prior of layouts.
+        prior: Prior of codes, given the layout.
+    """
+
+    decoders: dict
+    layout: modules.VQVAE
+    layout_prior: modules.PixelCNN
+    prior: modules.PixelCNN
+
+    @property
+    def vqvae(self):
+        return list(self.decoders.values())[-1]
+
+
+def load_models(run_dir, decoder="plain"):
+    """Loads all models of a run in float32; raises UserError if one is missing, damaged or another run's."""
+    decoders, layout = load_decoders(run_dir, decoder), load_vqvae(run_dir, "layout")
+    layout_prior = load_prior(run_dir, "layout_prior", layout)
+    return Models(decoders, layout, layout_prior, load_prior(run_dir, "prior", *list(decoders.values())[:1], layout))

@@ -1,0 +1,110 @@
+"""A run is opened: its settings are written or compared, its data and codes are found."""
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import dataset
+from running.config import refuse_if_different
+from running.models import build, fingerprint
+from running.run_folder import PRIORS, VQVAES, save, write_splits
+from system import devices
+from system.console import UserError
+from system.files import write_text
+
+
+def open_run(run_dir, options, data):
+    """Writes config.json, splits.csv and, where files were skipped, bad_files.txt; or checks those of an earlier call.
+
+    config.json gets what both models are built with, defaults included.
+
+    Raises:
+        UserError: If the folder holds a run of other settings or other data, or the options do not fit each other.
+    """
+    models = {name: build(name, data.image_size, len(data.labels), options) for name in (*VQVAES, *PRIORS)}
+    config = {
+        "options": options,
+        "models": {name: model.get_config() for name, model in models.items()},
+        "data": {
+            "title": data.title,
+            "credit": data.credit,
+            "layout": data.layout,
+            "image_size": data.image_size,
+            "fingerprint": data.fingerprint,
+            "labels": data.labels,
+            "splits": dataset.count(data.slices),
+            "notices": data.notices,
+            "about": data.about,
+        },
+        "splits_sha256": dataset.splits_sha256(data.slices),
+    }
+    path = run_dir / "config.json"
+    if path.exists():
+        refuse_if_different(path, config)
+    if not devices.is_first():
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for left in run_dir.glob("*.partial*"):  # by a process that was killed while it wrote
+        left.unlink()
+    if path.exists():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        if old["options"].get("sharp_training") != options["sharp_training"]:  # set when that phase begins
+            old["options"]["sharp_training"] = options["sharp_training"]
+            write_text(path, json.dumps(old, indent=2) + "\n")
+        return
+    packages = (keras.backend.backend(), "keras", "numpy", "scipy", "scikit-image", "pillow", "nibabel", "nilearn")
+    config["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    write_splits(run_dir, data)
+    write_text(path, json.dumps(config, indent=2) + "\n")
+
+
+def data_are_at_hand(config, cache_dir=None):
+    """Whether the data of a run lie where it found them: the folder, or the demo cohort in the cache."""
+    how = config["options"]["data"]
+    return Path(how["data_dir"] or Path(cache_dir or how["cache_dir"]) / "demo").exists()
+
+
+def find_data(run_dir, config, data_dir=None, cache_dir=None):
+    """The data of a run, checked to be what it was trained on.
+
+    Args:
+        run_dir: The run folder.
+        config: Its config.json.
+        data_dir, cache_dir: Where the data and their cache are now, if not where the run found them.
+
+    Raises:
+        UserError: If they are not there, or the data or the split have changed.
+    """
+    how = dict(config["options"]["data"])
+    if data_dir is not None:
+        if how["data_dir"] is None:
+            raise UserError(f"--data-dir {data_dir}: {run_dir} is a run on the demo cohort, which needs none")
+        how["data_dir"] = str(data_dir)
+    if cache_dir is not None:
+        how["cache_dir"] = str(cache_dir)
+    data = dataset.prepare(**how)
+    if data.fingerprint != config["data"]["fingerprint"]:
+        raise UserError(f"{how['data_dir'] or 'the demo cohort'}: not the data that {run_dir} was trained on")
+    if dataset.splits_sha256(data.slices) != config["splits_sha256"]:
+        raise UserError(f"{run_dir}: the split is not the one it was trained on; use the code that made it")
+    return data
+
+
+def all_codes(run_dir, vqvae, data):
+    """Codes of every slice, uint16, in the order of splits.csv; computed once and kept in codes.npz."""
+    path, whose = run_dir / "codes.npz", fingerprint(vqvae)
+    if path.exists():
+        try:
+            with path.open("rb") as stream, np.load(stream) as file:
+                codes, of = file["codes"], str(file["vqvae_fingerprint"])
+        except Exception as error:  # zipfile and NumPy raise many kinds
+            raise UserError(f"{path}: cannot be read ({type(error).__name__}); remove it and run again") from error
+        if of == whose and len(codes) == len(data.slices):
+            return codes
+    codes = dataset.encode(vqvae, data.images, data.slices.row.to_numpy())
+    save(lambda partial: np.savez_compressed(partial, codes=codes, vqvae_fingerprint=whose), path)
+    return codes

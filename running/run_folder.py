@@ -1,0 +1,189 @@
+"""The folder of a run: what was asked, on which people, and what came of it.
+
+    config.json            resolved options, versions, the data's fingerprint, the split's SHA-256
+    splits.csv             path, subject_id, session, slice_index, label, split, slice_position
+    vqvae.keras            the best VQ-VAE, by validation reconstruction loss
+    layout.keras           the same of shrunk slices, whose codes are layouts
+    codes.npz              the codes of every slice, in the order of splits.csv
+    layout_prior.keras     the best prior of layouts, by validation bits per code
+    prior.keras            the best prior of codes, given the layout
+    sharp.keras            the VQ-VAE with its sharp decoder, where that phase was run
+    ranges.json            what is usual for the test people, by decoder, once evaluate.py has measured it
+    *_history.csv          one row an epoch
+    progress.png           validation slices and what the VQ-VAE makes of them, after each epoch
+    *_state.weights.h5     from which a stopped run goes on
+
+`train.py` writes it, `predict.py` and `evaluate.py` read it.
+"""
+
+import contextlib
+import json
+import math
+import tempfile
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from system import devices
+from system.console import UserError, in_a_line
+from system.files import write_text, write_whole
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# What was asked, on which people
+# ----------------------------------------------------------------------------------------------------------------
+
+
+VQVAES, PRIORS = ("vqvae", "layout"), ("layout_prior", "prior")  # models of a run, also their stages and files
+MONITORS = {  # what is to be small on the validation people
+    **dict.fromkeys(VQVAES, "val_reconstruction_loss"),
+    **dict.fromkeys(PRIORS, "val_bits_per_code"),
+    "sharp": "val_power_gap",
+}
+
+
+def write_splits(run_dir, data):
+    """Writes splits.csv and, where files were skipped, bad_files.txt."""
+    columns = ["path", "subject_id", "session", "slice_index", "label", "split", "slice_position"]
+    write_text(run_dir / "splits.csv", data.slices[columns].to_csv(index=False, lineterminator="\n"))
+    (run_dir / "bad_files.txt").unlink(missing_ok=True)
+    if data.bad_files:
+        write_text(run_dir / "bad_files.txt", "".join(f"{name}\t{reason}\n" for name, reason in data.bad_files))
+
+
+@contextlib.contextmanager
+def alone_in(run_dir):
+    """Inside, no other train.py of this machine works in the run folder.
+
+    Raises:
+        UserError: If one is at work there already.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / "lock").open("a") as file:
+        with contextlib.suppress(AttributeError, OSError):  # no fcntl on Windows; file systems that cannot lock
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"{run_dir}: another train.py is at work here; give another --run-dir, or wait"
+                ) from error
+        yield
+
+
+def footer(title, credit):
+    """Title and credit of data, for the foot of a picture; a licence in full stands in the report."""
+    lines = dict.fromkeys(filter(None, (title, credit)))
+    return "\n".join(textwrap.shorten(line, 150, placeholder=" …") for line in lines)
+
+
+def read_splits(run_dir):
+    """splits.csv of a run: a DataFrame like `dataset.Data.slices`, but for `row`, for which one needs the data."""
+    path = run_dir / "splits.csv"
+    try:
+        slices = pd.read_csv(path, dtype=str, keep_default_na=False)
+        return slices.astype({"slice_index": int, "slice_position": float})
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path}: damaged, or of an older version ({in_a_line(error)}); train again") from error
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# What came of it
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def save(write, path):
+    """Calls a method that saves to a path; an earlier file stays as it is until the new one is whole.
+
+    Of several processes the first one's file stays. All of them write, since Keras brings its variables up to date when
+    it saves, which they must do together.
+    """
+
+    def into_its_room(partial):
+        if path.exists():  # h5py does not always live through a disk that fills up
+            partial.write_bytes(bytes(path.stat().st_size))
+        write(partial)
+
+    if devices.is_first():
+        write_whole(path, into_its_room)
+    else:
+        with tempfile.TemporaryDirectory() as nowhere:
+            write(Path(nowhere) / path.name)
+
+
+def read_history(path):
+    """Rows of a history as dictionaries of numbers; none where there is no file."""
+    try:
+        return pd.read_csv(path, dtype=str).astype(float).to_dict("records")
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({in_a_line(error)}); train again in another folder") from error
+
+
+def waited(stage, history):
+    """Epochs of a stage's history since the best one; 0 if that was the last."""
+    values = [row.get(MONITORS[stage], math.nan) for row in history]
+    return len(values) - 1 - int(np.argmin(values)) if values else 0
+
+
+def is_finished(stage, history, training):
+    """Whether a stage of this history has had all its epochs, or waited in vain for a better one."""
+    return len(history) >= training["epochs"] or waited(stage, history) >= training["patience"]
+
+
+def read_histories(run_dir, decoder="plain"):
+    """The histories of the stages behind a run's prior and one of its decoders, by stage."""
+    stages = (*VQVAES, *PRIORS, *["sharp"] * (decoder == "sharp"))
+    return {stage: read_history(run_dir / f"{stage}_history.csv") for stage in stages}
+
+
+def best_decoder(run_dir):
+    """ "sharp" where a run has that decoder, else "plain"."""
+    return "sharp" if (run_dir / "sharp.keras").exists() else "plain"
+
+
+def unfinished(run_dir, config, decoder):
+    """A line for each stage, behind the prior and one decoder, that was stopped before its end."""
+    lines = []
+    for stage, history in read_histories(run_dir, decoder).items():
+        training = config["options"][f"{stage}_training"]
+        if not is_finished(stage, history, training):
+            lines.append(f"{stage} was trained for {len(history)} of {training['epochs']} epochs")
+    return lines
+
+
+def read_ranges(run_dir, decoder):
+    """What is usual for test people with a decoder: see `write_ranges`; empty where evaluate.py has not measured it."""
+    path = run_dir / "ranges.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get(decoder, {}) if path.exists() else {}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({in_a_line(error)}); remove it and run evaluate.py") from error
+
+
+def write_ranges(run_dir, decoder, per_slice, subject_ids):
+    """Keeps what is usual: of each metric the range of 98 in 100 test slices, and of the test people's means.
+
+    Args:
+        per_slice: A dictionary of metrics for each test slice.
+        subject_ids: Whose slice each is.
+    """
+    values = pd.DataFrame(per_slice).replace([np.inf, -np.inf], np.nan)
+    slices, people = values.quantile([0.01, 0.99]), values.groupby(np.asarray(subject_ids)).mean()
+    found = {
+        name: {
+            "slices": [round(float(x), 4) for x in slices[name]],
+            "people": [round(float(x), 4) for x in (people[name].min(), people[name].max())],
+        }
+        for name in values
+    }
+    path = run_dir / "ranges.json"
+    old = {other: ranges for other in ("plain", "sharp") if (ranges := read_ranges(run_dir, other))}
+    write_text(path, json.dumps({**old, decoder: found}, indent=2) + "\n")

@@ -1,0 +1,92 @@
+"""Whole heads, drawn slice by slice, each given the one drawn before it.
+
+for some in heads.sample(model, 4):                 # uint8, shape (m, s, S, S), the lowest slice first
+    ...
+"""
+
+import keras
+import numpy as np
+from scipy import ndimage
+
+import dataset
+from evaluation import figures
+from running import run_folder
+from running.models import BESIDE
+from system.console import UserError, with_progress
+from using import scans
+
+SMOOTHING_ALONG_MM = 0.8  # sigma along a head's axis
+FIRST_SLICE = 0.0  # where a head is begun, as a share of its height
+
+
+def are_drawn_by(model):
+    """Whether a model's priors are told the codes of a slice beside: train.py --neighbours."""
+    return set(BESIDE) <= model.models.prior.maps.keys() & model.models.layout_prior.maps.keys()
+
+
+def positions(model):
+    """Slice positions of a whole head, as the run's own scans have them, from 0 to 1."""
+    slices = run_folder.read_splits(model.run_dir)
+    number = slices.groupby(dataset.scan_of(slices)).size().median()
+    return np.linspace(0, 1, int(number), dtype="float32")
+
+
+def sample(model, number, seed=0, label=None, first=FIRST_SLICE, batch_size=16):
+    """Yields new heads, some at a time: uint8, shape (m, s, S, S), the lowest slice first.
+
+    Args:
+        model: A `predict.TrainedModel`.
+        number: How many.
+        seed: A number from which they follow; head i of a seed is the same however many are drawn.
+        label: One of `labels`; None takes labels as often as in training.
+        first: Where the first slice lies, as a share of the height; the others follow upwards, then downwards.
+        batch_size: Heads drawn at a time.
+
+    Raises:
+        UserError: If the run was not trained with --neighbours.
+    """
+    if not are_drawn_by(model):
+        raise UserError(f"{model.run_dir}: its slices belong to nobody; heads need a run of train.py --neighbours")
+    labels, _ = model.conditions(number, seed, label)
+    heights = positions(model)
+    for codes in model.sampler.sample_heads(labels, heights, seed, round(first * (len(heights) - 1)), batch_size):
+        yield np.stack([(decode(model, head) * 255).round().astype("uint8") for head in codes])
+
+
+def with_bar(model, number, seed, label=None):
+    """The heads that `sample` yields, one by one, with their progress."""
+    for some in with_progress(sample(model, number, seed, label), number, "heads", "head"):
+        yield from some
+
+
+def decode(model, codes, smoothing_mm=SMOOTHING_ALONG_MM):
+    """Slices of a head's codes (s, grid, grid): float32 in [0, 1], shape (s, S, S).
+
+    A decoder knows one slice at a time and makes each a little otherwise. So the codebook's entries, z_q, are smoothed
+    along the axis before they are decoded; with that, decoded real heads are nearer to the real ones.
+    """
+    z_q = keras.ops.convert_to_numpy(model.vqvae.quantizer.codebook)[np.asarray(codes)]
+    z_q = ndimage.gaussian_filter(z_q, (smoothing_mm / model.voxel_mm[2], 0, 0, 0))
+    return model.vqvae.decode_vectors(z_q)[..., 0]
+
+
+def write_heads(model, args, folder, footer):
+    """--volumes: whole heads as volumes/volume_000.nii.gz, volumes.png, and a flight through the first, volumes.gif."""
+    about = model.config["data"].get("about", {})
+    plane, orientation = about.get("plane") or "axial", next(iter(about.get("orientation", ())), "RAS")
+    if not about.get("pixel_mm"):
+        print("note: the size of the run's pixels is not known: voxels of 1 mm are written")
+    (folder / "volumes").mkdir(exist_ok=True)
+    for old in (folder / "volumes").glob("volume_*.nii.gz"):
+        old.unlink()
+    labels, _ = model.conditions(args.volumes, args.seed, args.label)
+    shown = []
+    for number, head in enumerate(with_bar(model, args.volumes, args.seed, args.label)):
+        path = folder / "volumes" / f"volume_{number:03d}.nii.gz"
+        scans.write_head(head, path, plane, model.voxel_mm, orientation)
+        shown += [head] * (number < 6)
+    titles = [f"volume {i} {['', *model.labels][k]}".strip() for i, k in enumerate(labels[:6])]
+    views = [figures.views(head, plane, model.voxel_mm) for head in shown]
+    figures.heads(folder / "volumes.png", views, titles, model.voxel_mm[0], f"made by the model\n{footer}")
+    figures.flight(folder / "volumes.gif", shown[0], plane, model.voxel_mm)
+    print(f"{args.volumes} new heads: {folder / 'volumes'}; look at {folder / 'volumes.png'}")
