@@ -11,14 +11,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # The runs behind the README, and codes that priors are compared on.
-IXI_RUN := --background black --vqvae-batch-size 16 --vqvae-epochs 56 --layout-epochs 40 \
-	--layout-prior-epochs 42 --prior-epochs 11 --sharp-epochs 9
-DS_RUN := --preset 1mm --num-slices 64 --slice-spacing 1 --vqvae-batch-size 16 --vqvae-epochs 40 --layout-epochs 40 \
-	--layout-prior-epochs 43 --prior-batch-size 32 --prior-dropout 0.1 --prior-epochs 25 --sharp-epochs 40 --sharp-patience 40
+IXI_RUN := --background black --vqvae-batch-size 16 --vqvae-epochs 56 --coarse-epochs 40 \
+	--coarse-prior-epochs 42 --prior-epochs 11 --sharp-epochs 9
+DS_RUN := --preset 1mm --num-slices 64 --slice-spacing 1 --vqvae-batch-size 16 --vqvae-epochs 40 --coarse-epochs 40 \
+	--coarse-prior-epochs 43 --prior-batch-size 32 --prior-dropout 0.1 --prior-epochs 25 --sharp-epochs 40 --sharp-patience 40
 IXI4 := --run-dir runs/ixi4 --vqvae-epochs 4 --stage vqvae
 
 # The same prior, told the slice below or above as well.
-DS_HEADS := --num-slices 64 --slice-spacing 1 --neighbours --start-from runs/ds002748 --layout-prior-epochs 24 \
+DS_HEADS := --num-slices 64 --slice-spacing 1 --neighbours --start-from runs/ds002748 --coarse-prior-epochs 24 \
 	--prior-batch-size 32 --prior-epochs 14 --prior-learning-rate 0.003
 
 # Trains all stages of a run of that name with these options.
@@ -61,7 +61,7 @@ results: demo
 	$(BIN)/python -m benchmarks.ventricles --run-dir runs/demo --output-dir results/demo
 ifdef DS
 	$(call fit,ds002748,--data-dir $(DS) $(DS_RUN))
-	$(BIN)/python train.py --run-dir runs/heads --data-dir $(DS) $(DS_HEADS) --stage layout_prior
+	$(BIN)/python train.py --run-dir runs/heads --data-dir $(DS) $(DS_HEADS) --stage coarse_prior
 	$(BIN)/python train.py --run-dir runs/heads --data-dir $(DS) $(DS_HEADS) --stage prior
 	$(call measure,ds002748,ds002748)
 	$(BIN)/python evaluate.py --run-dir runs/heads --output-dir results/ds002748_heads --decoder sharp

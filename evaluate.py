@@ -179,7 +179,7 @@ def write(folder, args, model, data, result, found, footer):
 
 
 def run(args):
-    how = (args.layout_temperature, args.temperature, args.top_k, args.top_p)
+    how = (args.coarse_temperature, args.temperature, args.top_k, args.top_p)
     model = TrainedModel(args.run_dir, args.decoder, *how)
     config = model.config
     data, faults = without_black(opening.find_data(args.run_dir, config, args.data_dir, args.cache_dir))

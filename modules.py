@@ -7,9 +7,9 @@ Read from top to bottom:
    with `RowAttention`                                           (Chen et al. 2018);
    `CodeMap` tells it a grid of codes drawn before               (ibid. 2016, section 2.3).
 
-Both models are used twice. A small VQ-VAE of the slice shrunk to 32 x 32 writes its layout, 8 x 8 codes: outline,
+Both models are used twice. A small VQ-VAE of the slice shrunk to 32 x 32 writes its coarse codes, 8 x 8 codes: outline,
 ventricles, where what lies; a small PixelCNN draws layouts. The large PixelCNN draws the slice's own codes, given the
-layout. `sampling.py` draws from both.
+coarse. `sampling.py` draws from both.
 
 Everything is written in `keras.ops`, so the models run under every Keras backend.
 Images are float32 in [0, 1], shape (batch, height, width, 1); grids of codes are int32, shape

@@ -13,7 +13,7 @@ In Python, NumPy in and NumPy out:
     images = model.sample(4, slice_position=0.6)        # float32 in [0, 1], shape (4, 224, 224)
     codes = model.encode(images)                        # int32, shape (4, 28, 28)
     again = model.decode(codes)                         # like images
-    bits, layout_bits = model.bits(images)              # what the priors take to tell them, code by code
+    bits, coarse_bits = model.bits(images)              # what the priors take to tell them, code by code
     filled = model.complete(images[0], mask, 8)         # (8, 224, 224): what is under the mask, drawn anew
 
 The run folder alone is needed. New slices go to --output-dir: samples/sample_0000.png and so on (8-bit grey),
@@ -56,7 +56,7 @@ class TrainedModel:
     Args:
         run_dir: Folder that train.py wrote, or one of `pretrained/`.
         decoder: "plain" or "sharp"; None takes the sharp one where the run has one.
-        layout_temperature, temperature, top_k, top_p: How codes are drawn: see `sampling.SliceSampler`.
+        coarse_temperature, temperature, top_k, top_p: How codes are drawn: see `sampling.SliceSampler`.
 
     Attributes:
         image_size, grid_size: S, and codes along each side of a slice.
@@ -68,14 +68,14 @@ class TrainedModel:
         UserError: If there is no run, or one of its files is damaged or another run's.
     """
 
-    def __init__(self, run_dir, decoder=None, layout_temperature=1.0, temperature=1.0, top_k=0, top_p=1.0):
+    def __init__(self, run_dir, decoder=None, coarse_temperature=1.0, temperature=1.0, top_k=0, top_p=1.0):
         self.run_dir = run_dir = Path(run_dir)
         self.config = read_config(run_dir)
         self.decoder = decoder or run_folder.best_decoder(run_dir)
         self.models = models.load_models(run_dir, self.decoder)
         self.vqvae = self.models.vqvae
         self.sampler = sampling.SliceSampler(
-            self.models.layout_prior, self.models.prior, layout_temperature, temperature, top_k, top_p
+            self.models.coarse_prior, self.models.prior, coarse_temperature, temperature, top_k, top_p
         )
         self.image_size, self.grid_size = self.vqvae.image_size, self.vqvae.grid_size
         self.labels = self.config["data"]["labels"]
@@ -89,10 +89,10 @@ class TrainedModel:
         """Codes of images: int32, shape (n, grid, grid)."""
         return self.vqvae.encode(self._checked(images))
 
-    def encode_layout(self, images):
-        """Layouts of images, the codes of what they are when shrunk: int32, shape (n, 8, 8) by default."""
-        layout = self.models.layout
-        return layout.encode(dataset.shrink(self._checked(images)[..., 0], layout.image_size)[..., None])
+    def encode_coarse(self, images):
+        """Coarses of images, the codes of what they are when shrunk: int32, shape (n, 8, 8) by default."""
+        coarse = self.models.coarse
+        return coarse.encode(dataset.shrink(self._checked(images)[..., 0], coarse.image_size)[..., None])
 
     def decode(self, codes):
         """Images of codes (n, grid, grid)."""
@@ -103,34 +103,34 @@ class TrainedModel:
 
         Args:
             images: The slices.
-            label: One of `labels`; None takes the one that tells each slice's layout in the fewest bits.
+            label: One of `labels`; None takes the one that tells each slice's coarse codes in the fewest bits.
             slice_position: Numbers from 0, the lowest slice of a volume, to 1, shape (n,), or one for all; None takes
-                those that tell the layouts in the fewest bits.
+                those that tell the coarse codes in the fewest bits.
 
         Returns:
-            Bits of each code, given the layout and the codes before, float32, shape (n, grid, grid); and of each code
-            of the layout, shape (n, 8, 8) by default.
+            Bits of each code, given the coarse codes and the codes before, float32, shape (n, grid, grid); and of each
+            coarse code, shape (n, 8, 8) by default.
         """
         return self.bits_of(*self.describe(images, label, slice_position))
 
     def describe(self, images, label=None, slice_position=None):
-        """Codes and layouts of images, and what the priors are told beside: label and slice position, as for `bits`."""
-        layouts = self.encode_layout(images)
-        kinds, heights = self.likeliest(layouts, label, slice_position)
-        return self.encode(images), layouts, {"label": kinds, "slice_position": heights}
+        """Codes and coarse codes of images, and what the priors are told beside: label and slice position."""
+        coarse = self.encode_coarse(images)
+        kinds, heights = self.likeliest(coarse, label, slice_position)
+        return self.encode(images), coarse, {"label": kinds, "slice_position": heights}
 
-    def bits_of(self, codes, layouts, told):
+    def bits_of(self, codes, coarse, told):
         """As `bits`, of what `describe` returns."""
-        of_layout = code_lengths(self.models.layout_prior, {**told, "codes": layouts})
-        return code_lengths(self.models.prior, {**told, "codes": codes, "layout": layouts}), of_layout
+        of_coarse = code_lengths(self.models.coarse_prior, {**told, "codes": coarse})
+        return code_lengths(self.models.prior, {**told, "codes": codes, "coarse": coarse}), of_coarse
 
-    def likeliest(self, layouts, label=None, slice_position=None, known=None):
-        """Labels and slice positions as indices and numbers, each (n,); None takes what makes the layout cheapest.
+    def likeliest(self, coarse, label=None, slice_position=None, known=None):
+        """Labels and slice positions as indices and numbers, each (n,); None takes what makes the codes cheapest.
 
         Where `known` is given, bool (n, h, w), only the bits of those codes count. That a label tells a slice in fewer
         bits is no diagnosis.
         """
-        number = len(layouts)
+        number = len(coarse)
         kinds = range(1, len(self.labels) + 1) if self.labels and label is None else [self._number(label)]
         heights = HEIGHTS if slice_position is None else [None]
         tried = [(kind, height) for kind in kinds for height in heights]
@@ -138,13 +138,13 @@ class TrainedModel:
         if len(tried) == 1:
             return np.full(number, tried[0][0], "int32"), given.copy()
         told = {
-            "codes": np.repeat(layouts, len(tried), axis=0),
+            "codes": np.repeat(coarse, len(tried), axis=0),
             "label": np.tile(np.array([kind for kind, _ in tried], "int32"), number),
             "slice_position": np.concatenate(
                 [[position if height is None else height for _, height in tried] for position in given]
             ).astype("float32"),
         }
-        bits = code_lengths(self.models.layout_prior, told)
+        bits = code_lengths(self.models.coarse_prior, told)
         if known is not None:
             bits = bits * np.repeat(known, len(tried), axis=0)
         best = bits.sum(axis=(1, 2)).reshape(number, -1).argmin(axis=1) + len(tried) * np.arange(number)
@@ -283,7 +283,7 @@ def empty(output_dir, names):
 
 
 def run(args):
-    model = TrainedModel(args.run_dir, args.decoder, args.layout_temperature, args.temperature, args.top_k, args.top_p)
+    model = TrainedModel(args.run_dir, args.decoder, args.coarse_temperature, args.temperature, args.top_k, args.top_p)
     about = model.config["data"]
     footer = run_folder.footer(about["title"], about["credit"])
     print(f"run: {args.run_dir}, trained on {about['title']}")

@@ -1,6 +1,6 @@
-"""Draws grids of codes from a `PixelCNN`, each position computed once; slices by a layout first.
+"""Draws grids of codes from a `PixelCNN`, each position computed once; slices by coarse codes first.
 
-    sampler = sampling.SliceSampler(layout_prior, prior)
+    sampler = sampling.SliceSampler(coarse_prior, prior)
     for codes in sampler.sample(label=[0, 0], slice_position=[0.4, 0.6], seed=0):
         images = vqvae.decode(codes)
 
@@ -66,7 +66,7 @@ def resample(log_weights, uniform):
 def sample_noise(seed, index, grid_size, level=0):
     """The noise of one sample: float32 in [0, 1), shape (grid, grid), from the seed and the sample's index alone.
 
-    `level` tells the noises of several grids of a sample apart: 0 is its codes, 1 its layout.
+    `level` tells the noises of several grids of a sample apart: 0 is its codes, 1 its coarse codes.
     """
     return np.random.default_rng([seed, index, *[2] * level]).random((grid_size, grid_size), "float32")
 
@@ -267,44 +267,44 @@ class PixelCNNSampler(keras.Model):
 
 
 class SliceSampler:
-    """Draws the layout of a slice from one prior, then the slice's codes, given the layout, from another.
+    """Draws the coarse codes of a slice from one prior, then the slice's codes, given the coarse codes, from another.
 
     Args:
-        layout_prior: A `PixelCNN` of layouts.
-        prior: A `PixelCNN` whose `maps` has `layout`.
-        layout_temperature: Of the layouts. Below 1 their anatomy is more common, and the texture keeps its grain.
+        coarse_prior: A `PixelCNN` of coarse codes.
+        prior: A `PixelCNN` whose `maps` has `coarse`.
+        coarse_temperature: Of the coarse codes. Below 1 their anatomy is more common, and the texture keeps its grain.
         temperature, top_k, top_p: Of the slice's codes: see `draw_codes`.
 
     Raises:
         ValueError: For an option out of range, or a prior of another precision.
     """
 
-    def __init__(self, layout_prior, prior, layout_temperature=1.0, temperature=1.0, top_k=0, top_p=1.0):
-        self.layouts = PixelCNNSampler(layout_prior, layout_temperature)
+    def __init__(self, coarse_prior, prior, coarse_temperature=1.0, temperature=1.0, top_k=0, top_p=1.0):
+        self.coarse = PixelCNNSampler(coarse_prior, coarse_temperature)
         self.codes = PixelCNNSampler(prior, temperature, top_k, top_p)
-        self.layout_filter = PixelCNNSampler(layout_prior, layout_temperature, particles=True)
+        self.coarse_filter = PixelCNNSampler(coarse_prior, coarse_temperature, particles=True)
         self.code_filter = PixelCNNSampler(prior, temperature, top_k, top_p, particles=True)
 
-    def sample(self, label, slice_position, seed, noise_index=None, batch_size=32, known=None, known_layout=None):
+    def sample(self, label, slice_position, seed, noise_index=None, batch_size=32, known=None, known_coarse=None):
         """Draws one grid of codes for each label and slice position, as `PixelCNNSampler.sample` does.
 
-        `known` and `known_layout` hold codes that are given, of the slice and of its layout.
+        `known` and `known_coarse` hold codes that are given, of the slice and of its coarse codes.
         """
         noise_index = np.arange(len(label)) if noise_index is None else np.asarray(noise_index)
         label, slice_position = np.asarray(label), np.asarray(slice_position)
         for start in range(0, len(label), batch_size):
             part = slice(start, start + batch_size)
-            given, given_layout = (None if codes is None else codes[part] for codes in (known, known_layout))
+            given, given_coarse = (None if codes is None else codes[part] for codes in (known, known_coarse))
             how = {"seed": seed, "batch_size": batch_size, "noise_index": noise_index[part]}
-            yield self.draw(label[part], slice_position[part], given, given_layout, how)[0]
+            yield self.draw(label[part], slice_position[part], given, given_coarse, how)[0]
 
-    def draw(self, label, slice_position, known, known_layout, how, beside=None, layouts_beside=None):
-        """Codes and layouts of one batch; `beside` and `layouts_beside` are those of slices beside them, by map."""
-        (layout,) = self.layouts.sample(
-            label, slice_position, known=known_layout, level=1, **how, **(layouts_beside or {})
+    def draw(self, label, slice_position, known, known_coarse, how, beside=None, coarse_beside=None):
+        """Codes and coarse of one batch; `beside` and `coarse_beside` are those of slices beside them, by map."""
+        (coarse,) = self.coarse.sample(
+            label, slice_position, known=known_coarse, level=1, **how, **(coarse_beside or {})
         )
-        (codes,) = self.codes.sample(label, slice_position, known=known, layout=layout, **how, **(beside or {}))
-        return codes, layout
+        (codes,) = self.codes.sample(label, slice_position, known=known, coarse=coarse, **how, **(beside or {}))
+        return codes, coarse
 
     def sample_heads(self, label, slice_positions, seed, first=0, batch_size=16, noise_index=None):
         """Draws all slices of some heads, each given the one drawn before it, below or above; for priors told those.
@@ -323,7 +323,7 @@ class SliceSampler:
         Raises:
             ValueError: If the priors are not told the codes of a slice beside.
         """
-        if not {"below", "above"} <= self.codes.prior.maps.keys() & self.layouts.prior.maps.keys():
+        if not {"below", "above"} <= self.codes.prior.maps.keys() & self.coarse.prior.maps.keys():
             raise ValueError("the priors are not told the codes of the slices below and above")
         number, label = len(slice_positions), np.asarray(label)
         noise_index = np.arange(len(label)) if noise_index is None else np.asarray(noise_index)
@@ -340,15 +340,15 @@ class SliceSampler:
                 drawn[i] = self.draw(label[part], position, None, None, how, *beside)
             yield np.stack([drawn[i][0] for i in range(number)], axis=1)
 
-    def complete(self, known, known_layout, label, slice_position, number, seed, particles=32):
+    def complete(self, known, known_coarse, label, slice_position, number, seed, particles=32):
         """Draws the rest of a slice of which some codes are known, wherever they are.
 
-        Each draw has a particle filter of its own (`PixelCNNSampler`). It runs over the layout, then, each particle
-        with its layout, over the slice's codes; one particle is drawn from the last by its weight. The more particles,
-        the nearer the draw is to one from p(unknown codes | known codes).
+        Each draw has a particle filter of its own (`PixelCNNSampler`). It runs over the coarse codes, then, each
+        with its own, over the slice's codes; one particle is drawn from the last by its weight. The more particles, the
+        nearer the draw is to one from p(unknown codes | known codes).
 
         Args:
-            known, known_layout: Codes of the slice (grid, grid) and of its layout (h, h), -1 where they are not known.
+            known, known_coarse: Codes of the slice (grid, grid) and its coarse codes (h, h), -1 where not known.
             label, slice_position: Those of the slice, one number each.
             number: How many draws.
             seed: Non-negative integer; draw i of a seed is the same however many are drawn.
@@ -379,8 +379,8 @@ class SliceSampler:
         drawn = []
         for index in range(number):
             rng = np.random.default_rng([seed, index, 3])
-            layouts, shares = run(self.layout_filter, rng, known_layout)
-            layouts = layouts[rng.choice(particles, particles, p=shares)]
-            codes, shares = run(self.code_filter, rng, known, layout=layouts)
+            coarse, shares = run(self.coarse_filter, rng, known_coarse)
+            coarse = coarse[rng.choice(particles, particles, p=shares)]
+            codes, shares = run(self.code_filter, rng, known, coarse=coarse)
             drawn.append(codes[rng.choice(particles, p=shares)])
         return np.stack(drawn)

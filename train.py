@@ -1,4 +1,4 @@
-"""Trains both stages: a VQ-VAE on brain slices, then a PixelCNN prior on its grids of codes; each also for layouts.
+"""Trains both stages: a VQ-VAE on brain slices, then a PixelCNN prior on its codes; each also for coarse codes.
 
     python train.py                                        # the embedded demo cohort
     python train.py --data-dir ../shared/data/ixi          # BIDS volumes; OASIS and ADNI folders likewise
@@ -129,7 +129,7 @@ def initialise(model, batches, batch_size):
 
 
 def train_vqvae(run_dir, data, options, name="vqvae"):
-    """Stage 1: fits a VQ-VAE to the training people's slices; `name` is "layout" for that of shrunk slices."""
+    """Stage 1: fits a VQ-VAE to the training people's slices; `name` is "coarse" for that of shrunk slices."""
     training, seed = options[f"{name}_training"], options["data"]["seed"]
     model = models.build(name, data.image_size, len(data.labels), options)
     size, batch_size = model.image_size, training["batch_size"]
@@ -151,22 +151,22 @@ def train_vqvae(run_dir, data, options, name="vqvae"):
 
 
 def train_prior(run_dir, data, options, name="prior"):
-    """Stage 2: fits a PixelCNN to the codes of the training people's slices; "layout_prior" is that of layouts.
+    """Stage 2: fits a PixelCNN to the codes of the training people's slices; "coarse_prior" is that of coarse codes.
 
-    Codes are told the layout of the same slice, and at drawing a layout that the other prior has drawn.
+    Codes are told the coarse codes of the same slice, and at drawing coarse codes that the other prior has drawn.
     """
     training, seed = options[f"{name}_training"], options["data"]["seed"]
     train, validation = data.of("train"), data.of("validation")
-    layout = models.load_vqvae(run_dir, "layout")
-    of_layout = dataset.encode(layout, data.images, validation.row.to_numpy())
-    if name == "layout_prior":
-        encoders, codes = {"codes": layout}, {"codes": of_layout}
+    coarse = models.load_vqvae(run_dir, "coarse")
+    of_coarse = dataset.encode(coarse, data.images, validation.row.to_numpy())
+    if name == "coarse_prior":
+        encoders, codes = {"codes": coarse}, {"codes": of_coarse}
     else:
         vqvae = models.load_vqvae(run_dir)
-        encoders = {"codes": vqvae, "layout": layout}
+        encoders = {"codes": vqvae, "coarse": coarse}
         codes = {
             "codes": opening.all_codes(run_dir, vqvae, data)[data.slices.split == "validation"],
-            "layout": of_layout,
+            "coarse": of_coarse,
         }
     if (run_dir / f"{name}.keras").exists():
         models.load_prior(run_dir, name, *encoders.values())  # raises if it belongs to another VQ-VAE
@@ -220,8 +220,8 @@ def train_sharp(run_dir, data, options):
 
 STAGES = {
     "vqvae": train_vqvae,
-    "layout": functools.partial(train_vqvae, name="layout"),
-    "layout_prior": functools.partial(train_prior, name="layout_prior"),
+    "coarse": functools.partial(train_vqvae, name="coarse"),
+    "coarse_prior": functools.partial(train_prior, name="coarse_prior"),
     "prior": train_prior,
     "sharp": train_sharp,
 }

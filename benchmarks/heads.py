@@ -25,7 +25,7 @@ from using.heads import positions as positions_of
 WAYS = {
     "from the lowest": {},
     "from the middle": {"first": 0.5},
-    "from the lowest, layout temperature 0.8": {"layout_temperature": 0.8},
+    "from the lowest, coarse temperature 0.8": {"coarse_temperature": 0.8},
     "from the lowest, temperature 0.9": {"temperature": 0.9},
     "from the lowest, not smoothed": {"smoothing_mm": 0.0},
 }
@@ -35,10 +35,10 @@ def bits_by_height(model, stacks, labels):
     """Bits of each code of heads' codes (n, s, grid, grid), given the slice below, in eight parts from the bottom."""
     found, positions = [], positions_of(model)
     for codes, label in zip(stacks, labels, strict=True):
-        layout = model.encode_layout(model.decode(codes))
+        coarse = model.encode_coarse(model.decode(codes))
         inputs = {
             "codes": codes,
-            "layout": layout,
+            "coarse": coarse,
             "label": np.full(len(codes), label, "int32"),
             "slice_position": positions,
             "below": np.concatenate([np.full_like(codes[:1], -1), codes[:-1]]),
@@ -52,15 +52,15 @@ def given_real(model, real, labels, seed=0):
     made, positions = [], positions_of(model)
     for number, (head, label) in enumerate(zip(real, labels, strict=True)):
         codes = model.encode(head / np.float32(255))
-        layouts = model.encode_layout(head / np.float32(255))
-        beside, of_layout = (np.concatenate([np.full_like(x[:1], -1), x[:-1]]) for x in (codes, layouts))
+        coarse = model.encode_coarse(head / np.float32(255))
+        beside, of_coarse = (np.concatenate([np.full_like(x[:1], -1), x[:-1]]) for x in (codes, coarse))
         slices = []
         for start in range(0, len(codes), 32):
             part = slice(start, min(start + 32, len(codes)))
             where = np.arange(part.start, part.stop)
             how = {"seed": seed, "batch_size": 32, "noise_index": number * len(codes) + where}
             told = (np.full(len(where), label, "int32"), positions[part], None, None, how)
-            slices.append(model.sampler.draw(*told, {"below": beside[part]}, {"below": of_layout[part]})[0])
+            slices.append(model.sampler.draw(*told, {"below": beside[part]}, {"below": of_coarse[part]})[0])
         made.append(np.concatenate(slices))
     return np.stack(made)
 
@@ -105,7 +105,7 @@ def run(args):
     rows.append(row("test people, decoded", decoded(real_codes), rows[0]["bits"]))
     rows.append(row("test people, decoded, not smoothed", decoded(real_codes, 0.0), rows[0]["bits"]))
     for name, how in WAYS.items():
-        temperatures = {key: how[key] for key in ("layout_temperature", "temperature") if key in how}
+        temperatures = {key: how[key] for key in ("coarse_temperature", "temperature") if key in how}
         drawer = TrainedModel(args.run_dir, **temperatures) if temperatures else model
         first = round(how.get("first", 0.0) * (len(test[0]) - 1))
         stacks = drawer.sampler.sample_heads(labels, positions_of(model), 0, first, 16)

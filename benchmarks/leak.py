@@ -38,14 +38,14 @@ def measure(models, data, training):
     """Figures of the test slices of `data`; `training` are those among which the nearest is looked for, (n, S, S)."""
     test, images = data.of("test"), data.pixels(data.of("test"))
     codes, per_slice, _ = measure.reconstruct(models.vqvae, data)
-    layout_bits, bits = measure.code_lengths(models, data, codes)
+    coarse_bits, bits = measure.code_lengths(models, data, codes)
     known, asked = (some.reshape(len(some), -1)[:, ::4] for some in (training, images))
     nearest = NearestNeighbors(n_neighbors=1).fit(known).kneighbors(asked, return_distance=False)[:, 0]
     copies = zip(images, training[nearest], strict=True)
     found = {
         "ssim_head": [one["ssim_head"] for one in per_slice],
         "copy_ssim_head": [metrics.slice_metrics(image, other)["ssim_head"] for image, other in copies],
-        "bits_per_code": (layout_bits + bits.sum(axis=(1, 2))) / codes[0].size,
+        "bits_per_code": (coarse_bits + bits.sum(axis=(1, 2))) / codes[0].size,
     }
     people = test.subject_id.str.split("_").str[0]  # the true one, whatever the split took for a person
     return {"slices": len(test), **{name: metrics.over_people(values, people) for name, values in found.items()}}

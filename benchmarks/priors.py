@@ -4,7 +4,7 @@
 
 What a row does not say is as in train.py, with the learning rate going by its own clock (`race.py`). The textbook has
 about as many parameters as the default; it is shown as it is usually trained (Adam at 1e-3, nothing else) and with the
-recipe here. None is told a layout. Bits per code are those of the validation people's codes.
+recipe here. None is told coarse codes. Bits per code are those of the validation people's codes.
 """
 
 import dataclasses

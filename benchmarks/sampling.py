@@ -3,7 +3,7 @@
     python -m benchmarks.sampling --output results/sampling.json --naive-steps 2
     python -m benchmarks.sampling --memory --grid 32 --batch 64 128 256 512 --output results/sampling_memory.json
 
-A draw is a layout of 8 x 8 codes and then a grid of codes, given it. The priors have random weights: how long a draw
+A draw is 8 x 8 coarse codes and then a grid of codes, given them. The priors have random weights: how long a draw
 takes does not depend on them. The textbook loop runs the whole network for every code; it is timed over its first
 `--naive-steps` codes of either grid, which cost the same each. `exact` says that the codes
 agree, all of them: a pass over the sampler's grids gives at every place the logits that the textbook loop would have
@@ -23,16 +23,16 @@ from benchmarks import harness, worker
 from running import options
 
 NUM_CODES, NUM_LABELS, SEED = 256, 2, 0
-LAYOUT = {"num_embeddings": 64, "grid_size": 8}
+COARSE = {"num_embeddings": 64, "grid_size": 8}
 SIZES = {"filters": 96, "num_blocks": 10}
 
 
 def build(grid):
-    """The prior of layouts, as train.py makes it, and one of grids of so many codes a side."""
-    of_layout = dataclasses.asdict(options.LayoutPrior())
+    """The prior of coarse codes, as train.py makes it, and one of grids of so many codes a side."""
+    of_coarse = dataclasses.asdict(options.CoarsePrior())
     return (
-        modules.PixelCNN(LAYOUT["num_embeddings"], 16, LAYOUT["grid_size"], NUM_LABELS, **of_layout),
-        modules.PixelCNN(NUM_CODES, 64, grid, NUM_LABELS, {"layout": LAYOUT}, **SIZES),
+        modules.PixelCNN(COARSE["num_embeddings"], 16, COARSE["grid_size"], NUM_LABELS, **of_coarse),
+        modules.PixelCNN(NUM_CODES, 64, grid, NUM_LABELS, {"coarse": COARSE}, **SIZES),
     )
 
 
@@ -47,17 +47,17 @@ def naive_loop(prior, conditions, uniform, steps):
 
 def measure(priors, batch, naive_steps):
     """One row of the table."""
-    sampler, (of_layout, prior) = sampling.SliceSampler(*priors), priors
+    sampler, (of_coarse, prior) = sampling.SliceSampler(*priors), priors
     labels, positions = np.arange(batch, dtype="int32") % (NUM_LABELS + 1), np.linspace(0, 1, batch, dtype="float32")
     conditions = {"label": labels, "slice_position": positions}
 
     def draw():
         return next(sampler.sample(**conditions, seed=SEED, batch_size=batch))
 
-    layout = next(sampler.layouts.sample(**conditions, seed=SEED, batch_size=batch, level=1))
+    coarse = next(sampler.coarse.sample(**conditions, seed=SEED, batch_size=batch, level=1))
     levels = (
-        (of_layout, {**conditions, "codes": layout}, 1),
-        (prior, {**conditions, "layout": layout, "codes": draw()}, 0),
+        (of_coarse, {**conditions, "codes": coarse}, 1),
+        (prior, {**conditions, "coarse": coarse, "codes": draw()}, 0),
     )
 
     def teacher_forced():

@@ -60,11 +60,11 @@ def save(model, path):
 def run(args):
     has_sharp = (args.run_dir / "sharp.keras").exists()
     trained = load_models(args.run_dir, "sharp" if has_sharp else "plain")
-    vqvae, layout = rounded(next(iter(trained.decoders.values()))), rounded(trained.layout)
-    kept = {"vqvae": vqvae, "layout": layout}
+    vqvae, coarse = rounded(next(iter(trained.decoders.values()))), rounded(trained.coarse)
+    kept = {"vqvae": vqvae, "coarse": coarse}
     if has_sharp:
         kept["sharp"] = rounded(trained.vqvae)
-    for name, of in (("layout_prior", [layout]), ("prior", [vqvae, layout])):
+    for name, of in (("coarse_prior", [coarse]), ("prior", [vqvae, coarse])):
         prior = rounded(getattr(trained, name))
         again = type(prior)(**prior.get_config() | {"vqvae_fingerprint": fingerprint(*of)})
         again.set_weights(prior.get_weights())

@@ -19,7 +19,7 @@ from running import run_folder
 from running.config import read_config
 
 SHOWN = 6  # samples of each
-EPOCHS = {"vqvae": 8, "layout": 10, "layout_prior": 12, "prior": 8}
+EPOCHS = {"vqvae": 8, "coarse": 10, "coarse_prior": 12, "prior": 8}
 
 
 def link_people(data_dir, folder, people):
@@ -35,9 +35,9 @@ def link_people(data_dir, folder, people):
 def measure(model, data, run_dir):
     """Figures of a run on test people that it does not know, and some samples."""
     codes, per_slice, _ = measure.reconstruct(model.vqvae, data)
-    layout_bits, bits = measure.code_lengths(model.models, data, codes)
-    for one, of_codes, of_layout in zip(per_slice, bits, layout_bits, strict=True):
-        one["bits_per_image"] = float(of_codes.sum() + of_layout)
+    coarse_bits, bits = measure.code_lengths(model.models, data, codes)
+    for one, of_codes, of_coarse in zip(per_slice, bits, coarse_bits, strict=True):
+        one["bits_per_image"] = float(of_codes.sum() + of_coarse)
     labels, positions = model.conditions(SHOWN)
     images = np.concatenate(list(model.draw(labels, positions)))
     row = {}

@@ -172,7 +172,8 @@ def results():
         "bits per pixel, by the codes' entropy": "{codebook[entropy_bits_per_pixel]:.3f}",
         "bits per pixel, under the prior": "{prior[bits_per_pixel]:.4f}",
         "priors, bits per code": interval("prior", 3, "[bits_per_code]", "[bits_per_code_ci95]"),
-        "bits per slice / of these the layout's": "{prior[bits_per_image]:,.0f} / {prior[layout_bits_per_image]:,.0f}",
+        "bits per slice / of these the coarse codes'": "{prior[bits_per_image]:,.0f} / "
+        "{prior[coarse_bits_per_image]:,.0f}",
         "codes / in use / perplexity": codes,
     }
     for one in found:

@@ -63,7 +63,7 @@ def layers(name):
     """The layers of a model of the shipped run: see `layers_of`.
 
     Args:
-        name: "vqvae" (with the plain decoder), "sharp" (the same with the sharp one), "layout", "layout_prior" or
+        name: "vqvae" (with the plain decoder), "sharp" (the same with the sharp one), "coarse", "coarse_prior" or
             "prior".
     """
     models = shipped_models()
@@ -403,16 +403,16 @@ class Canvas:
 
 
 def draw_architecture(model, image, pixel_mm):
-    """The VQ-VAE with its layers and the gradient, the layout, and the prior that draws new codes.
+    """The VQ-VAE with its layers and the gradient, the coarse codes, and the prior that draws new codes.
 
     A code has the same colour wherever it is shown: see `colours_of`.
     """
     canvas = Canvas(9.72)
     colours, ranks = colours_of(model.vqvae)
-    layout_colours, _ = colours_of(model.models.layout)
+    coarse_colours, _ = colours_of(model.models.coarse)
     draw_vqvae(canvas, model, image, colours, ranks, pixel_mm)
-    draw_layout(canvas, model, image, layout_colours)
-    draw_prior(canvas, model, colours, layout_colours, pixel_mm)
+    draw_coarse(canvas, model, image, coarse_colours)
+    draw_prior(canvas, model, colours, coarse_colours, pixel_mm)
     canvas.write("architecture.png")
 
 
@@ -497,40 +497,40 @@ def short(name, number):
     return name.replace("residual block", "residual\nblock") + f" × {number}" * (number > 1)
 
 
-def draw_layout(canvas, model, image, colours):
+def draw_coarse(canvas, model, image, colours):
     """The strip in the middle: the small VQ-VAE of the shrunk slice."""
-    layout, y, side, x = model.models.layout, 5.42, 0.6, 1.65
-    codes, shrunk = model.encode_layout(image[None]), dataset.shrink(image[None], model.models.layout.image_size)
-    words = f"Layout: a second,\nsmall VQ-VAE of\nthe slice shrunk to\n{by(shrunk[0].shape)} pixels"
+    coarse, y, side, x = model.models.coarse, 5.42, 0.6, 1.65
+    codes, shrunk = model.encode_coarse(image[None]), dataset.shrink(image[None], model.models.coarse.image_size)
+    words = f"Coarse: a second,\nsmall VQ-VAE of\nthe slice shrunk to\n{by(shrunk[0].shape)} pixels"
     canvas.text(0.15, y, words, ha="left")
     canvas.picture(x, y - side / 2, side, shrunk[0], **GREY)
     x += side
-    for network, colour in ((layout.encoder, ENCODER), (layout.decoder, DECODER)):
+    for network, colour in ((coarse.encoder, ENCODER), (coarse.decoder, DECODER)):
         rows = merged_parts(network)
         for place, (_, shape, _) in enumerate(rows):
-            is_z_e = network is layout.encoder and place == len(rows) - 1
-            start, after = canvas.slab(x + 0.36, y, shape, VECTORS if is_z_e else colour, 5 * layout.image_size)
+            is_z_e = network is coarse.encoder and place == len(rows) - 1
+            start, after = canvas.slab(x + 0.36, y, shape, VECTORS if is_z_e else colour, 5 * coarse.image_size)
             canvas.arrow((x + 0.03, y), (start - 0.03, y))
             x = after
         canvas.arrow((x + 0.03, y), (x + 0.22, y))
         x += 0.25
-        if network is layout.encoder:
+        if network is coarse.encoder:
             canvas.picture(x, y - side / 2, side, colours[codes[0]])
-            words = f"{by(codes[0].shape)} codes of {layout.quantizer.num_embeddings}"
+            words = f"{by(codes[0].shape)} codes of {coarse.quantizer.num_embeddings}"
             canvas.text(x + side / 2, y + side / 2 + 0.1, words)
             x += side
-    canvas.picture(x, y - side / 2, side, layout.decode(codes)[0, ..., 0], **GREY)
+    canvas.picture(x, y - side / 2, side, coarse.decode(codes)[0, ..., 0], **GREY)
 
 
-def draw_prior(canvas, model, colours, layout_colours, pixel_mm):
+def draw_prior(canvas, model, colours, coarse_colours, pixel_mm):
     """The lower part: a grid half drawn, both stacks, the chances of the next code, the whole grid, the new slice."""
     prior, y, high = model.models.prior, 7.3, 0.575
     size, seed = prior.grid_size, 0  # the first slice of this seed
     canvas.title(6.08, "2  PixelCNN: new codes are drawn one by one, and decoded to a new slice")
-    (layout,) = model.sampler.layouts.sample([0], [POSITION], seed, batch_size=1, level=1)
-    (codes,) = model.sampler.sample([0], [POSITION], seed, batch_size=1, known_layout=layout)
+    (coarse,) = model.sampler.coarse.sample([0], [POSITION], seed, batch_size=1, level=1)
+    (codes,) = model.sampler.sample([0], [POSITION], seed, batch_size=1, known_coarse=coarse)
     place = (size // 2, size // 2)
-    chances = keras.ops.convert_to_numpy(keras.ops.softmax(prior(told(codes, layout))[0, *place]))
+    chances = keras.ops.convert_to_numpy(keras.ops.softmax(prior(told(codes, coarse))[0, *place]))
 
     half = colours[codes[0]].copy()
     half.reshape(-1, 3)[place[0] * size + place[1] :] = NOT_DRAWN
@@ -556,9 +556,9 @@ def draw_prior(canvas, model, colours, layout_colours, pixel_mm):
     canvas.text((x + 1.3) / 2, y - 0.95, words, bbox={"facecolor": "white", "edgecolor": "none", "pad": 4})
 
     low = 8.3
-    canvas.picture(0.15, low + 0.2, 0.6, layout_colours[layout[0]])
+    canvas.picture(0.15, low + 0.2, 0.6, coarse_colours[coarse[0]])
     canvas.text(
-        0.85, low + 0.5, "told beforehand:\nthe layout, drawn by\na small PixelCNN;\nlabel, slice position", ha="left"
+        0.85, low + 0.5, "told beforehand:\ncoarse codes, drawn by\na small PixelCNN;\nlabel, slice position", ha="left"
     )
     canvas.arrow((1.6, low + 0.12), (1.6, low - 0.2), (1.96, low - 0.1), (1.96, below + side / 2 + 0.03))
     draw_kernels(canvas, prior, 3.0, low)
@@ -735,13 +735,13 @@ def draw_receptive_field(prior, inputs):
     canvas.write("receptive_field.png")
 
 
-def told(codes, layout):
+def told(codes, coarse):
     """What a prior is told of one slice, and the slice's codes; the label is not known."""
     return {
         "codes": codes,
         "label": np.zeros(1, "int32"),
         "slice_position": np.full(1, POSITION, "float32"),
-        "layout": layout,
+        "coarse": coarse,
     }
 
 
@@ -752,7 +752,7 @@ def run(args):
     draw_architecture(model, image, pixel_mm)
     draw_gradient(model.models.decoders["plain"], image, pixel_mm)
     draw_masks(model.models.prior)
-    inputs = told(model.encode(image[None]), model.encode_layout(image[None]))
+    inputs = told(model.encode(image[None]), model.encode_coarse(image[None]))
     draw_receptive_field(model.models.prior, inputs)
 
 

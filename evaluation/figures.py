@@ -185,8 +185,8 @@ def history(path, stages, footer):
         ("vqvae", "ssim", "VQ-VAE, SSIM", "linear"),
         ("vqvae", "psnr_db", "VQ-VAE, PSNR (dB)", "linear"),
         ("vqvae", "perplexity", "perplexity of the codes", "linear"),
-        ("layout", "reconstruction_loss", "layout, reconstruction loss", "log"),
-        ("layout_prior", "bits_per_code", "prior of layouts, bits per code", "linear"),
+        ("coarse", "reconstruction_loss", "coarse codes, reconstruction loss", "log"),
+        ("coarse_prior", "bits_per_code", "prior of coarse codes, bits per code", "linear"),
         ("prior", "bits_per_code", "prior, bits per code", "linear"),
         ("sharp", "least_power", "sharp, least power kept in a band", "linear"),
     ]

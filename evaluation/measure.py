@@ -50,12 +50,12 @@ def reconstruct(vqvae, data):
 
 
 def bits_of_test_slices(models, data, codes):
-    """Bits of the test slices under both priors: of each layout, (n,), and of each of the codes, (n, grid, grid)."""
+    """Bits of the test slices: of the coarse codes of each, (n,), and of each of the codes, (n, grid, grid)."""
     test = data.of("test")
-    layout = dataset.encode(models.layout, data.images, test.row.to_numpy())
-    of_layout = code_lengths(models.layout_prior, dataset.prior_inputs(test, data.labels, codes=layout))
-    inputs = dataset.prior_inputs(test, data.labels, codes=codes, layout=layout)
-    return of_layout.sum(axis=(1, 2)), code_lengths(models.prior, inputs)
+    coarse = dataset.encode(models.coarse, data.images, test.row.to_numpy())
+    of_coarse = code_lengths(models.coarse_prior, dataset.prior_inputs(test, data.labels, codes=coarse))
+    inputs = dataset.prior_inputs(test, data.labels, codes=codes, coarse=coarse)
+    return of_coarse.sum(axis=(1, 2)), code_lengths(models.prior, inputs)
 
 
 def count(data):
@@ -76,9 +76,9 @@ def measure(model, data):
     """
     test, vqvae, config = data.of("test"), model.vqvae, model.config
     codes, per_slice, power_ratio = reconstruct(vqvae, data)
-    layout_bits, bits = bits_of_test_slices(model.models, data, codes)
-    for one, of_codes, of_layout in zip(per_slice, bits, layout_bits, strict=True):
-        one["bits_per_code"] = float((of_codes.sum() + of_layout) / of_codes.size)
+    coarse_bits, bits = bits_of_test_slices(model.models, data, codes)
+    for one, of_codes, of_coarse in zip(per_slice, bits, coarse_bits, strict=True):
+        one["bits_per_code"] = float((of_codes.sum() + of_coarse) / of_codes.size)
     summary = metrics.summarise(per_slice, test.subject_id)
     per_code = summary.pop("bits_per_code")
     codebook = metrics.codebook_metrics(codes, vqvae.quantizer.num_embeddings, vqvae.downsampling**2)
@@ -99,7 +99,7 @@ def measure(model, data):
             "bits_per_code_ci95": per_code["ci95"],
             "bits_per_image": per_code["mean"] * bits[0].size,
             "bits_per_pixel": rates[1],
-            "layout_bits_per_image": metrics.over_people(layout_bits, test.subject_id)["mean"],
+            "coarse_bits_per_image": metrics.over_people(coarse_bits, test.subject_id)["mean"],
         },
         "training": {
             stage: {

@@ -167,8 +167,8 @@ HEADS_OF = {
 }
 STAGES = {
     "vqvae": "VQ-VAE",
-    "layout": "VQ-VAE of layouts",
-    "layout_prior": "prior of layouts",
+    "coarse": "VQ-VAE of coarse codes",
+    "coarse_prior": "prior of coarse codes",
     "prior": "prior of codes",
     "sharp": "sharp decoder",
 }
@@ -248,7 +248,7 @@ def codes_table(result):
             ["bits per pixel under the prior", number(prior["bits_per_pixel"], 4)],
             ["bits per code under the prior", with_interval(per_code, 3)],
             ["bits per image under the prior", number(prior["bits_per_image"], 0)],
-            ["of these the layout's", number(prior["layout_bits_per_image"], 0)],
+            ["of these the coarse codes'", number(prior["coarse_bits_per_image"], 0)],
         ],
     )
 

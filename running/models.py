@@ -48,13 +48,13 @@ def build(name, image_size, num_labels, options, vqvae_fingerprint=""):
     try:
         if name in VQVAES:
             return modules.VQVAE(**{"image_size": image_size, **options[name]}, seed=seed)
-        layout = options["layout"]
-        layout_grid = layout["image_size"] // layout["downsampling"]
-        codes, grid, maps = layout, layout_grid, {}
+        coarse = options["coarse"]
+        coarse_grid = coarse["image_size"] // coarse["downsampling"]
+        codes, grid, maps = coarse, coarse_grid, {}
         if name == "prior":
             codes = options["vqvae"]
             grid = image_size // codes["downsampling"]
-            maps = {"layout": {"num_embeddings": layout["num_embeddings"], "grid_size": layout_grid}}
+            maps = {"coarse": {"num_embeddings": coarse["num_embeddings"], "grid_size": coarse_grid}}
         if options.get("heads", {}).get("neighbours"):
             maps |= {beside: {"num_embeddings": codes["num_embeddings"], "grid_size": grid} for beside in BESIDE}
         sizes = (codes["num_embeddings"], codes["embedding_dim"], grid, num_labels, maps)
@@ -97,7 +97,7 @@ def start(name, model, run_dir, start_from):
         raise UserError(f"{start_from}: its {name} has other sizes; leave out the options that change them") from error
 
 
-NEEDS = {"layout_prior": ("layout",), "prior": ("vqvae", "layout"), "sharp": ("vqvae",)}  # stages before a stage
+NEEDS = {"coarse_prior": ("coarse",), "prior": ("vqvae", "coarse"), "sharp": ("vqvae",)}  # stages before a stage
 
 
 def borrow(run_dir, start_from, stage):
@@ -210,14 +210,14 @@ class Models:
 
     Attributes:
         decoders: VQ-VAEs that differ by their decoder, by name; the last is the one asked for.
-        layout: VQ-VAE of the shrunk slices.
-        layout_prior: Prior of layouts.
-        prior: Prior of codes, given the layout.
+        coarse: VQ-VAE of the shrunk slices.
+        coarse_prior: Prior of coarse codes.
+        prior: Prior of codes, given the coarse codes.
     """
 
     decoders: dict
-    layout: modules.VQVAE
-    layout_prior: modules.PixelCNN
+    coarse: modules.VQVAE
+    coarse_prior: modules.PixelCNN
     prior: modules.PixelCNN
 
     @property
@@ -227,6 +227,6 @@ class Models:
 
 def load_models(run_dir, decoder="plain"):
     """Loads all models of a run in float32; raises UserError if one is missing, damaged or another run's."""
-    decoders, layout = load_decoders(run_dir, decoder), load_vqvae(run_dir, "layout")
-    layout_prior = load_prior(run_dir, "layout_prior", layout)
-    return Models(decoders, layout, layout_prior, load_prior(run_dir, "prior", *list(decoders.values())[:1], layout))
+    decoders, coarse = load_decoders(run_dir, decoder), load_vqvae(run_dir, "coarse")
+    coarse_prior = load_prior(run_dir, "coarse_prior", coarse)
+    return Models(decoders, coarse, coarse_prior, load_prior(run_dir, "prior", *list(decoders.values())[:1], coarse))

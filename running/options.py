@@ -66,7 +66,7 @@ class Training:
     stage: str = option(
         "all",
         "what to train; all is the first four, sharp trains a second decoder against a discriminator",
-        ("all", "vqvae", "layout", "layout_prior", "prior", "sharp"),
+        ("all", "vqvae", "coarse", "coarse_prior", "prior", "sharp"),
         everyday=True,
     )
     preset: str = option(
@@ -178,8 +178,8 @@ class VQVAE:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """layout: a VQ-VAE of the slice shrunk to a few pixels, whose codes are drawn first"""
+class Coarse:
+    """coarse codes: a VQ-VAE of the slice shrunk to a few pixels, whose codes are drawn first"""
 
     image_size: int = option(32, "pixels along a side of the shrunk slice", least=16)
     downsampling: int = option(4, "its pixels per code along each side", (2, 4, 8, 16))
@@ -189,7 +189,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Prior:
-    """prior of codes, given the layout"""
+    """prior of codes, given the coarse codes"""
 
     filters: int = option(64, "channels of both stacks", least=1)
     num_blocks: int = option(8, "gated blocks, layers of both stacks", least=2)
@@ -219,24 +219,24 @@ class PriorTraining:
 
 
 @dataclasses.dataclass(frozen=True)
-class LayoutPrior(Prior):
-    """prior of layouts"""
+class CoarsePrior(Prior):
+    """prior of coarse codes"""
 
     attention_every: int = option_like(Prior, "attention_every", 0)
     dropout: float = option_like(Prior, "dropout", 0.1)
 
 
 @dataclasses.dataclass(frozen=True)
-class LayoutTraining(VQVAETraining):
-    """training of the layout's VQ-VAE, like that of the other"""
+class CoarseTraining(VQVAETraining):
+    """training of the coarse codes' VQ-VAE, like that of the other"""
 
     epochs: int = option_like(VQVAETraining, "epochs", 30)
     batch_size: int = option_like(VQVAETraining, "batch_size", 32)
 
 
 @dataclasses.dataclass(frozen=True)
-class LayoutPriorTraining(PriorTraining):
-    """training of the prior of layouts, like that of the other"""
+class CoarsePriorTraining(PriorTraining):
+    """training of the prior of coarse codes, like that of the other"""
 
     epochs: int = option_like(PriorTraining, "epochs", 40)
     batch_size: int = option_like(PriorTraining, "batch_size", 32)
@@ -281,9 +281,9 @@ DEMO = {
     "image_size": 128,
     "downsampling": 8,
     "vqvae_epochs": 6,
-    "layout_epochs": 14,
-    "layout_prior_epochs": 14,
-    "layout_prior_filters": 32,
+    "coarse_epochs": 14,
+    "coarse_prior_epochs": 14,
+    "coarse_prior_filters": 32,
     "prior_epochs": 8,
     "prior_filters": 32,
 }
@@ -294,12 +294,12 @@ TRAIN = {  # each group by the beginning of its flags and its place in config.js
     ("", "augmentation"): Augmentation,
     ("", "heads"): Heads,
     ("", "vqvae"): VQVAE,
-    ("layout_", "layout"): Layout,
-    ("layout_prior_", "layout_prior"): LayoutPrior,
+    ("coarse_", "coarse"): Coarse,
+    ("coarse_prior_", "coarse_prior"): CoarsePrior,
     ("prior_", "prior"): Prior,
     ("vqvae_", "vqvae_training"): VQVAETraining,
-    ("layout_", "layout_training"): LayoutTraining,
-    ("layout_prior_", "layout_prior_training"): LayoutPriorTraining,
+    ("coarse_", "coarse_training"): CoarseTraining,
+    ("coarse_prior_", "coarse_prior_training"): CoarsePriorTraining,
     ("prior_", "prior_training"): PriorTraining,
     ("sharp_", "sharp_training"): SharpTraining,
 }
@@ -329,7 +329,7 @@ def train(argv=None):
         chosen |= {name: value for name, value in of_start.get(place, {}).items() if name in chosen}
         values[place] = chosen | {name: given[prefix + name] for name in chosen if prefix + name in given}
     command, data = values.pop("command"), values["data"]
-    sizes = {"": (data["image_size"], values["vqvae"]), "layout-": (values["layout"]["image_size"], values["layout"])}
+    sizes = {"": (data["image_size"], values["vqvae"]), "coarse-": (values["coarse"]["image_size"], values["coarse"])}
     for which, (size, model) in sizes.items():
         if size is not None and size % model["downsampling"]:
             factor = f"--{which}downsampling {model['downsampling']}"
@@ -379,7 +379,7 @@ def _of_start(parser, given, run_dir):
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         options, image_size = config["options"], config["data"]["image_size"]
-        groups = {place: options[place] for place in ("vqvae", "layout", "layout_prior", "prior")}
+        groups = {place: options[place] for place in ("vqvae", "coarse", "coarse_prior", "prior")}
         if given.get("stage", "all") != "all":
             own = run_dir / "config.json"
             whose = json.loads(own.read_text(encoding="utf-8"))["options"] if own.exists() else options
@@ -421,8 +421,8 @@ class TrainedRun:
 class Truncation:
     """how codes are drawn"""
 
-    layout_temperature: float = option(1.0, "of the layout; below 1: likelier and more alike", above=0)
-    temperature: float = option(1.0, "of the codes, given the layout", above=0)
+    coarse_temperature: float = option(1.0, "of the coarse codes; below 1: likelier and more alike", above=0)
+    temperature: float = option(1.0, "of the codes, given the coarse codes", above=0)
     top_k: int = option(0, "draw among the k likeliest codes; 0 for all", least=0)
     top_p: float = option(1.0, "draw among the likeliest codes that make up this probability", above=0, most=1)
 

@@ -3,10 +3,10 @@
     config.json            resolved options, versions, the data's fingerprint, the split's SHA-256
     splits.csv             path, subject_id, session, slice_index, label, split, slice_position
     vqvae.keras            the best VQ-VAE, by validation reconstruction loss
-    layout.keras           the same of shrunk slices, whose codes are layouts
+    coarse.keras           the same of shrunk slices: coarse codes
     codes.npz              the codes of every slice, in the order of splits.csv
-    layout_prior.keras     the best prior of layouts, by validation bits per code
-    prior.keras            the best prior of codes, given the layout
+    coarse_prior.keras     the best prior of coarse codes, by validation bits per code
+    prior.keras            the best prior of codes, given the coarse codes
     sharp.keras            the VQ-VAE with its sharp decoder, where that phase was run
     ranges.json            what is usual for the test people, by decoder, once evaluate.py has measured it
     *_history.csv          one row an epoch
@@ -41,7 +41,7 @@ except ImportError:  # on Windows
 # ----------------------------------------------------------------------------------------------------------------
 
 
-VQVAES, PRIORS = ("vqvae", "layout"), ("layout_prior", "prior")  # models of a run, also their stages and files
+VQVAES, PRIORS = ("vqvae", "coarse"), ("coarse_prior", "prior")  # models of a run, also their stages and files
 MONITORS = {  # what is to be small on the validation people
     **dict.fromkeys(VQVAES, "val_reconstruction_loss"),
     **dict.fromkeys(PRIORS, "val_bits_per_code"),

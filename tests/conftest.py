@@ -169,11 +169,11 @@ def cache_dir(tmp_path):
 # A run of a few seconds, as options of train.py.
 SMALL_RUN = {
     "--vqvae-epochs": 3,
-    "--layout-epochs": 2,
-    "--layout-prior-epochs": 2,
-    "--layout-num-embeddings": 8,
-    "--layout-embedding-dim": 4,
-    "--layout-prior-filters": 8,
+    "--coarse-epochs": 2,
+    "--coarse-prior-epochs": 2,
+    "--coarse-num-embeddings": 8,
+    "--coarse-embedding-dim": 4,
+    "--coarse-prior-filters": 8,
     "--prior-epochs": 3,
     "--sharp-epochs": 3,
     "--sharp-batch-size": 4,

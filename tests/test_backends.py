@@ -61,11 +61,11 @@ if keras.backend.backend() == "jax":
 vqvae = models.vqvae
 data = opening.find_data(one, read_config(one))
 codes, per_slice, power = measure.reconstruct(vqvae, data)
-layout = dataset.encode(models.layout, data.images, data.of("test").row.to_numpy())
-inputs = dataset.prior_inputs(data.of("test"), data.labels, codes=codes, layout=layout)
+coarse = dataset.encode(models.coarse, data.images, data.of("test").row.to_numpy())
+inputs = dataset.prior_inputs(data.of("test"), data.labels, codes=codes, coarse=coarse)
 bits = code_lengths(models.prior, inputs)
 ssim = [one["ssim"] for one in per_slice]
-np.savez(one / "said.npz", codes=codes, layout=layout, images=vqvae.decode(codes), bits=bits, ssim=ssim, power=power)
+np.savez(one / "said.npz", codes=codes, coarse=coarse, images=vqvae.decode(codes), bits=bits, ssim=ssim, power=power)
 if number == "2":
     assert train.main([*options, "--run-dir", folder + "/two", "--devices", number]) == 0
 """
@@ -122,7 +122,7 @@ def assert_used_alike(run, tmp_path):
     data = opening.find_data(run, read_config(run))
     with np.load(run / "said.npz") as said:
         np.testing.assert_allclose(vqvae.decode(said["codes"]), said["images"], atol=1e-4)
-        codes = {name: said[name] for name in ("codes", "layout")}
+        codes = {name: said[name] for name in ("codes", "coarse")}
         inputs = dataset.prior_inputs(data.of("test"), data.labels, **codes)
         np.testing.assert_allclose(code_lengths(trained.prior, inputs), said["bits"], atol=1e-4)
         _, per_slice, power = measure.reconstruct(vqvae, data)
@@ -157,9 +157,9 @@ for name in ("ds002748", "ixi"):
     y, x = np.mgrid[:size, :size] / size - 0.5
     image = ((np.hypot(y, x) < 0.35) * (0.6 + 0.2 * np.cos(40 * x) * np.cos(30 * y))).astype("float32")[None]
     codes = model.encode(image)
-    bits, layout_bits = model.bits(image, slice_position=0.6)
+    bits, coarse_bits = model.bits(image, slice_position=0.6)
     found |= {f"{name}_codes": codes, f"{name}_image": model.decode(codes), f"{name}_bits": bits}
-    found |= {f"{name}_layout": model.encode_layout(image), f"{name}_layout_bits": layout_bits}
+    found |= {f"{name}_coarse": model.encode_coarse(image), f"{name}_coarse_bits": coarse_bits}
 np.savez(folder, **found)
 """
 

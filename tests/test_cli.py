@@ -92,8 +92,8 @@ def test_train_leaves_a_whole_run(place):
     sides = {}
     for row in rows:
         assert sides.setdefault(row["subject_id"], row["split"]) == row["split"]
-    for stage in ("vqvae", "layout", "layout_prior", "prior", "sharp"):
-        assert len(run_folder.read_history(run / f"{stage}_history.csv")) == (2 if "layout" in stage else 3)
+    for stage in ("vqvae", "coarse", "coarse_prior", "prior", "sharp"):
+        assert len(run_folder.read_history(run / f"{stage}_history.csv")) == (2 if "coarse" in stage else 3)
     with np.load(run / "codes.npz") as file:
         assert file["codes"].shape == (len(rows), 8, 8)
 
@@ -173,7 +173,7 @@ def stop_at(monkeypatch, stage, moment):
     ("stage", "moments"),
     [
         ("vqvae", [(0, "_state.weights.h5"), (1, "step"), (1, "_history.csv")]),
-        ("layout_prior", [(1, "step")]),
+        ("coarse_prior", [(1, "step")]),
         ("prior", [(0, "step"), (1, "_state.weights.h5")]),
         ("sharp", [(0, ".keras"), (1, "_history.csv")]),
     ],
@@ -220,13 +220,13 @@ def test_a_history_of_other_epochs_is_said(place, monkeypatch, capsys):
 
 
 def test_the_prior_learns_codes_of_moved_slices_anew_each_epoch(place, data):
-    vqvae, layout = (models.load_vqvae(place / "run", name) for name in run_folder.VQVAES)
+    vqvae, coarse = (models.load_vqvae(place / "run", name) for name in run_folder.VQVAES)
     of_train, rows = data.of("train"), data.of("train").row.to_numpy()
     codes = opening.all_codes(place / "run", vqvae, data)[data.slices.split == "train"]
     inputs = dataset.prior_inputs(of_train, ["AD", "NC"])
 
     def epoch(number, **changes):
-        encoders = {"codes": vqvae, "layout": layout}
+        encoders = {"codes": vqvae, "coarse": coarse}
         batches = dataset.ChangedCodes(inputs, encoders, data, len(rows), 0, **changes)
         batches.set_epoch(number)
         (batch,) = batches[0]  # all of them, in order
@@ -237,7 +237,7 @@ def test_the_prior_learns_codes_of_moved_slices_anew_each_epoch(place, data):
     assert not same["change"].any()
     how = {"max_shift": 3, "mirrored": 0.5}
     first, second, again = epoch(0, **how), epoch(1, **how), epoch(0, **how)
-    for name in ("codes", "layout", "change"):
+    for name in ("codes", "coarse", "change"):
         np.testing.assert_array_equal(first[name], again[name])
         assert (first[name] != second[name]).mean() > 0.05
     np.testing.assert_array_equal(first["slice_position"], inputs["slice_position"])
@@ -248,7 +248,7 @@ def test_the_prior_learns_codes_of_moved_slices_anew_each_epoch(place, data):
     image = np.roll(image, (round(down), round(right)), (0, 1))[3:-3, 3:-3]
     np.testing.assert_array_equal(second["codes"][place_of], vqvae.encode(dataset.as_float(image[None]))[0])
     small = dataset.as_float(dataset.shrink(image[None], 32))
-    np.testing.assert_array_equal(second["layout"][place_of], layout.encode(small)[0])
+    np.testing.assert_array_equal(second["coarse"][place_of], coarse.encode(small)[0])
 
 
 def test_a_run_folder_in_which_another_process_trains_is_left_alone(place, capsys):
@@ -385,13 +385,13 @@ def test_models_that_do_not_belong_together_are_refused(place):
     modules.VQVAE(**config | {"image_size": 64}).save(run / "vqvae.keras")
     with pytest.raises(UserError, match="vqvae.keras: of another run, whose image_size differs"):
         models.load_vqvae(run)
-    run = copy(place, "foreign-layout")
-    modules.VQVAE(**models.load_vqvae(run, "layout").get_config()).save(run / "layout.keras")
-    with pytest.raises(UserError, match="layout_prior.keras: was trained on the codes of VQ-VAE"):
+    run = copy(place, "foreign-coarse")
+    modules.VQVAE(**models.load_vqvae(run, "coarse").get_config()).save(run / "coarse.keras")
+    with pytest.raises(UserError, match="coarse_prior.keras: was trained on the codes of VQ-VAE"):
         models.load_models(run)
 
 
-@pytest.mark.parametrize("name", ["vqvae.keras", "layout.keras", "prior.keras", "config.json", "splits.csv"])
+@pytest.mark.parametrize("name", ["vqvae.keras", "coarse.keras", "prior.keras", "config.json", "splits.csv"])
 def test_a_truncated_file_of_the_run_is_named(place, capsys, name):
     run = copy(place, f"truncated-{name}")
     content = (run / name).read_bytes()
@@ -563,7 +563,7 @@ def test_a_collapsed_codebook_is_said(place, capsys):
     vqvae.quantizer.set_codebook(entries)
     vqvae.save(run / "vqvae.keras")
     prior = keras.saving.load_model(run / "prior.keras", compile=False)
-    whose = models.fingerprint(vqvae, models.load_vqvae(run, "layout"))
+    whose = models.fingerprint(vqvae, models.load_vqvae(run, "coarse"))
     modules.PixelCNN(**prior.get_config() | {"vqvae_fingerprint": whose}).save(run / "prior.keras")
     assert call(evaluate, run, output_dir=run / "out", num_samples=1, decoder="plain") == 0
     said = "the codebook has collapsed: 6% of the codes in use, perplexity 1.0"
@@ -598,7 +598,7 @@ def test_a_copy_to_give_away_is_half_as_large_and_draws(place, tmp_path):
     assert ship.main(arguments) == 0
     of_run, of_copy = (models.load_models(run, "sharp") for run in (place / "run", copied))
     for mine, other in (
-        *((getattr(of_run, name), getattr(of_copy, name)) for name in ("layout", "layout_prior", "prior", "vqvae")),
+        *((getattr(of_run, name), getattr(of_copy, name)) for name in ("coarse", "coarse_prior", "prior", "vqvae")),
         (of_run.decoders["plain"], of_copy.decoders["plain"]),
     ):
         for a, b in zip(mine.get_weights(), other.get_weights(), strict=True):

@@ -35,11 +35,11 @@ def test_layers_of_the_shipped_run():
 
 
 def test_layers_of_a_prior_have_all_its_parameters(rng):
-    model = small_prior(rng, maps={"layout": {"num_embeddings": 4, "grid_size": 3}})
+    model = small_prior(rng, maps={"coarse": {"num_embeddings": 4, "grid_size": 3}})
     rows = figures.layers_of(model)
     assert sum(number for *_, number in rows) == trainable(model)
     names = [name for name, *_ in rows]
-    assert "map: layout" in names
+    assert "map: coarse" in names
     assert "gated block, mask A" in names
     assert rows[-1][1] == "9×9×11"
 

@@ -32,7 +32,7 @@ def test_neighbours_are_the_next_slices_of_the_same_scan():
             assert found[name][i] == (rows.index(wanted) if wanted in rows else -1)
 
 
-FEW = {"vqvae_epochs": 1, "layout_epochs": 1, "layout_prior_epochs": 1, "prior_epochs": 1, "downsampling": 8}
+FEW = {"vqvae_epochs": 1, "coarse_epochs": 1, "coarse_prior_epochs": 1, "prior_epochs": 1, "downsampling": 8}
 VOLUMES = ["--num-slices", "4", "--slice-spacing", "6", "--neighbours"]
 
 
@@ -152,7 +152,7 @@ def test_a_run_begins_as_the_one_that_it_starts_from(place, data):
     told = dataset.prior_inputs(data.of("test"), data.labels)
     grid = models.build("prior", data.image_size, 2, args.options).grid_size
     told |= {"codes": np.zeros((len(data.of("test")), grid, grid), "int32")}
-    layout = np.zeros((len(data.of("test")), 8, 8), "int32")
+    coarse = np.zeros((len(data.of("test")), 8, 8), "int32")
     plain = models.build("prior", data.image_size, 2, {**args.options, "heads": {"neighbours": False}})
     (place / "plain").mkdir()
     plain.save(place / "plain" / "prior.keras")
@@ -163,7 +163,7 @@ def test_a_run_begins_as_the_one_that_it_starts_from(place, data):
     models.start("prior", wider, args.run_dir, place / "plain")
     beside = np.ones_like(told["codes"])
     logits = [
-        keras.ops.convert_to_numpy(model({**told, "layout": layout, **more}))
+        keras.ops.convert_to_numpy(model({**told, "coarse": coarse, **more}))
         for model, more in ((plain, {}), (wider, {"below": beside}))
     ]
     np.testing.assert_allclose(*logits, atol=1e-5)
@@ -172,7 +172,7 @@ def test_a_run_begins_as_the_one_that_it_starts_from(place, data):
 def test_a_stage_alone_borrows_the_others(place):
     arguments = call(place, "borrowed", "--start-from", place / "run", "--stage", "prior")
     assert train.main(arguments) == 0
-    for name in ("vqvae", "layout", "layout_prior"):
+    for name in ("vqvae", "coarse", "coarse_prior"):
         there, here = ((place / run / f"{name}.keras").read_bytes() for run in ("run", "borrowed"))
         assert there == here
     assert (place / "run" / "prior.keras").read_bytes() != (place / "borrowed" / "prior.keras").read_bytes()
@@ -185,7 +185,7 @@ def test_a_run_that_started_from_another_goes_on_stage_by_stage(place):
     assert train.main(call(place, "whole", "--start-from", place / "run")) == 0
     assert train.main(call(place, "whole", "--start-from", place / "run", "--stage", "sharp")) == 0
     assert (place / "whole" / "sharp.keras").exists()
-    assert train.main(call(place, "parts", "--start-from", place / "run", "--stage", "layout_prior")) == 0
+    assert train.main(call(place, "parts", "--start-from", place / "run", "--stage", "coarse_prior")) == 0
     borrowed = (place / "parts" / "prior.keras").read_bytes()
     assert train.main(call(place, "parts", "--start-from", place / "run", "--stage", "prior")) == 0
     assert (place / "parts" / "prior.keras").read_bytes() != borrowed

@@ -197,7 +197,7 @@ def test_vqvae_refuses_bad_arguments(arguments):
         {},
         {"attention_every": 0, "vertical_kernel": (3, 5)},
         {"num_blocks": 6, "max_dilation": 4},
-        {"maps": {"layout": {"num_embeddings": 5, "grid_size": 3}, "below": {"num_embeddings": CODES, "grid_size": 9}}},
+        {"maps": {"coarse": {"num_embeddings": 5, "grid_size": 3}, "below": {"num_embeddings": CODES, "grid_size": 9}}},
     ],
 )
 def test_causality_at_every_position_also_after_loading(tmp_path, rng, changes):
@@ -292,19 +292,19 @@ def test_label_and_position_reach_every_logit(rng):
 
 def test_each_code_of_a_map_reaches_the_places_over_it(rng):
     """And through the stacks others; a map that is not known is another input than any code."""
-    model = small_prior(rng, filters=32, maps={"layout": {"num_embeddings": 5, "grid_size": 3}})
+    model = small_prior(rng, filters=32, maps={"coarse": {"num_embeddings": 5, "grid_size": 3}})
     x = prior_inputs(rng, 1)
     codes = rng.integers(0, 5, (1, 3, 3)).astype("int32")
-    base = np.asarray(model({**x, "layout": codes}))[0]
+    base = np.asarray(model({**x, "coarse": codes}))[0]
     for row in range(3):
         for column in range(3):
             other = codes.copy()
             other[0, row, column] = (other[0, row, column] + 1) % 5
-            moved = np.abs(np.asarray(model({**x, "layout": other}))[0] - base).max(axis=-1)
+            moved = np.abs(np.asarray(model({**x, "coarse": other}))[0] - base).max(axis=-1)
             assert moved[3 * row : 3 * row + 3, 3 * column : 3 * column + 3].min() > 0
-    unknown = np.asarray(model({**x, "layout": np.full_like(codes, -1)}))
+    unknown = np.asarray(model({**x, "coarse": np.full_like(codes, -1)}))
     for code in range(5):
-        assert np.abs(np.asarray(model({**x, "layout": np.full_like(codes, code)})) - unknown).max() > 1e-3
+        assert np.abs(np.asarray(model({**x, "coarse": np.full_like(codes, code)})) - unknown).max() > 1e-3
 
 
 def test_a_change_is_told_and_none_is_a_change_of_nothing(rng):

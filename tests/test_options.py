@@ -33,7 +33,7 @@ def test_a_preset_wins_over_the_demo_and_the_command_line_over_both(tmp_path):
     ("arguments", "message"),
     [
         (["--loss", "foo"], "--loss foo: must be one of l1, l2, l1_ssim"),
-        (["--epochs", "3"], "--epochs: no such option; did you mean --vqvae-epochs or --layout-epochs"),
+        (["--epochs", "3"], "--epochs: no such option; did you mean --vqvae-epochs or --coarse-epochs"),
         (["--vqvae-epoch", "3"], "--vqvae-epoch: no such option; did you mean --vqvae-epochs?"),
         (["--what", "3"], "--what: no such option; see --help-all"),
         (["--vqvae-learning-rate", "nan"], "--vqvae-learning-rate nan: must be above 0"),
@@ -42,7 +42,7 @@ def test_a_preset_wins_over_the_demo_and_the_command_line_over_both(tmp_path):
         (["--image-size", "30"], "--image-size 30: must be a multiple of --downsampling 8"),
         (["--image-size", "8"], "--image-size 8: must be 16 or more"),
         (["--prior-batch-size", "0"], "--prior-batch-size 0: must be 1 or more"),
-        (["--layout-image-size", "30"], "--layout-image-size 30: must be a multiple of --layout-downsampling 4"),
+        (["--coarse-image-size", "30"], "--coarse-image-size 30: must be a multiple of --coarse-downsampling 4"),
         (["--max-shift", "-1"], "--max-shift -1: must be 0 or more and at most 64"),
         (["--downsampling", "3"], "--downsampling 3: must be one of 2, 4, 8, 16"),
         (["--seed", "-1"], "--seed -1: must be 0 or more"),

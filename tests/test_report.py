@@ -66,7 +66,7 @@ def write(folder, **changes):
             "bits_per_code_ci95": None,
             "bits_per_image": 128.0,
             "bits_per_pixel": 0.125,
-            "layout_bits_per_image": 9.0,
+            "coarse_bits_per_image": 9.0,
         },
     }
     config = {
@@ -409,7 +409,7 @@ def test_a_run_of_before_goes_on_and_its_curves_are_drawn(trained, tmp_path, mon
         assert train.main(arguments) == 130
     old = pd.read_csv(path).drop(columns=["val_ssim", "val_psnr_db"])
     old.to_csv(path, index=False)
-    figures.history(tmp_path / "old.png", {"vqvae": run_folder.read_history(path), "layout": [], "prior": []}, "")
+    figures.history(tmp_path / "old.png", {"vqvae": run_folder.read_history(path), "coarse": [], "prior": []}, "")
     assert train.main(arguments) == 0
     (first, second), (_, expected) = (run_folder.read_history(trained / run / path.name) for run in ("older", "run"))
     assert list(first) == [*old, "val_ssim", "val_psnr_db"]

@@ -50,29 +50,29 @@ def test_sampler_draws_what_the_naive_loop_draws(prior, rng, options, number):
     np.testing.assert_array_equal(drawn, naive(prior, x, noise(3, number), **options))
 
 
-LAYOUTS, SIDE = 7, 4  # codes and grid of the small layouts; 4 does not divide 9
+COARSE_CODES, SIDE = 7, 4  # codes and grid of the small coarse; 4 does not divide 9
 
 
 @pytest.fixture(scope="module")
 def levels():
-    """A prior of layouts and a prior that is told them."""
+    """A prior of coarse codes and a prior that is told them."""
     rng = np.random.default_rng(1)
-    layout_prior = modules.PixelCNN(LAYOUTS, 5, SIDE, 2, filters=8, num_blocks=4, attention_every=0)
-    randomise(layout_prior, rng)
-    maps = {"layout": {"num_embeddings": LAYOUTS, "grid_size": SIDE}}
-    return layout_prior, small_prior(rng, maps=maps)
+    coarse_prior = modules.PixelCNN(COARSE_CODES, 5, SIDE, 2, filters=8, num_blocks=4, attention_every=0)
+    randomise(coarse_prior, rng)
+    maps = {"coarse": {"num_embeddings": COARSE_CODES, "grid_size": SIDE}}
+    return coarse_prior, small_prior(rng, maps=maps)
 
 
 def test_both_levels_draw_what_the_naive_loops_draw(levels, rng):
-    layout_prior, prior = levels
+    coarse_prior, prior = levels
     x = prior_inputs(rng, 5)
     conditions = {name: x[name] for name in ("label", "slice_position")}
-    sampler = sampling.SliceSampler(*levels, layout_temperature=0.8, temperature=1.2, top_p=0.95)
+    sampler = sampling.SliceSampler(*levels, coarse_temperature=0.8, temperature=1.2, top_p=0.95)
     drawn = np.concatenate(list(sampler.sample(**conditions, seed=3, batch_size=2)))
-    of_layout = np.stack([sampling.sample_noise(3, i, SIDE, level=1) for i in range(5)])
-    layout = naive(layout_prior, {**conditions, "codes": np.zeros((5, SIDE, SIDE), "int32")}, of_layout, 0.8)
-    np.testing.assert_array_equal(drawn, naive(prior, {**x, "layout": layout}, noise(3, 5), 1.2, top_p=0.95))
-    assert len(np.unique(layout)) > 2
+    of_coarse = np.stack([sampling.sample_noise(3, i, SIDE, level=1) for i in range(5)])
+    coarse = naive(coarse_prior, {**conditions, "codes": np.zeros((5, SIDE, SIDE), "int32")}, of_coarse, 0.8)
+    np.testing.assert_array_equal(drawn, naive(prior, {**x, "coarse": coarse}, noise(3, 5), 1.2, top_p=0.95))
+    assert len(np.unique(coarse)) > 2
     same_noise = next(sampler.sample([1, 1], [0.5, 0.5], seed=3, noise_index=[4, 4], batch_size=2))
     np.testing.assert_array_equal(*same_noise)
 
@@ -199,14 +199,14 @@ def test_sampler_refuses_bad_arguments(prior, options):
 # -- Slices completed, heads slice by slice -----------------------------------------------------------------------
 
 
-def tiny_levels(rng, layouts, side, scale):
-    """Priors of side x side layouts and of 3 x 3 codes of three, given the layout; every filling can be counted."""
-    layout_prior = modules.PixelCNN(layouts, 5, side, 0, filters=8, num_blocks=side, attention_every=0)
-    maps = {"layout": {"num_embeddings": layouts, "grid_size": side}}
+def tiny_levels(rng, coarse, side, scale):
+    """Priors of side x side coarse codes and of 3 x 3 codes of three, given those; every filling can be counted."""
+    coarse_prior = modules.PixelCNN(coarse, 5, side, 0, filters=8, num_blocks=side, attention_every=0)
+    maps = {"coarse": {"num_embeddings": coarse, "grid_size": side}}
     prior = modules.PixelCNN(3, 5, 3, 0, maps, filters=8, num_blocks=3, attention_every=0)
-    for model in (layout_prior, prior):
+    for model in (coarse_prior, prior):
         randomise(model, rng, scale)
-    return layout_prior, prior
+    return coarse_prior, prior
 
 
 def test_completions_have_the_posterior_of_the_codes_that_are_not_known():
@@ -214,22 +214,22 @@ def test_completions_have_the_posterior_of_the_codes_that_are_not_known():
 
     Merely forcing the known codes is far from it, so the test can tell.
     """
-    layout_prior, prior = tiny_levels(np.random.default_rng(5), 3, 3, 0.45)
-    layout, codes = np.zeros((3, 3), "int32"), np.array([[1, 1, 0], [0, 1, 2], [1, 1, 1]], "int32")
+    coarse_prior, prior = tiny_levels(np.random.default_rng(5), 3, 3, 0.45)
+    coarse, codes = np.zeros((3, 3), "int32"), np.array([[1, 1, 0], [0, 1, 2], [1, 1, 1]], "int32")
     known, hidden = codes.copy(), ([0, 1, 1], [0, 0, 2])
     known[hidden] = -1
     fillings = np.array(list(itertools.product(range(3), repeat=3)), "int32")
     every = np.tile(codes, (27, 1, 1))
     every[:, *hidden] = fillings
     told = {"label": np.zeros(27, "int32"), "slice_position": np.full(27, 0.5, "float32")}
-    maps = {"layout": np.tile(layout, (27, 1, 1))}
+    maps = {"coarse": np.tile(coarse, (27, 1, 1))}
     bits = modules.code_lengths(prior, {**told, **maps, "codes": every})
     posterior = np.exp2(bits.sum(axis=(1, 2)).min() - bits.sum(axis=(1, 2)))
     posterior /= posterior.sum()
 
     def distance(particles, number=1500):
-        sampler = sampling.SliceSampler(layout_prior, prior)
-        drawn = sampler.complete(known, layout, 0, 0.5, number, 0, particles)
+        sampler = sampling.SliceSampler(coarse_prior, prior)
+        drawn = sampler.complete(known, coarse, 0, 0.5, number, 0, particles)
         assert (drawn[:, known >= 0] == known[known >= 0]).all()
         places = (drawn[:, *hidden] @ [9, 3, 1]).astype(int)
         return np.abs(np.bincount(places, minlength=27) / number - posterior).sum() / 2
@@ -238,22 +238,22 @@ def test_completions_have_the_posterior_of_the_codes_that_are_not_known():
     assert distance(1) > 0.2
 
 
-def test_a_layout_that_is_not_known_is_drawn_by_what_is_known_of_the_slice():
-    """One layout code unknown; its posterior is that of all codes of the slice."""
+def test_a_coarse_that_is_not_known_is_drawn_by_what_is_known_of_the_slice():
+    """One coarse code unknown; its posterior is that of all codes of the slice."""
     rng = np.random.default_rng(6)
-    layout_prior, prior = tiny_levels(rng, 4, 2, 0.35)
-    layout, codes = rng.integers(0, 4, (2, 2)).astype("int32"), rng.integers(0, 3, (3, 3)).astype("int32")
-    known_layout, known = layout.copy(), codes.copy()
-    known_layout[0, 1] = known[2, 2] = -1
+    coarse_prior, prior = tiny_levels(rng, 4, 2, 0.35)
+    coarse, codes = rng.integers(0, 4, (2, 2)).astype("int32"), rng.integers(0, 3, (3, 3)).astype("int32")
+    known_coarse, known = coarse.copy(), codes.copy()
+    known_coarse[0, 1] = known[2, 2] = -1
     fillings = list(itertools.product(range(4), range(3)))
-    layouts, every = np.tile(layout, (12, 1, 1)), np.tile(codes, (12, 1, 1))
-    layouts[:, 0, 1], every[:, 2, 2] = np.transpose(fillings)
+    coarse, every = np.tile(coarse, (12, 1, 1)), np.tile(codes, (12, 1, 1))
+    coarse[:, 0, 1], every[:, 2, 2] = np.transpose(fillings)
     told = {"label": np.zeros(12, "int32"), "slice_position": np.full(12, 0.5, "float32")}
-    bits = modules.code_lengths(layout_prior, {**told, "codes": layouts}).sum(axis=(1, 2))
-    bits += modules.code_lengths(prior, {**told, "codes": every, "layout": layouts}).sum(axis=(1, 2))
+    bits = modules.code_lengths(coarse_prior, {**told, "codes": coarse}).sum(axis=(1, 2))
+    bits += modules.code_lengths(prior, {**told, "codes": every, "coarse": coarse}).sum(axis=(1, 2))
     of_code = np.exp2(bits.min() - bits).reshape(4, 3).sum(axis=0)
     of_code /= of_code.sum()
-    drawn = sampling.SliceSampler(layout_prior, prior).complete(known, known_layout, 0, 0.5, 1200, 0, 64)
+    drawn = sampling.SliceSampler(coarse_prior, prior).complete(known, known_coarse, 0, 0.5, 1200, 0, 64)
     found = np.bincount(drawn[:, 2, 2], minlength=3) / len(drawn)
     assert np.abs(found - of_code).sum() / 2 < 0.06
 
@@ -276,18 +276,18 @@ def test_systematic_resampling_takes_each_particle_as_often_as_its_weight_says(l
 @pytest.fixture(scope="module")
 def told_of_neighbours():
     rng = np.random.default_rng(2)
-    beside = {name: {"num_embeddings": LAYOUTS, "grid_size": SIDE} for name in ("below", "above")}
-    layout_prior = modules.PixelCNN(LAYOUTS, 5, SIDE, 2, beside, filters=8, num_blocks=4, attention_every=0)
-    randomise(layout_prior, rng)
+    beside = {name: {"num_embeddings": COARSE_CODES, "grid_size": SIDE} for name in ("below", "above")}
+    coarse_prior = modules.PixelCNN(COARSE_CODES, 5, SIDE, 2, beside, filters=8, num_blocks=4, attention_every=0)
+    randomise(coarse_prior, rng)
     maps = {name: {"num_embeddings": CODES, "grid_size": SIZE} for name in ("below", "above")}
-    maps["layout"] = {"num_embeddings": LAYOUTS, "grid_size": SIDE}
-    return layout_prior, small_prior(rng, maps=maps)
+    maps["coarse"] = {"num_embeddings": COARSE_CODES, "grid_size": SIDE}
+    return coarse_prior, small_prior(rng, maps=maps)
 
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_heads_are_what_the_naive_loops_draw(told_of_neighbours, first):
     """Slice by slice, both levels, each given the slice drawn before: upwards from the first, then downwards."""
-    layout_prior, prior = told_of_neighbours
+    coarse_prior, prior = told_of_neighbours
     label, positions = np.array([1, 2, 0], "int32"), [0.0, 0.5, 1.0]
     sampler = sampling.SliceSampler(*told_of_neighbours)
     drawn = np.concatenate(list(sampler.sample_heads(label, positions, 3, first, batch_size=2)))
@@ -302,17 +302,17 @@ def test_heads_are_what_the_naive_loops_draw(told_of_neighbours, first):
             [sampling.sample_noise(3, head * 3 + i, s, level) for head in range(3)]
             for s, level in ((SIDE, 1), (SIZE, 0))
         ]
-        of_layout, of_codes = ({}, {}) if other is None else ({name: c} for c in made[other])
+        of_coarse, of_codes = ({}, {}) if other is None else ({name: c} for c in made[other])
         empty = np.zeros((3, SIDE, SIDE), "int32"), np.zeros((3, SIZE, SIZE), "int32")
-        layout = naive(layout_prior, {**x, **of_layout, "codes": empty[0]}, np.stack(noises[0]))
-        codes = naive(prior, {**x, **of_codes, "layout": layout, "codes": empty[1]}, np.stack(noises[1]))
+        coarse = naive(coarse_prior, {**x, **of_coarse, "codes": empty[0]}, np.stack(noises[0]))
+        codes = naive(prior, {**x, **of_codes, "coarse": coarse, "codes": empty[1]}, np.stack(noises[1]))
         np.testing.assert_array_equal(drawn[:, i], codes)
-        made[i] = layout, codes
+        made[i] = coarse, codes
 
 
 def test_a_map_that_is_left_out_is_a_grid_of_unknown_codes(told_of_neighbours, rng):
     _, prior = told_of_neighbours
-    x = prior_inputs(rng) | {"layout": rng.integers(0, LAYOUTS, (3, SIDE, SIDE)).astype("int32")}
+    x = prior_inputs(rng) | {"coarse": rng.integers(0, COARSE_CODES, (3, SIDE, SIDE)).astype("int32")}
     unknown = np.full_like(x["codes"], -1)
     logits = [keras.ops.convert_to_numpy(prior({**x, **more})) for more in ({}, {"below": unknown, "above": unknown})]
     np.testing.assert_array_equal(*logits)

@@ -175,7 +175,7 @@ def test_reconstructions_codes_and_bits_of_a_volume_and_of_images(place, capsys)
     assert {"inputs.csv", "inputs.png"} <= names
     with np.load(folder / "head" / "codes.npz") as file:
         assert file["codes"].shape == file["bits"].shape == (32, 32, 32)
-        assert file["layout"].shape == (32, 8, 8)
+        assert file["coarse"].shape == (32, 8, 8)
     volume = nibabel.load(place / "head.nii.gz")
     for of in ("reconstruction", "difference", "bits"):
         made = nibabel.load(folder / "head" / f"{of}.nii.gz")

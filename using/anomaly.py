@@ -39,16 +39,16 @@ def restore(model, images, number=8, seed=0, label=None, slice_position=None):
     Returns:
         float32 in [0, 1], shape (n, number, S, S), of the plain decoder; and the bits around each pixel, (n, S, S).
     """
-    codes, layouts, told = model.describe(images, label, slice_position)
-    bits, layout_bits = model.bits_of(codes, layouts, told)
-    known, known_layout = without_unlikeliest(codes, bits), without_unlikeliest(layouts, layout_bits)
+    codes, coarse, told = model.describe(images, label, slice_position)
+    bits, coarse_bits = model.bits_of(codes, coarse, told)
+    known, known_coarse = without_unlikeliest(codes, bits), without_unlikeliest(coarse, coarse_bits)
     every = np.repeat(np.arange(len(codes)), number)
     drawn = model.sampler.sample(
         told["label"][every],
         told["slice_position"][every],
         seed,
         known=known[every],
-        known_layout=known_layout[every],
+        known_coarse=known_coarse[every],
     )
     plain = next(iter(model.models.decoders.values()))
     restored = np.concatenate([plain.decode(some)[..., 0] for some in drawn])

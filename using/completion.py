@@ -48,12 +48,12 @@ def complete(model, image, mask, number, seed=0, label=None, slice_position=None
     if mask.all() or not mask.any():
         raise UserError(f"the mask covers {'all' if mask.any() else 'nothing'} of the image: nothing to complete")
     filled = np.clip(inpaint_biharmonic(np.asarray(image, float), mask), 0, 1).astype("float32")[None]
-    layout = model.encode_layout(filled)
-    hidden, hidden_layout = (touched(mask, grid) for grid in (model.grid_size, layout.shape[1]))
-    kind, height = model.likeliest(layout, label, slice_position, ~hidden_layout[None])
+    coarse = model.encode_coarse(filled)
+    hidden, hidden_coarse = (touched(mask, grid) for grid in (model.grid_size, coarse.shape[1]))
+    kind, height = model.likeliest(coarse, label, slice_position, ~hidden_coarse[None])
     known = np.where(hidden, -1, model.encode(filled)[0])
-    known_layout = np.where(hidden_layout, -1, layout[0])
-    drawn = model.sampler.complete(known, known_layout, kind[0], height[0], number, seed, particles)
+    known_coarse = np.where(hidden_coarse, -1, coarse[0])
+    drawn = model.sampler.complete(known, known_coarse, kind[0], height[0], number, seed, particles)
     return np.where(mask, model.decode(drawn), np.asarray(image, "float32"))
 
 

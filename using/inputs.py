@@ -47,15 +47,15 @@ def reconstruct(model, scan, folder, args):
     codes = model.encode(scan.images)
     outputs = model.decode(codes)
     heights = args.slice_position if scan.slice_positions is None else scan.slice_positions
-    bits, layout_bits = model.bits(scan.images, args.label, heights)
+    bits, coarse_bits = model.bits(scan.images, args.label, heights)
     folder.mkdir(parents=True, exist_ok=True)
     run_folder.save(
         lambda partial: np.savez_compressed(
             partial,
             codes=codes.astype("uint16"),
-            layout=model.encode_layout(scan.images).astype("uint16"),
+            coarse=model.encode_coarse(scan.images).astype("uint16"),
             bits=bits,
-            layout_bits=layout_bits,
+            coarse_bits=coarse_bits,
             slice_numbers=scan.numbers,
         ),
         folder / "codes.npz",
@@ -72,8 +72,8 @@ def reconstruct(model, scan, folder, args):
         scans.write_image(scan, difference[0] / 2 + 0.5, folder / "difference.png")
         scans.write_image(scan, by_pixel[0] / BITS_OF_WHITE, folder / "bits.png", order=0)
     per_slice = metrics.batch_metrics(scan.images, outputs)
-    for one, of_codes, of_layout in zip(per_slice, bits, layout_bits, strict=True):
-        one["bits_per_code"] = float((of_codes.sum() + of_layout.sum()) / of_codes.size)
+    for one, of_codes, of_coarse in zip(per_slice, bits, coarse_bits, strict=True):
+        one["bits_per_code"] = float((of_codes.sum() + of_coarse.sum()) / of_codes.size)
     values = pd.DataFrame(per_slice).replace([np.inf, -np.inf], np.nan).mean().to_dict()
     strange = outside(
         values, run_folder.read_ranges(model.run_dir, model.decoder), "people" if scan.volume else "slices"
