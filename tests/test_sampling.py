@@ -215,15 +215,15 @@ def test_completions_have_the_posterior_of_the_codes_that_are_not_known():
     posterior = np.exp2(bits.sum(axis=(1, 2)).min() - bits.sum(axis=(1, 2)))
     posterior /= posterior.sum()
 
-    def distance(particles, number=600):
+    def distance(particles, number=400):
         sampler = sampling.SliceSampler(coarse_prior, prior)
         drawn = sampler.complete(known, coarse, 0, 0.5, number, 0, particles)
         assert (drawn[:, known >= 0] == known[known >= 0]).all()
         places = (drawn[:, *hidden] @ [9, 3, 1]).astype(int)
         return np.abs(np.bincount(places, minlength=27) / number - posterior).sum() / 2
 
-    assert distance(64) < 0.12  # 27 shares of 600 draws are off by about 0.07
-    assert distance(1) > 0.2
+    assert distance(64) < 0.14  # 27 shares of 400 draws are off by about 0.09
+    assert distance(1, 250) > 0.25
 
 
 def test_a_coarse_code_that_is_not_known_is_drawn_by_what_is_known_of_the_slice():
