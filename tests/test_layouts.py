@@ -295,14 +295,6 @@ def test_a_diagnosis_by_visit(tmp_path, load):
     assert any("4 people stand under more than one label" in notice for notice in data.notices)
 
 
-@pytest.mark.parametrize("description", [b'\xef\xbb\xbf{"Name": "x", "Authors": "M. Z.", "License": "CC0"}'])
-def test_authors_may_be_one_and_a_byte_order_mark_stops_nothing(tmp_path, load, description):
-    write_bids(tmp_path / "data")
-    (tmp_path / "data" / "dataset_description.json").write_bytes(description)
-    data = load(**FEW)
-    assert (data.title, data.credit) == ("x", "M. Z.; CC0")
-
-
 # -- intensities --------------------------------------------------------------------------------------------------
 
 
