@@ -236,7 +236,6 @@ def test_a_qform_of_other_axes_disagrees(tmp_path, quaternion):
 
 
 BAD_TABLES = {
-    "no participant_id": b"name\tgroup\nsub-00\tAD\n",
     "two bytes that are no text": b"participant_id\tgroup\nsub-00\t\xff\xfe\n",
     "a spreadsheet": b"PK\x03\x04" + bytes(range(256)),
 }

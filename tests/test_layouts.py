@@ -1,5 +1,7 @@
 """Folders as they lie on people's disks, each with a quirk of public bug reports, and what is said of them."""
 
+import re
+
 import nibabel
 import numpy as np
 import PIL.Image
@@ -172,6 +174,69 @@ def test_folders_that_are_links_are_followed(tmp_path, load):
     assert set(data.slices.session) == {"ses-1"}
 
 
+def touch(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"P{person:02d}.nii.gz" for person in range(20)],
+        ["anna.nii", "bert.NII.GZ", "P.01.mgz"],
+        ["Guys-001_T1.img", "Guys-002_T1.img", "HH-001_T1.img"],
+    ],
+)
+def test_a_flat_folder_of_volumes_is_one_person_a_file(tmp_path, names):
+    layout, sources, (notice,) = layouts.find(touch(tmp_path, names))
+    assert layout == "flat"
+    assert len({source.subject_id for source in sources}) == len(names)
+    assert notice.startswith(f"each of {len(names)} files is taken for another person (")
+
+
+@pytest.mark.parametrize(
+    ("names", "people"),
+    [
+        (["P01_a.nii", "P01_b.nii", "P02_a.nii"], 2),
+        (["sub-01_ses-1_T2w.nii.gz", "sub-01_ses-2_T2w.nii.gz", "sub-02_ses-1_T2w.nii.gz"], 2),
+        (["T1_P01_a.mgz", "T1_P01_b.mgz", "T1_P02_a.mgz"], 2),
+        (["scan_anna_a.nii", "scan_anna_b.nii", "scan_bert_a.nii"], 2),
+    ],
+)
+def test_files_that_may_be_of_one_person_are_not_guessed(tmp_path, names, people):
+    with pytest.raises(UserError, match=f"may be of one person, such as {names[0]} and {names[1]}; .*--layout flat if"):
+        layouts.find(touch(tmp_path, names))
+    assert len({source.subject_id for source in layouts.find(tmp_path, subject_regex=suggested(tmp_path))[1]}) == people
+    assert len({source.subject_id for source in layouts.find(tmp_path, "flat")[1]}) == len(names)
+
+
+def suggested(folder, **how):
+    """The expression that an error suggests for a folder, as one would paste it."""
+    with pytest.raises(UserError) as caught:
+        layouts.find(folder, **how)
+    return re.findall("--subject-regex '([^']*)'", str(caught.value))[-1]
+
+
+@pytest.mark.parametrize(
+    ("names", "people"),
+    [
+        (["P00_45.png", "P00_46.png", "P01_45.png"], 2),
+        (["P1/slice_1.png", "P1/slice_2.png", "P2/slice_1.png"], 2),
+        (["P1/a/T1.nii.gz", "P2/a/T1.nii.gz"], 2),
+        (["all/P1/T1.nii.gz", "all/P2/T1.nii.gz"], 2),
+        (["a.png", "P01.tif"], 2),
+    ],
+)
+@pytest.mark.parametrize("how", [{}, {"subject_regex": r"(Q\d)"}, {"layout": "bids"}])
+def test_a_suggested_expression_finds_the_people(tmp_path, names, people, how):
+    pattern = suggested(touch(tmp_path, names), **how)
+    sources = layouts.find(tmp_path, subject_regex=pattern)[1]
+    assert len(sources) == len(names)
+    assert len({source.subject_id for source in sources}) == people
+
+
 # -- a regular expression -----------------------------------------------------------------------------------------
 
 
@@ -238,61 +303,6 @@ def test_no_person_with_two_slices_is_warned_of(tmp_path, load):
     assert data.notices == [
         "no person has more than one slice, so that nothing says whose they are: the split may not be by person"
     ]
-
-
-# -- tables -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("table", "expected"),
-    [
-        ("participant_id,age,group\n" + "".join(f"sub-{i:02d},6,{'AB'[i % 2]}\n" for i in range(8)), {"A": 4, "B": 4}),
-        ("Participant_ID;Group\n" + "".join(f"sub-{i:02d};{'AB'[i % 2]}\n" for i in range(8)), {"A": 4, "B": 4}),
-        ("participant_id\tDiagnosis\n" + "".join(f"{i}\t {'AB'[i % 2]} \n" for i in range(8)), {"A": 4, "B": 4}),
-        (
-            "participant_id\tgroup\n"
-            + "".join(f"sub-{i:02d}\t{v}\n" for i, v in enumerate(("A", "B", "NA", "NaN", "N/A", "", "A ", "n/a"))),
-            {"A": 2, "B": 1, "": 5},
-        ),
-    ],
-)
-@pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_tables_as_people_write_them(tmp_path, load, table, expected, mark):
-    write_bids(tmp_path / "data")
-    (tmp_path / "data" / "participants.tsv").write_text(mark + table, encoding="utf-8")
-    data = load(**FEW)
-    assert labels(data) == expected
-    separated = [notice for notice in data.notices if "is not separated by tabs but by" in notice]
-    assert len(separated) == ("\t" not in table)
-
-
-def test_labels_that_nobody_has_are_an_error_or_a_notice(tmp_path, load):
-    write_bids(tmp_path / "data")
-    (tmp_path / "data" / "participants.tsv").write_text("participant_id\tgroup\nX1\tAD\n")
-    with pytest.raises(
-        UserError, match="--label-column group: .*0 of 8 people have a label in it; its ids are like 'X1'"
-    ):
-        load(label_column="group", **FEW)
-    assert any("0 of 8 people have a label" in notice for notice in load(**FEW).notices)
-
-
-def test_spellings_that_differ_in_case_are_told(tmp_path, load):
-    write_bids(tmp_path / "data")
-    rows = "".join(f"sub-{i:02d}\t{('AD', 'ad')[i % 2]}\n" for i in range(8))
-    (tmp_path / "data" / "participants.tsv").write_text("participant_id\tgroup\n" + rows)
-    assert "labels that differ in case alone are taken for different: AD, ad" in load(**FEW).notices
-
-
-def test_a_diagnosis_by_visit(tmp_path, load):
-    write_bids(tmp_path / "data", sessions=2)
-    for person in range(8):
-        name = f"sub-{person:02d}"
-        later = "AD" if person % 2 else "MCI"
-        text = f"session_id\tdiagnosis\nses-0\tMCI\nses-1\t{later}\n"
-        (tmp_path / "data" / name / f"{name}_sessions.tsv").write_text(text)
-    data = load(label_column="diagnosis", **FEW)
-    assert labels(data) == {"MCI": 8, "AD": 4}
-    assert any("4 people stand under more than one label" in notice for notice in data.notices)
 
 
 # -- intensities --------------------------------------------------------------------------------------------------
@@ -451,6 +461,8 @@ def test_planes_lie_as_they_are_marked(tmp_path):
         numbers, stack, _, _ = decoding.read_volume(path, how)
         assert numbers == sorted(numbers)
         bright = np.argwhere(stack > 200)
+        canonical = np.asarray(decoding.open_volume(path)[0].dataobj)
+        np.testing.assert_array_equal(decoding.to_volume(decoding.to_slices(canonical, plane), plane), canonical)
         where[plane] = [np.sign(stack.shape[axis] / 2 - bright[:, axis].mean()) for axis in (1, 2)]
     # Anterior, or superior, is up; the person's right, or anterior, is on the right of the picture.
     assert where == {"axial": [1, -1], "coronal": [1, -1], "sagittal": [1, -1]}
@@ -458,8 +470,10 @@ def test_planes_lie_as_they_are_marked(tmp_path):
 
 def test_options_for_volumes_are_refused_for_images(tmp_path, load):
     slices(tmp_path / "data")
-    for how in ({"plane": "coronal"}, {"voxel_size": 2.0}, {"slice_middle": 50.0}):
-        with pytest.raises(UserError, match="is for volumes, and .* holds images"):
+    volume_options = {"plane": "coronal", "voxel_size": 2.0, "slice_middle": 50.0, "num_slices": 8}
+    for how in ({name: value} for name, value in (volume_options | {"slice_spacing_mm": 1.0}).items()):
+        flag = "--" + next(iter(how)).removesuffix("_mm").replace("_", "-")
+        with pytest.raises(UserError, match=f"{flag} .*: is for volumes, and .* holds images"):
             load(subject_regex=NAMED, **how)
 
 
@@ -475,6 +489,7 @@ def test_a_black_background_leaves_the_head_whole(rng):
     assert (mask == (radius < 1)).mean() > 0.93
     assert not mask[2:4, 2:4].any()
     assert not decoding.head(np.zeros((32, 32)), 1).any()
+    assert (decoding.head(noise - 10, 3) == mask).all()  # of negative values, too
 
 
 def test_background_black_for_images_and_volumes(tmp_path, load):
@@ -487,6 +502,17 @@ def test_background_black_for_images_and_volumes(tmp_path, load):
     assert (black.images > 100).sum() > 0.95 * (kept.images > 100).sum()
 
 
+def test_a_volume_of_three_slices_is_no_colour_image(tmp_path):
+    write_volume(tmp_path / "a.nii.gz", np.random.default_rng(0), shape=(24, 30, 3), affine=np.diag([2.0, 2, 40, 1]))
+    how = decoding.How(num_slices=1, background="black")
+    assert decoding.read_volume(tmp_path / "a.nii.gz", how)[1].shape == (1, 30, 24)
+
+
+def test_an_image_of_one_value_is_not_made_black(tmp_path):
+    write_image(tmp_path / "white.png", np.full((32, 32), 255, "uint8"))
+    assert decoding.read_image(tmp_path / "white.png", None, decoding.How(background="black")).min() == 255
+
+
 # -- the dry run --------------------------------------------------------------------------------------------------
 
 
@@ -494,8 +520,8 @@ def test_a_dry_run_says_what_the_data_are_and_trains_nothing(tmp_path, capsys):
     write_bids(tmp_path / "data", people=10, sessions=2)
     (tmp_path / "data" / "sub-01/ses-0/anat/sub-01_T2w.nii.gz").write_bytes(b"")
     command = ["--data-dir", tmp_path / "data", "--run-dir", tmp_path / "run", "--cache-dir", tmp_path / "cache"]
-    command += ["--num-slices", 8, "--slice-spacing", 4, "--dry-run"]
-    assert train.main([str(part) for part in command]) == 0
+    command = [str(part) for part in [*command, "--num-slices", 8, "--slice-spacing", 4, "--dry-run"]]
+    assert train.main(command) == 0
     said = capsys.readouterr().out
     for line in (
         "layout bids, 160 slices of 32 x 32 pixels",
@@ -513,6 +539,10 @@ def test_a_dry_run_says_what_the_data_are_and_trains_nothing(tmp_path, capsys):
     with PIL.Image.open(tmp_path / "run" / "preview.png") as picture:
         assert picture.width > 1000
         assert len(np.unique(np.asarray(picture))) > 50
+    (tmp_path / "run" / "config.json").write_text("{}")  # as of a trained run, which is left alone
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert train.main([*command, "--seed", "5"]) == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_a_long_licence_is_shortened_under_pictures_alone():
@@ -600,20 +630,6 @@ def test_a_constant_background_far_below_takes_no_range(tmp_path, load):
     assert data.images[data.images > 0].std() > 1.5 * plain.images[plain.images > 0].std()
 
 
-def test_tables_with_commas_in_cells_or_without_a_label_column(tmp_path, load):
-    write_bids(tmp_path / "data")
-    table = tmp_path / "data" / "participants.tsv"
-    rows = "".join(f"sub-{i:02d}\t{'AB'[i % 2]}\n" for i in range(8))
-    table.write_text("\n# exported\nparticipant_id\tgroup\tnote (a, b, c, d)\n" + rows)
-    assert labels(load(**FEW)) == {"A": 4, "B": 4}
-    table.write_text("participant_id\tage\n" + rows)
-    assert any(
-        "has none of the columns diagnosis, group, dx; it has participant_id, age" in n for n in load(**FEW).notices
-    )
-    table.write_text("participant_id\tgroup\n" + rows + "sub-00\tB\n")
-    assert any("1 people have several labels in the table" in notice for notice in load(**FEW).notices)
-
-
 def test_a_folder_that_is_reached_twice_is_read_twice_and_a_loop_once(tmp_path):
     slices(tmp_path / "data" / "pool")
     (tmp_path / "data" / "again").symlink_to(tmp_path / "data" / "pool")
@@ -629,11 +645,6 @@ def test_kinds_that_are_not_read_are_counted(tmp_path, load):
     assert "files of kinds that are not read: 3 .bmp" in load(subject_regex=NAMED).notices
 
 
-def test_dots_in_names_are_no_endings(tmp_path):
-    volumes(tmp_path / "data", lambda p: f"P.{p:02d}.nii.gz")
-    assert len(layouts.find(tmp_path / "data", subject_regex=r"(?P<subject>P\.\d+)")[1]) == 6
-
-
 def test_an_oblique_volume_is_resampled_to_the_size_that_was_surveyed(tmp_path, load):
     turned = np.eye(4)
     angle = np.radians(20)
@@ -641,14 +652,3 @@ def test_an_oblique_volume_is_resampled_to_the_size_that_was_surveyed(tmp_path, 
     turned[2, 2] = 2
     volumes(tmp_path / "data", bids_name, change=lambda v, _, p: nibabel.Nifti1Image(v, turned))
     assert len(load(**FEW, voxel_size=2.0).slices) == 48
-
-
-def test_a_dry_run_leaves_a_trained_run_alone(tmp_path, capsys):
-    write_bids(tmp_path / "data")
-    command = ["--data-dir", tmp_path / "data", "--run-dir", tmp_path / "run", "--cache-dir", tmp_path / "cache"]
-    command = [str(part) for part in [*command, "--num-slices", 8, "--slice-spacing", 4]]
-    assert train.main([*command, "--dry-run"]) == 0
-    (tmp_path / "run" / "config.json").write_text("{}")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    assert train.main([*command, "--dry-run", "--seed", "5"]) == 1
-    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
