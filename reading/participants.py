@@ -132,9 +132,9 @@ def _rows(path, columns, cells, name, person):
 
 
 def _label(source, of_person, of_visit):
-    visit = of_visit.get((_key(source.subject_id), _key(source.session)))
-    if visit is not None:
-        return visit
+    visit = _key(source.subject_id), _key(source.session)
+    if source.session and visit in of_visit:
+        return of_visit[visit]
     rows = of_person.get(_key(source.subject_id), {})
     for name, labels in rows.items():
         if name.removeprefix("sub-") == source.subject_id.removeprefix("sub-"):

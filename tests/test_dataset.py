@@ -9,7 +9,7 @@ import pytest
 from conftest import blob, make_slices, write_adni, write_bids, write_image, write_oasis, write_volume
 
 import dataset
-from reading import cache, decoding, layouts
+from reading import cache, decoding
 from system.console import UserError
 from using import scans
 
@@ -288,42 +288,6 @@ def test_16_bit_and_colour_slices_are_converted_and_said(tmp_path, cache_dir):
     np.testing.assert_array_equal(data.images[rows["case_001_slice_1.nii.png"]], grey)
     scaled = data.images[rows["case_001_slice_0.nii.png"]].astype(float)
     np.testing.assert_allclose(scaled, grey * (255 / grey.max()), atol=0.51)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({}, r"no images found; looked for keras_png_slices.*CLASS.*sub-\*"),
-        ({"layout": "oasis"}, "no images found; looked for keras_png_slices"),
-        ({"layout": "regex"}, "--layout regex needs --subject-regex"),
-        ({"subject_regex": "(a"}, "not a regular expression"),
-        ({"subject_regex": "a"}, "give the person's part a group"),
-        ({"subject_regex": r"(?P<slice>\d)_(P\d)"}, "give the person's part a group"),
-        (
-            {"label_column": "dx", "layout": "adni"},
-            "--label-column dx: for tables of participants, not for --layout adni",
-        ),
-        ({"subject_regex": "(a)", "layout": "adni"}, "is for --layout regex"),
-        ({"subject_regex": "(a)"}, "no images found"),
-    ],
-)
-def test_an_empty_folder_and_bad_options(tmp_path, cache_dir, options, message):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=message):
-        dataset.load(tmp_path / "empty", cache_dir=cache_dir, **options)
-
-
-def test_a_folder_that_does_not_exist(tmp_path, cache_dir):
-    with pytest.raises(UserError, match="no such folder"):
-        dataset.load(tmp_path / "nowhere", cache_dir=cache_dir)
-
-
-def test_hidden_files_and_thumbnails_are_nobodys(tmp_path):
-    """As macOS, Jupyter, file servers and viewers leave them."""
-    for name in ("._p1_0.png", ".ipynb_checkpoints/p1_1.png", "@eaDir/p2_0.png", "a/Thumbs/p3.png", "__MACOSX/p4.png"):
-        write_image(tmp_path / name, np.zeros((16, 16), "uint8"))
-    write_image(tmp_path / "thumb_study" / "p1_0.png", np.zeros((16, 16), "uint8"))
-    assert layouts.walk(tmp_path) == ["thumb_study/p1_0.png"]
 
 
 @pytest.mark.parametrize(

@@ -96,4 +96,4 @@ def test_a_diagnosis_by_visit(read, tmp_path):
         later = "AD" if person % 2 else "MCI"
         (folder / f"{folder.name}_sessions.tsv").write_text(f"session_id\tdiagnosis\nses-0\tMCI\nses-1\t{later}\n")
     labels, _ = read("participant_id\tsex\n", label_column="diagnosis")
-    assert labels == ["", "MCI", "MCI", "", "MCI", "AD"] * 4  # the file that is of no visit comes first
+    assert labels == ["", "MCI", "MCI", "", "MCI", "AD"] * 4  # the first is of no visit

@@ -10,7 +10,7 @@ from reading import layouts, phantom
 
 @pytest.fixture(scope="module")
 def people():
-    return {label: [phantom.make_person([0, i], label) for i in range(2)] for label in ("AD", "NC")}
+    return {label: [phantom.make_person([0, i], label) for i in range(n)] for label, n in (("AD", 2), ("NC", 1))}
 
 
 def test_a_seed_is_a_person(people):
