@@ -285,24 +285,20 @@ def splits_sha256(slices):
 
 
 def first_difference(slices, before):
-    """The first slice that one of two tables has and the other has not, or has otherwise, in words; "" if none.
+    """The first slice that two data sets do not share, or that is of another person or label in them; "" if none is.
 
     Args:
         slices: DataFrame of the slices as they are.
-        before: The same as it was, such as splits.csv of a run.
+        before: The same as they were, such as splits.csv of a run.
     """
-    whose = ["subject_id", "session", "label", "slice_position"]
-    now, then = ({(one.path, one.slice_index): one for one in table.itertuples()} for table in (slices, before))
+    columns = ["path", "slice_index", "subject_id", "session", "label"]
+    now, then = ({(one[0], one[1]): one[2:] for one in table[columns].values.tolist()} for table in (slices, before))
     for key in sorted(now.keys() | then.keys()):
-        path, number = key
-        if key not in then:
-            return f"{path} (slice {number}) is new"
-        if key not in now:
-            return f"{path} (slice {number}) is no longer there"
-        for name in whose:
-            new, old = getattr(now[key], name), getattr(then[key], name)
-            if new != old:
-                return f"{path} (slice {number}) has {name} {new!r}, and had {old!r}"
+        if now.get(key) != then.get(key):
+            told = "is new" if key not in then else "is no longer there"
+            if key in then and key in now:
+                told = f"is of {' '.join(filter(None, now[key]))}, and was of {' '.join(filter(None, then[key]))}"
+            return f"slice {key[1]} of {key[0]} {told}"
     return ""
 
 

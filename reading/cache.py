@@ -68,14 +68,7 @@ FOUND = {
 
 
 class Manifest:
-    """What is known of the slices of a cache, taken down in the order of its rows.
-
-    Attributes:
-        slices: For each slice path, subject_id, session, slice_index, slice_position, label, split and row.
-        digest: SHA-256 of the pixels and of whose they are.
-        ranges: (low, high) of each file before it was decoded.
-        names: Names of the files, or scans, in which something was found, by the keys of `FOUND`.
-    """
+    """What is known of the slices of a cache, row by row: `dataset.COLUMNS`, their digest, and what was found."""
 
     def __init__(self, sources, how):
         indices = [source.slice_index for source in sources if source.slice_index is not None]

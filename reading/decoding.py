@@ -108,7 +108,7 @@ def open_volume(path):
     size = max(4, dtype.itemsize)
     if min(shape) < 1 or math.prod(shape) * size > 4 * MOST_VOXELS:
         claimed, most = " x ".join(map(str, shape)), 4 * MOST_VOXELS // size
-        raise BadFile(path, f"its header claims {claimed} voxels of type {dtype}, of which 1 to {most:,} are read")
+        raise BadFile(path, f"its header claims {claimed} voxels; of type {dtype}, 1 to {most:,} can be read")
     if not np.isfinite(volume.affine).all():
         raise BadFile(path, "the affine is not finite")
     if not all(0.01 <= size <= 100 for size in voxel_sizes(volume)):

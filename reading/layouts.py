@@ -92,7 +92,7 @@ LAYOUTS = {
         aside=r"[^/]+/mri/.*|fsaverage\w*/.*",
         aside_is="other volumes of FreeSurfer's",
     ),
-    # Recognised by `_flat` alone, where the folder holds nothing else.
+    # Recognised where the folder holds nothing else: see `_refuse_all_but_flat`.
     "flat": Layout("NAME.nii.gz, each file another person", (r"(?P<subject>[^/]+?)\.(?i:nii|nii\.gz|img|mgz|mgh)",)),
 }
 NAMES = (*LAYOUTS, "regex")
@@ -128,6 +128,12 @@ def kind_of(name):
     """ "image", "volume" or nothing, by the ending of a file's name."""
     name = name.lower()
     return "image" if name.endswith(IMAGE_SUFFIXES) else "volume" if name.endswith(VOLUME_SUFFIXES) else ""
+
+
+def stem_of(name):
+    """A name or path without the ending of an image or a volume."""
+    endings = sorted((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES), key=len, reverse=True)
+    return name[: -len(next(ending for ending in endings if name.lower().endswith(ending)))]
 
 
 def walk(folder):
@@ -340,12 +346,9 @@ def _checked(sources):
                 "or tell them apart by --subject-regex with a group 'session'"
             )
         if source.slice_index is None:
-            ending = next(
-                end for end in sorted(VOLUME_SUFFIXES, key=len)[::-1] if source.path.name.lower().endswith(end)
-            )
-            name = source.path.parent / source.path.name[: -len(ending)]
-            if seen.setdefault(name, source.path) != source.path:
-                raise UserError(f"{seen[name]} and {source.path}: both are one volume; remove one")
+            stem = stem_of(str(source.path))
+            if seen.setdefault(stem, source.path) != source.path:
+                raise UserError(f"{seen[stem]} and {source.path}: both are one volume; remove one")
     return sources
 
 
@@ -395,31 +398,12 @@ def find(data_dir, layout=None, subject_regex=None, label_column=None):
     if not names:
         _refuse_no_images(data_dir, everything, [] if subject_regex else [layout] if layout else LAYOUTS)
     if subject_regex:
-        layout = "regex"
-        sources, notices = _by_regex(data_dir, names, subject_regex)
-        _refuse_half_of_a_split(data_dir, sources)
+        layout, (sources, notices) = "regex", _by_regex(data_dir, names, subject_regex)
     else:
-        tried = [layout] if layout else [name for name in LAYOUTS if name != "flat"]
-        found = ((name, matched) for name in tried if (matched := _match(name, names)))
-        layout, matched = next(found, None) or _flat(data_dir, names, tried)
-        sources, notices = _sources(data_dir, matched), []
-        _refuse_half_of_a_split(data_dir, sources)
-        if layout == "adni":
-            _refuse_people_for_classes(data_dir, sources)
-        if tried != [layout] and layout == "flat":
-            notices.append(
-                f"each of {len(names)} files is taken for another person ({names[0]} the first); if one person has "
-                "several, name the person by --subject-regex"
-            )
-        aside = re.compile(LAYOUTS[layout].aside or "(?!)", re.DOTALL)
-        others = [name for name in names if name not in matched]
-        known, unknown = ([name for name in others if bool(aside.fullmatch(name)) is so] for so in (True, False))
-        if known:
-            notices.append(f"{LAYOUTS[layout].aside_is} are left aside: {_first(known)}")
-        if unknown:
-            notices.append(
-                f"images or volumes that are not like {LAYOUTS[layout].looks} are left out: {_first(unknown)}"
-            )
+        layout, sources, notices = _by_layout(data_dir, names, layout)
+    _refuse_half_of_a_split(data_dir, sources)
+    if layout == "adni":
+        _refuse_people_for_classes(data_dir, sources)
     notices += _unusual(sources, everything)
     if not any(source.label for source in sources):
         labels, more = labels_of(data_dir, sources, label_column)
@@ -430,35 +414,53 @@ def find(data_dir, layout=None, subject_regex=None, label_column=None):
     return layout, _checked(sources), notices
 
 
-def _flat(data_dir, names, tried):
-    """Layout "flat" and its matches, for a folder of volumes of no other layout, where each is surely another person.
+def _by_layout(data_dir, names, layout):
+    """The layout, which is recognised where it is None, its sources, and notices."""
+    tried = [layout] if layout else [name for name in LAYOUTS if name != "flat"]
+    known = ((name, matched) for name in tried if (matched := _match(name, names)))
+    found, matched = next(known, (None, None))
+    notices = []
+    if not found:
+        _refuse_all_but_flat(data_dir, names, tried)
+        found, matched = "flat", _match("flat", names)
+        notices.append(
+            f"each of {len(names)} files is taken for another person ({names[0]} the first); if one person has "
+            "several, name the person by --subject-regex"
+        )
+    others = [name for name in names if name not in matched]
+    aside = [name for name in others if re.fullmatch(LAYOUTS[found].aside or "(?!)", name, re.DOTALL)]
+    unknown = [name for name in others if name not in set(aside)]
+    if aside:
+        notices.append(f"{LAYOUTS[found].aside_is} are left aside: {_first(aside)}")
+    if unknown:
+        notices.append(f"images or volumes that are not like {LAYOUTS[found].looks} are left out: {_first(unknown)}")
+    return found, _sources(data_dir, matched), notices
 
-    Raises:
-        UserError: For all other folders, with what may have been meant.
-    """
+
+def _refuse_all_but_flat(data_dir, names, tried):
+    """Raises UserError for files of no known layout, if they are not volumes in one folder, each surely a person."""
     kinds = collections.Counter(map(kind_of, names))
-    found = " and ".join(f"{kinds[kind]} {kind}s" for kind in ("image", "volume") if kinds[kind])
+    found = f"{data_dir}: found " + " and ".join(f"{number} {kind}s" for kind, number in sorted(kinds.items()))
     if meant := _meant(data_dir, names, tried):
-        raise UserError(f"{data_dir}: found {found}; did you mean --data-dir {meant[0]} ({meant[1]})?")
+        raise UserError(f"{found}; did you mean --data-dir {meant[0]} ({meant[1]})?")
     if len(tried) == 1 or kinds["image"] or any("/" in name for name in names):
         raise UserError(
-            f"{data_dir}: found {found}, such as {names[0]}, in no known layout ({', '.join(tried)}); say whose they "
-            f"are, for example by {_suggestion(names)}"
+            f"{found}, such as {names[0]}, in no known layout ({', '.join(tried)}); say whose they are, for example by "
+            + _suggestion(names)
         )
     for pattern in BEGINNINGS:
         files = collections.defaultdict(list)
         for name in names:
             files[match["subject"] if (match := re.search(pattern, name)) else ""].append(name)
         if "" in files or 1 == len(files) < len(names):
-            continue  # some name has none, or all have this one
-        of_one = next((of_one for of_one in files.values() if len(of_one) > 1), None)
-        if not of_one:
-            break
+            continue  # some name has no such beginning, or all have one and the same
+        of_one = max(files.values(), key=len)
+        if len(of_one) == 1:
+            return
         raise UserError(
-            f"{data_dir}: found {found}, of which several may be of one person, such as {of_one[0]} and {of_one[1]}; "
+            f"{found}, of which several may be of one person, such as {of_one[0]} and {of_one[1]}; "
             f"give --subject-regex '{pattern}' if they are, or --layout flat if each file is another person"
         )
-    return "flat", _match("flat", names)
 
 
 def _meant(data_dir, names, tried):

@@ -326,10 +326,10 @@ def test_a_description_that_is_not_json_is_a_notice(tmp_path, cache_dir, content
 def test_the_first_slice_that_differs_is_named():
     before = make_slices(3, ("AD", "NC"))
     assert dataset.first_difference(before[::-1], before) == ""
-    assert dataset.first_difference(before[:3], before) == "11 (slice 1) is no longer there"
-    assert dataset.first_difference(before, before[1:]) == "00 (slice 0) is new"
+    assert dataset.first_difference(before[:3], before) == "slice 1 of 11 is no longer there"
+    assert dataset.first_difference(before, before[1:]) == "slice 0 of 00 is new"
     other = before.assign(label=["AD", "AD", "AD", "NC", "AD", "AD"])
-    assert dataset.first_difference(other, before) == "10 (slice 0) has label 'AD', and had 'NC'"
+    assert dataset.first_difference(other, before) == "slice 0 of 10 is of p0001 AD, and was of p0001 NC"
 
 
 @pytest.mark.parametrize(
