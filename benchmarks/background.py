@@ -31,7 +31,7 @@ def run(args):
             axis.imshow(np.stack([np.maximum(left, removed), left, left], -1))
             axis.set_xticks([])
             axis.set_yticks([])
-    title, credit = dataset.describe(args.data_dir)
+    title, credit, _ = dataset.describe(args.data_dir)
     said = "red: what --background black removes, fifteen times as bright as it is"
     figures.finish(figure, args.output, f"{said}\n{title}\n{credit}")
 
