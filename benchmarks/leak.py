@@ -12,15 +12,26 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from benchmarks import harness
+
+with harness.command(
+    __name__,
+    __doc__,
+    "stopped; the same command goes on",
+    runs_dir=(Path, Path("runs/leak"), "where both runs go"),
+    output_dir=(Path, Path("results/leak"), "where leak.json and leak.png go"),
+    num_people=(harness.number(20), 60, "of the cohort"),
+    vqvae_epochs=(harness.number(1), 12, "of the VQ-VAE"),
+    prior_epochs=(harness.number(1), 24, "of the prior"),
+) as command:
+    import dataset
 import numpy as np
 from matplotlib.figure import Figure
 from sklearn.neighbors import NearestNeighbors
 
-import dataset
-from benchmarks import harness
 from evaluation import figures, metrics
+from evaluation import measure as measured
 from reading import phantom
-from running.config import read_config
 
 SUBJECT = {
     "by slice": r"(?P<label>AD|NC)/(?P<subject>\d+_(?P<slice>\d+))",
@@ -37,8 +48,8 @@ FIGURES = {
 def measure(models, data, training):
     """Figures of the test slices of `data`; `training` are those among which the nearest is looked for, (n, S, S)."""
     test, images = data.of("test"), data.pixels(data.of("test"))
-    codes, per_slice, _ = measure.reconstruct(models.vqvae, data)
-    coarse_bits, bits = measure.code_lengths(models, data, codes)
+    codes, per_slice, _ = measured.reconstruct(models.vqvae, data)
+    coarse_bits, bits = measured.bits_of_test_slices(models, data, codes)
     known, asked = (some.reshape(len(some), -1)[:, ::4] for some in (training, images))
     nearest = NearestNeighbors(n_neighbors=1).fit(known).kneighbors(asked, return_distance=False)[:, 0]
     copies = zip(images, training[nearest], strict=True)
@@ -69,37 +80,25 @@ def draw(path, rows):
     figures.finish(figure, path, f"synthetic people; bars cut below; 95 % intervals\n{phantom.CREDIT}")
 
 
-def run(args):
+@command
+def main(args):
     cohort, new, rows = args.runs_dir / "cohort", args.runs_dir / "new", []
     phantom.make_cohort(cohort, args.num_people, seed=0)
     phantom.make_cohort(new, NEW_PEOPLE, seed=1)
-    epochs = {"vqvae_epochs": args.vqvae_epochs, "prior_epochs": args.prior_epochs}
-    how = {"data_dir": cohort, "cache_dir": args.runs_dir / "cache", "layout": "images", "downsampling": 8, **epochs}
+    how = {"data_dir": cohort, "cache_dir": args.runs_dir / "cache", "layout": "images", "downsampling": 8}
+    how |= {"vqvae_epochs": args.vqvae_epochs, "prior_epochs": args.prior_epochs}
     how |= {"max_shift": 0, "mirrored": 0}  # nothing against learning by heart
     for kind, regex in SUBJECT.items():
-        run_dir = args.runs_dir / kind.replace(" ", "-")
-        data, model = harness.train(run_dir, subject_regex=regex, **how)
-        models = model.models
-        asked = read_config(run_dir)["options"]["data"] | {"data_dir": str(new), "test_fraction": 0.8}
+        data, model = harness.train(args.runs_dir / kind.replace(" ", "-"), subject_regex=regex, **how)
+        asked = model.config["options"]["data"] | {"data_dir": str(new), "test_fraction": 0.8}
         strangers = dataset.prepare(**asked)
         strangers = dataclasses.replace(strangers, slices=strangers.slices.assign(split="test"))
         training = data.pixels(data.of("train"))
-        found = [measure(models, some, training) for some in (data, strangers)]
+        found = [measure(model.models, some, training) for some in (data, strangers)]
         rows.append({"split": kind, "test": found[0], "new people": found[1]})
         harness.write(args.output_dir / "leak.json", rows, people=args.num_people, new_people=NEW_PEOPLE)
     draw(args.output_dir / "leak.png", rows)
 
-
-main = harness.command(
-    run,
-    __doc__,
-    "stopped; the same command goes on",
-    runs_dir=(Path, Path("runs/leak"), "where both runs go"),
-    output_dir=(Path, Path("results/leak"), "where leak.json and leak.png go"),
-    num_people=(harness.number(20), 60, "of the cohort"),
-    vqvae_epochs=(harness.number(1), 12, "of the VQ-VAE"),
-    prior_epochs=(harness.number(1), 24, "of the prior"),
-)
 
 if __name__ == "__main__":
     sys.exit(main())

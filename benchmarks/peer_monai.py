@@ -1,7 +1,5 @@
 """MONAI's VQ-VAE and transformer as contestants of `peers.py`, in an environment of their own (requirements-monai.txt).
 
-    runs/monai/bin/python benchmarks/peer_monai.py operations    # what one slice takes
-
 Of the VQ-VAE, "tutorial" is that of GenerativeModels' tutorials/generative/2d_vqvae (256 channels, 256 codes of 32, L1,
 Adam at 1e-4, never decayed), but for batches of 16 in place of 64, of which two minutes would see a handful; "matching"
 has the sizes, batches, loss, optimiser, schedule and start of this project as far as MONAI's class lets it (its
@@ -14,6 +12,7 @@ the processor has it, which the tutorials do not and which is faster.
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ import torch
 import worker
 from monai.losses import SSIMLoss
 from monai.networks.nets import VQVAE, DecoderOnlyTransformer
-from torch.utils.flop_counter import FlopCounterMode
 
 CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16 = CPU_INFO.exists() and "avx512_bf16" in CPU_INFO.read_text()
@@ -62,29 +60,22 @@ class Contestant(worker.Contestant):
         return self.row(parameters, self.batch_size, len(self.examples))
 
 
-def build(matching):
-    """MONAI's VQ-VAE in one of its two configurations."""
-    stages = {"downsample_parameters": ((2, 4, 1, 1),) * 2, "upsample_parameters": ((2, 4, 1, 1, 0),) * 2}
-    sizes = {"channels": (256, 256), "num_res_channels": 256, "embedding_dim": 32}
-    if matching:
-        sizes = {"channels": (32, 64), "num_res_channels": (16, 32), "embedding_dim": 16, "decay": 0.99}
-    return VQVAE(2, 1, 1, num_res_layers=2, num_embeddings=NUM_EMBEDDINGS, **stages, **sizes)
-
-
 class MonaiVQVAE(Contestant):
     """Trained on uint8 slices, shape (n, S, S)."""
 
     def __init__(self, folder, matching, seconds):
         torch.manual_seed(0)
         examples, self.test = (np.load(folder / f"{split}.npy", mmap_mode="r") for split in ("train", "test"))
-        self.ssim_loss = SSIMLoss(spatial_dims=2)
-        self.matching, model = matching, build(matching)
+        self.ssim_loss, self.matching = SSIMLoss(spatial_dims=2), matching
+        sizes = {"channels": (256, 256), "num_res_channels": 256, "embedding_dim": 32}
+        optimizer = partial(torch.optim.Adam, lr=1e-4)
         if matching:
-            optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-4)
-        else:
-            optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+            sizes = {"channels": (32, 64), "num_res_channels": (16, 32), "embedding_dim": 16, "decay": 0.99}
+            optimizer = partial(torch.optim.AdamW, lr=3e-3, weight_decay=1e-4)
+        stages = {"downsample_parameters": ((2, 4, 1, 1),) * 2, "upsample_parameters": ((2, 4, 1, 1, 0),) * 2}
+        model = VQVAE(2, 1, 1, num_res_layers=2, num_embeddings=NUM_EMBEDDINGS, **stages, **sizes)
         model.to(memory_format=torch.channels_last)
-        super().__init__(model, optimizer, examples, *((4, seconds) if matching else (16,)))
+        super().__init__(model, optimizer(model.parameters()), examples, *((4, seconds) if matching else (16,)))
         if matching:
             self.start_codebook()
 
@@ -170,18 +161,11 @@ class MonaiTransformer(Contestant):
         return {"seconds": float(np.trapezoid(seconds, lengths))}
 
 
-def main(name, folder=".", seconds=0):
-    folder = Path(folder)
-    if name == "operations":  # of a 128 x 128 slice forward and back, two for each multiplication and addition
-        for kind in ("matching", "tutorial"):
-            with FlopCounterMode(display=False) as counter:
-                outputs, commitment = build(kind == "matching")(torch.rand(1, 1, 128, 128))
-                (outputs.mean() + commitment).backward()
-            print(f"MONAI, {kind}: {counter.get_total_flops() / 1e9:.2f} GFLOP")
-    elif name == "transformer":
-        worker.serve(lambda: MonaiTransformer(folder))
+def main(name, folder, seconds):
+    if name == "transformer":
+        worker.serve(lambda: MonaiTransformer(Path(folder)))
     else:
-        worker.serve(lambda: MonaiVQVAE(folder, name == "matching", float(seconds)))
+        worker.serve(lambda: MonaiVQVAE(Path(folder), name == "matching", float(seconds)))
 
 
 if __name__ == "__main__":

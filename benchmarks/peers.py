@@ -12,10 +12,22 @@ import json
 import math
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
-import keras
+from benchmarks import harness
+
+with harness.command(
+    __name__,
+    __doc__,
+    data_dir=(Path, None, "slices or volumes that come to 128 x 128 pixels"),
+    priors=(Path, None, "compare priors, on the codes of this run, and no VQ-VAEs"),
+    output_dir=(Path, ..., "where figures and pictures go"),
+    work_dir=(Path, Path("runs/peers"), "arrays and logs"),
+    minutes=(harness.MINUTES, [2, 10, 40], "budgets"),
+    entry=(str, [], "which (default: all); rows of others that are there are kept"),
+    monai=(Path, None, "the Python of an environment with MONAI; without it, MONAI is left out"),
+) as command:
+    import keras
 import numpy as np
 from keras import layers, ops
 from matplotlib.figure import Figure
@@ -23,7 +35,7 @@ from tqdm import tqdm
 
 import modules
 import sampling
-from benchmarks import ablation, harness, priors, race, worker
+from benchmarks import ablation, priors, race, worker
 from evaluation import figures, metrics
 from running import models, run_folder
 from system.console import UserError
@@ -32,60 +44,73 @@ BATCHES = (1, 16)  # of samples
 SHOWN = [9, 15, 21]  # of one person's 32 slices: below, at and above the ventricles
 
 
-def tutorial():
-    """The VQ-VAE of keras.io's example (examples/generative/vq_vae.py), built from this project's parts.
+class Tutorial(keras.Model):
+    """The VQ-VAE of keras.io's example (examples/generative/vq_vae.py).
 
     Its squared error is over the variance of the batch, where the example has that of its data set.
     """
-    x = image = keras.Input((ablation.SIZE, ablation.SIZE, 1))
-    x = layers.Rescaling(1.0, -0.5)(x)
-    for filters in (32, 64):
-        x = layers.Conv2D(filters, 3, 2, padding="same", activation="relu")(x)
-    encoder = keras.Model(image, layers.Conv2D(16, 1, padding="same", dtype="float32")(x))
-    x = z_q = keras.Input(encoder.output_shape[1:])
-    for filters in (64, 32):
-        x = layers.Conv2DTranspose(filters, 3, 2, padding="same", activation="relu")(x)
-    x = layers.Rescaling(1.0, 0.5, dtype="float32")(layers.Conv2DTranspose(1, 3, padding="same")(x))
 
-    def distance(images, outputs):
-        return ablation.default_loss(images, outputs, kind="l2") / ops.var(images)
+    def __init__(self):
+        super().__init__()
+        x = image = keras.Input((ablation.SIZE, ablation.SIZE, 1))
+        x = layers.Rescaling(1.0, -0.5)(x)
+        for filters in (32, 64):
+            x = layers.Conv2D(filters, 3, 2, padding="same", activation="relu")(x)
+        self.encoder = keras.Model(image, layers.Conv2D(16, 1, padding="same", dtype="float32")(x))
+        self.quantizer = modules.VectorQuantizer(128, 16, restart_threshold=0.0)
+        self.quantizer.build(self.encoder.output_shape)
+        self.quantizer.set_codebook(ops.convert_to_numpy(keras.random.uniform((128, 16), -0.05, 0.05, seed=0)))
+        x = z_q = keras.Input(self.encoder.output_shape[1:])
+        for filters in (64, 32):
+            x = layers.Conv2DTranspose(filters, 3, 2, padding="same", activation="relu")(x)
+        x = layers.Conv2DTranspose(1, 3, padding="same")(x)
+        self.decoder = keras.Model(z_q, layers.Rescaling(1.0, 0.5, dtype="float32")(x))
+        self.built = True
 
-    quantizer = modules.VectorQuantizer(128, 16, restart_threshold=0.0)
-    model = ablation.Assembled(encoder, quantizer, keras.Model(z_q, x), distance, from_data=False)
-    quantizer.set_codebook(ops.convert_to_numpy(keras.random.uniform((128, 16), -0.05, 0.05, seed=0)))
-    return model
+    def call(self, images, training=False):
+        z_e = self.encoder(images)
+        through, z_q, codes = self.quantizer(z_e, training=training)
+        return {"reconstruction": self.decoder(through), "z_e": z_e, "z_q": z_q, "code_indices": codes}
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        z_e, z_q = y_pred["z_e"], y_pred["z_q"]
+        loss = ops.mean(ops.square(x - y_pred["reconstruction"])) / ops.var(x)
+        loss += ops.mean(ops.square(ops.stop_gradient(z_e) - z_q))
+        return loss + 0.25 * ops.mean(ops.square(z_e - ops.stop_gradient(z_q)))
 
 
 OURS = "this project"
-LIGHT = ablation.ours(partial(ablation.convolutions, base_filters=24, num_residual_blocks=0))
 KERAS = {
     OURS: ablation.VARIANTS["default"],
-    "this project, light": ablation.trained(LIGHT, batch_size=8),
-    "Keras tutorial": race.Variant(tutorial, keras.optimizers.Adam, 1e-3, batch_size=128, scheduled=False),
-    "this project, cosine codebook": ablation.VARIANTS["cosine"],
-    "this project, FSQ": ablation.VARIANTS["finite scalar quantisation"],
-    "this project, rotation trick": ablation.VARIANTS["rotation trick"],
+    "this project, light": ablation.trained(ablation.ours(base_filters=24, num_residual_blocks=0), batch_size=8),
+    "Keras tutorial": race.Variant(Tutorial, keras.optimizers.Adam, 1e-3, batch_size=128, scheduled=False),
 }
 MONAI = {"MONAI, matching": "matching", "MONAI, tutorial": "tutorial"}
 
 
+def work(kind, folder, seconds):
+    """The process of a contestant of `KERAS`, or of the "prior" on the codes of a run."""
+    make = keras_prior if kind == "prior" else keras_vqvae
+    worker.serve(lambda: make(Path(folder), kind, float(seconds)))
+
+
 def keras_vqvae(folder, name, seconds):
-    """A VQ-VAE of this project's parts, as `worker.serve` wants it."""
+    """A VQ-VAE, as `worker.serve` wants it."""
     training, test = (np.load(folder / f"{split}.npy", mmap_mode="r") for split in ("train", "test"))
     one = ablation.enter(name, KERAS[name], training, seconds)
     one.warm_up()
 
     def evaluate(path):
         row = one.finish()
-        outputs, codes, number = ablation.reconstruct(one.model, test)
-        np.savez(path, outputs=outputs, codes=codes[0], num_embeddings=number[0])
+        outputs, codes = ablation.reconstruct(one.model, test)
+        np.savez(path, outputs=outputs, codes=codes, num_embeddings=one.model.quantizer.num_embeddings)
         return row
 
     one.evaluate = evaluate
     return one
 
 
-def keras_prior(run_dir, seconds):
+def keras_prior(run_dir, kind, seconds):
     """The default prior, trained and measured on the codes of a run."""
     codes = priors.Codes(run_dir)
     one = codes.enter("default", seconds)
@@ -134,15 +159,6 @@ class Process:
         self.process.communicate()  # ends its input, and waits
 
 
-def start(args, name, kind, seconds):
-    """The process of a contestant, which its own program knows as `kind`."""
-    program = [sys.executable, "-m", "benchmarks.peers", "--worker"]
-    if name.startswith("MONAI"):
-        program = [args.monai, "benchmarks/peer_monai.py"]
-    folder = args.priors if kind == "prior" else args.work_dir
-    return Process(name, [*program, kind, folder, seconds], args.work_dir / f"{stem(name)}.log")
-
-
 def stem(name):
     """A contestant's name as the beginning of its files' names."""
     return name.replace(",", "").replace(" ", "-")
@@ -162,8 +178,13 @@ def compare(args, kinds):
     Yields:
         The process of each; what it has written, a dictionary of arrays; the beginning of its row.
     """
+    here = [sys.executable, "-c", "import sys; from benchmarks import peers; peers.work(*sys.argv[1:])"]
     for minutes in sorted(args.minutes):
-        processes = [start(args, name, kind, 60 * minutes) for name, kind in kinds.items()]
+        processes = []
+        for name, kind in kinds.items():
+            program = [args.monai, "benchmarks/peer_monai.py"] if name.startswith("MONAI") else here
+            told = [kind, args.priors if kind == "prior" else args.work_dir, 60 * minutes]
+            processes.append(Process(name, [*program, *told], args.work_dir / f"{stem(name)}.log"))
         train(processes, 60 * minutes)
         for process in processes:
             path = args.work_dir / f"{stem(process.name)}.npz"
@@ -173,17 +194,16 @@ def compare(args, kinds):
             process.close()
 
 
-def compare_vqvaes(args):
+def compare_vqvaes(args, names):
     data = ablation.prepare(args.data_dir)
     for split in ("train", "test"):
         np.save(args.work_dir / f"{split}.npy", data.images[data.of(split).row])
     images, people = data.images[data.of("test").row], data.of("test").subject_id
-    names = args.entry or [*KERAS, *(MONAI if args.monai else {})]
     output, shown = args.output_dir / "peers.json", {"input": images[SHOWN] / 255}
     rows = json.loads(output.read_text())["rows"] if output.exists() else []
     rows = [row for row in rows if not (row["entry"] in names and row["minutes"] in args.minutes)]
     for process, found, row in compare(args, {name: MONAI.get(name, name) for name in names}):
-        told = found["outputs"], [found["codes"]], [int(found["num_embeddings"])]
+        told = found["outputs"], found["codes"], int(found["num_embeddings"])
         rows.append(row | ablation.quality(images, *told, people))
         harness.write(output, rows, data=data.title, people="test", turn_s=race.TURN_S)
         shown[process.name.replace(", ", ",\n")] = found["outputs"][SHOWN]
@@ -231,39 +251,21 @@ def draw(path, rows, footer):
     figures.finish(figure, path, footer)
 
 
-def run(args):
+@command
+def main(args):
     if args.priors is None and args.data_dir is None:
         raise UserError("give --data-dir for the VQ-VAEs, or --priors for the priors")
-    if args.monai is None and (args.priors or any(name in MONAI for name in args.entry)):
+    names = race.chosen("--entry", args.entry, [*KERAS, *MONAI] if args.entry or args.monai else [*KERAS])
+    if args.monai is None and (args.priors or set(names) & set(MONAI)):
         raise UserError("--monai: needed for MONAI's models; see benchmarks/requirements-monai.txt")
     for name in ("priors", "work_dir", "monai"):  # their processes work in the project's folder
         if getattr(args, name):
             setattr(args, name, getattr(args, name).absolute())
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    (compare_priors if args.priors else compare_vqvaes)(args)
-
-
-command = harness.command(
-    run,
-    __doc__,
-    data_dir=(Path, None, "slices or volumes that come to 128 x 128 pixels"),
-    priors=(Path, None, "compare priors, on the codes of this run, and no VQ-VAEs"),
-    output_dir=(Path, ..., "where figures and pictures go"),
-    work_dir=(Path, Path("runs/peers"), "arrays and logs"),
-    minutes=(harness.MINUTES, [2, 10, 40], "budgets"),
-    entry=([*KERAS, *MONAI], [], "which (default: all); rows of others that are there are kept"),
-    monai=(Path, None, "the Python of an environment with MONAI; without it, MONAI is left out"),
-)
-
-
-def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] != ["--worker"]:
-        return command(argv)
-    _, kind, folder, seconds = argv  # how this program starts itself for a contestant
-    folder, seconds = Path(folder), float(seconds)
-    worker.serve(lambda: keras_prior(folder, seconds) if kind == "prior" else keras_vqvae(folder, kind, seconds))
-    return 0
+    if args.priors:
+        compare_priors(args)
+    else:
+        compare_vqvaes(args, names)
 
 
 if __name__ == "__main__":

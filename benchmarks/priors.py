@@ -12,7 +12,12 @@ import math
 import sys
 from pathlib import Path
 
-import keras
+from benchmarks import harness
+
+with harness.command(
+    __name__, __doc__, run_dir=(Path, ..., "a run whose VQ-VAE is trained"), **harness.RACE
+) as command:
+    import keras
 import numpy as np
 from keras import layers, ops
 
@@ -86,21 +91,11 @@ class TextbookPixelCNN(keras.Model):
     compute_metrics = modules.PixelCNN.compute_metrics
 
 
-class NoPositions(modules.PixelCNN):
-    """Without the learned embedding of the place in the grid."""
-
-    def build(self, input_shape):
-        super().build(input_shape)
-        for weight in (self.row_embedding, self.column_embedding):
-            weight.assign(ops.zeros_like(weight))
-            weight.trainable = False
-
-
 class TableAlone(modules.PixelCNN):
     """Codes embedded by a table alone."""
 
-    def build(self, input_shape):
-        super().build(input_shape)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self.codebook_projection.trainable = False
 
     def embed(self, codes):
@@ -145,7 +140,6 @@ def make_variants(codebook=None, grid_size=None, num_labels=None):
         "AdamW for Muon": trained(ours, optimizer=adamw),
         "slices not changed": trained(ours, max_shift=0, mirrored=0.0),
         "no attention": trained(lambda: ours(NoAttention, attention_every=0)),
-        "no position embedding": trained(lambda: ours(NoPositions)),
         "table alone": trained(lambda: ours(TableAlone)),
         "no dilation": trained(lambda: ours(max_dilation=1)),
     }
@@ -172,7 +166,9 @@ class Codes:
         return race.Contestant(name, one, batches, seconds)
 
 
-def begin(args):
+@command
+def main(args):
+    names = race.chosen("--variant", args.variant, make_variants())
     codes = Codes(args.run_dir)
 
     def measure(one, row):
@@ -182,10 +178,8 @@ def begin(args):
 
     about = {"data": codes.data.title, "splits_sha256": codes.config["splits_sha256"]}
     about |= {"vqvae_fingerprint": models.fingerprint(codes.vqvae), "precision": models.resolve_precision("auto")}
-    return codes.enter, measure, about
+    race.run(args, names, codes.enter, measure, **about)
 
-
-main = race.command(begin, make_variants(), __doc__, run_dir=(Path, ..., "a run whose VQ-VAE is trained"))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,15 +12,28 @@ draws one can lie within a rounding error of the border between two codes; `diff
 most that a process of its own has held, with nothing drawn (`before_mib`) and in all (`peak_mib`).
 """
 
+import concurrent.futures
 import dataclasses
+import multiprocessing
 import sys
 
+from benchmarks import harness, worker
+
+with harness.command(
+    __name__,
+    __doc__,
+    output=harness.OUTPUT,
+    grid=(harness.number(2), [16, 32, 64], "codes along a side"),
+    batch=(harness.number(1), [1, 16, 64], "samples at a time"),
+    naive_steps=(harness.number(1), 8, "codes to time the textbook loop on"),
+    memory=(bool, False, "measure memory, not time"),
+) as command:
+    import modules
 import numpy as np
 
-import modules
 import sampling
-from benchmarks import harness, worker
 from running import options
+from system.console import UserError
 
 NUM_CODES, NUM_LABELS, SEED = 256, 2, 0
 COARSE = {"num_embeddings": 64, "grid_size": 8}
@@ -96,26 +109,25 @@ def memory(grid, batch):
     return {"grid": grid, "batch": batch, "before_mib": round(before), "peak_mib": round(worker.peak_mib())}
 
 
-def run(args):
+def memory_alone(grid, batch):
+    """The same in a process of its own."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(memory, grid, batch).result()
+        except concurrent.futures.BrokenExecutor as error:
+            raise UserError(f"--grid {grid} --batch {batch}: the process ended; too little memory?") from error
+
+
+@command
+def main(args):
     rows = []
     for grid in args.grid:
         priors = build(grid)
         about = {"prior": {**SIZES, "parameters": priors[1].count_params(), "precision": "float32"}}
         for batch in args.batch:
-            found = harness.alone(memory, grid, batch) if args.memory else measure(priors, batch, args.naive_steps)
-            rows.append(found)
-            harness.write(args.output, rows, **about if not args.memory else {})
+            rows.append(memory_alone(grid, batch) if args.memory else measure(priors, batch, args.naive_steps))
+            harness.write(args.output, rows, **{} if args.memory else about)
 
-
-main = harness.command(
-    run,
-    __doc__,
-    output=harness.OUTPUT,
-    grid=(harness.number(2), [16, 32, 64], "codes along a side"),
-    batch=(harness.number(1), [1, 16, 64], "samples at a time"),
-    naive_steps=(harness.number(1), 8, "codes to time the textbook loop on"),
-    memory=(bool, False, "measure memory, not time"),
-)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,12 +12,21 @@ machine's rate is that of one large product of two square matrices at the same p
 import sys
 import time
 
-import keras
+from benchmarks import harness
+
+with harness.command(
+    __name__,
+    __doc__,
+    output=harness.OUTPUT,
+    image_size=(harness.number(16), [128, 256], "pixels along a side"),
+    batch=(harness.number(1), None, "slices of a step (default: that of train.py for each stage)"),
+    seconds=(harness.number(0, kind=float), 20.0, "for each row"),
+) as command:
+    import keras
 import numpy as np
 from keras import ops
 
 import train
-from benchmarks import harness
 from running import models, options
 from system import devices
 
@@ -43,17 +52,11 @@ def forward_operations(model, batch):
         kind = tf.compat.v1.profiler.ProfileOptionBuilder
         how = kind(kind.float_operation()).with_empty_output().build()
         return tf.compat.v1.profiler.profile(graph, options=how).total_float_ops
-    if keras.backend.backend() == "jax":
-        import jax
+    import jax
 
-        state = [[v.value for v in part] for part in (model.trainable_variables, model.non_trainable_variables)]
-        run = jax.jit(lambda state, x: model.stateless_call(*state, x)[0])
-        return run.lower(state, batch).compile().cost_analysis()["flops"]
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        model(batch)
-    return counter.get_total_flops()
+    state = [[v.value for v in part] for part in (model.trainable_variables, model.non_trainable_variables)]
+    run = jax.jit(lambda state, x: model.stateless_call(*state, x)[0])
+    return run.lower(state, batch).compile().cost_analysis()["flops"]
 
 
 def measure(image_size, batch_size, stage, precision, least_s):
@@ -85,27 +88,18 @@ def measure(image_size, batch_size, stage, precision, least_s):
     }
 
 
-def run(args):
+@command
+def main(args):
     precision, size, rows = models.resolve_precision("auto"), 8192 if devices.gpus() else 2048, []
     matrix = ops.cast(np.random.default_rng(0).standard_normal((size, size)), precision)
     seconds = seconds_each(lambda: float(ops.matmul(matrix, matrix)[0, 0]), min(args.seconds, 5.0))
-    about = {"precision": precision, "matrix_operations_per_second": 2 * size**3 / seconds}
+    matrix_rate = 2 * size**3 / seconds
     for image_size in args.image_size:
         for stage in ("vqvae", "prior"):
             row = measure(image_size, args.batch, stage, precision, args.seconds)
-            share = row["operations_per_second"] / about["matrix_operations_per_second"]
-            rows.append({**row, "share_of_matrix_rate": share})
-            harness.write(args.output, rows, **about)
+            rows.append({**row, "share_of_matrix_rate": row["operations_per_second"] / matrix_rate})
+            harness.write(args.output, rows, precision=precision, matrix_operations_per_second=matrix_rate)
 
-
-main = harness.command(
-    run,
-    __doc__,
-    output=harness.OUTPUT,
-    image_size=(harness.number(16), [128, 256], "pixels along a side"),
-    batch=(harness.number(1), None, "slices of a step (default: that of train.py for each stage)"),
-    seconds=(harness.number(0, kind=float), 20.0, "for each row"),
-)
 
 if __name__ == "__main__":
     sys.exit(main())

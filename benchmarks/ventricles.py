@@ -10,12 +10,23 @@ import json
 import sys
 from pathlib import Path
 
+from benchmarks import harness
+
+with harness.command(
+    __name__,
+    __doc__,
+    "stopped",
+    run_dir=(Path, Path("runs/demo"), "a run whose people have labels"),
+    output_dir=(Path, Path("results/demo"), "where the figures go"),
+    slice_position=(harness.number(0, 1, float), 0.68, "0 is the lowest slice, 1 the highest"),
+    num_samples=(harness.number(2), 50, "of each label"),
+) as command:
+    import keras  # noqa: F401
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 from skimage.filters import threshold_multiotsu
 
-from benchmarks import harness
 from evaluation import figures, metrics
 from evaluation.pictures import one_of_each
 from running import run_folder
@@ -72,18 +83,19 @@ def difference(a, b, axis=-1):
 
 def gather(args, data, model):
     """Images by source and label: of the cohort, one of each person, their reconstructions, and samples."""
-    nearest = one_of_each(data.slices, args.slice_position, len(data.slices))
-    images = {("cohort", name): data.pixels(nearest[nearest.label == name]) for name in data.labels}
+    nearest, images = one_of_each(data.slices, args.slice_position, len(data.slices)), {}
+    for name in data.labels:
+        images["cohort", name] = data.pixels(nearest[nearest.label == name])
     for name in data.labels:
         images["reconstructions", name] = model.decode(model.encode(images["cohort", name]))
-    wanted = np.repeat(np.arange(1, len(data.labels) + 1, dtype="int32"), args.num_samples)
-    heights = np.full(len(wanted), args.slice_position, "float32")
-    drawn = np.concatenate([*model.draw(wanted, heights, seed=0)])
-    return images | {("samples", name): drawn[wanted == k] for k, name in enumerate(data.labels, 1)}
+    for name in data.labels:
+        images["samples", name] = model.sample(args.num_samples, 0, name, args.slice_position)
+    return images
 
 
-def run(args):
-    data, model = harness.open_run(args.run_dir)
+@command
+def main(args):
+    data, model = harness.open_run(args.run_dir, "plain")
     labels, shares, middle = data.labels, {}, {}
     if len(labels) < 2:
         raise UserError(f"{args.run_dir}: its data have {len(labels)} labels; two or more can be compared")
@@ -108,16 +120,6 @@ def run(args):
     for name, values in found.items():
         print(f"{name}: {json.dumps(values)}")
 
-
-main = harness.command(
-    run,
-    __doc__,
-    "stopped",
-    run_dir=(Path, Path("runs/demo"), "a run whose people have labels"),
-    output_dir=(Path, Path("results/demo"), "where the figures go"),
-    slice_position=(harness.number(0, 1, float), 0.68, "0 is the lowest slice, 1 the highest"),
-    num_samples=(harness.number(2), 50, "of each label"),
-)
 
 if __name__ == "__main__":
     sys.exit(main())
