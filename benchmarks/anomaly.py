@@ -12,14 +12,7 @@ import sys
 
 from benchmarks import harness
 
-with harness.command(
-    __name__,
-    __doc__,
-    run_dir=harness.RUN,
-    output=harness.OUTPUT,
-    split=(["test", "validation"], "test", "people on whom lesions are planted"),
-    restorations=(harness.number(1), 8, "of each slice"),
-) as command:
+with harness.command(__name__, __doc__, run_dir=harness.RUN, output=harness.OUTPUT) as command:
     import keras  # noqa: F401
 import numpy as np
 from scipy import ndimage
@@ -33,7 +26,7 @@ KINDS = ("dark", "bright", "texture")
 DIAMETERS_MM = (6.0, 30.0)
 EDGE_MM = 1.5  # sigma of the blending
 DARK, BRIGHT = 0.25, 0.95
-EACH = 3  # slices of each kind and person
+EACH, RESTORATIONS = 3, 8  # slices of each kind and person; of each slice
 
 
 def plant(image, head, kind, diameter, rng, pixel_mm):
@@ -70,9 +63,9 @@ def plant(image, head, kind, diameter, rng, pixel_mm):
     return (image * (1 - weight) + value * weight).astype("float32"), where
 
 
-def planted(data, split, pixel_mm):
-    """Slices of each person of a split with lesions: DataFrame, images, masks of heads and lesions, kinds."""
-    slices, rows = data.of(split), []
+def planted(data, pixel_mm):
+    """Slices of each test person with lesions: DataFrame, images, masks of heads and lesions, kinds."""
+    slices, rows = data.of("test"), []
     for number, (_, mine) in enumerate(slices.groupby("subject_id", sort=True)):
         rng = np.random.default_rng([number, 5])
         chosen = mine[mine.slice_position.between(0.25, 0.85)]
@@ -118,7 +111,7 @@ def score_all(maps, heads, lesions, people):
     }
 
 
-def maps_of(model, data, slices, images, pixel_mm, number):
+def maps_of(model, data, slices, images, pixel_mm):
     """Maps by name: what `anomaly_map` says, its bits alone, and what simpler differences do, all smoothed alike."""
     positions = slices.slice_position.to_numpy("float32")
     plain = next(iter(model.models.decoders.values()))
@@ -132,7 +125,7 @@ def maps_of(model, data, slices, images, pixel_mm, number):
     }
     sigma = SMOOTHING_MM / pixel_mm
     found = {
-        "this model": model.anomaly_map(images, number, slice_position=positions),
+        "this model": model.anomaly_map(images, RESTORATIONS, slice_position=positions),
         "its bits alone": restore(model, images, 1, slice_position=positions)[1],
     }
     return found | {name: ndimage.gaussian_filter(away, (0, sigma, sigma)) for name, away in simpler.items()}
@@ -142,16 +135,16 @@ def maps_of(model, data, slices, images, pixel_mm, number):
 def main(args):
     data, model = harness.open_run(args.run_dir)
     pixel_mm = data.about["pixel_mm"] or 1.0
-    slices, images, heads, lesions, kinds = planted(data, args.split, pixel_mm)
-    seconds, maps = harness.timed(lambda: maps_of(model, data, slices, images, pixel_mm, args.restorations))
-    about = {"data": data.title, "split": args.split, "slices": len(slices), "restorations": args.restorations}
+    slices, images, heads, lesions, kinds = planted(data, pixel_mm)
+    seconds, maps = harness.timed(lambda: maps_of(model, data, slices, images, pixel_mm))
+    about = {"data": data.title, "slices": len(slices), "restorations": RESTORATIONS, "seconds": seconds}
     people, rows = slices.subject_id.to_numpy(), []
     for name, found in maps.items():
         for kind in ("all", *KINDS):
             chosen = (kinds == kind) | (kind == "all")
             scores = score_all(*(values[chosen] for values in (found, heads, lesions, people)))
             rows.append({"map": name, "lesions": kind, **harness.means(scores)})
-            harness.write(args.output, rows, **about, seconds=seconds)
+            harness.write(args.output, rows, **about)
     shown = [np.flatnonzero(kinds == kind)[i] for i in (0, 4) for kind in KINDS]
     maps = {name: found[shown] * heads[shown] for name, found in maps.items()}
     footer = run_folder.footer(data.title, data.credit)

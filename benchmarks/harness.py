@@ -13,8 +13,6 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
 from system import console, files
 from system.console import UserError
 
@@ -69,8 +67,7 @@ def command(name, about, when_stopped="stopped; what was measured is written", *
     for flag, (kind, default, meaning) in flags.items():
         how = {"default": default, "required": default is ..., "nargs": "+" if isinstance(default, list) else None}
         how |= {"choices": kind, "metavar": "NAME"} if isinstance(kind, list) else {"type": kind}
-        how = {"action": "store_true"} if kind is bool else how
-        meaning += " (default: %(default)s)" * (default not in (..., None, False, []))
+        meaning += " (default: %(default)s)" * (default not in (..., None, []))
         parser.add_argument("--" + flag.replace("_", "-"), help=meaning, **how)
     if name == "__main__":
         parser.parse_args()
@@ -101,12 +98,6 @@ def timed(call):
     start = time.perf_counter()
     found = call()
     return time.perf_counter() - start, found
-
-
-def power_above_half(row):
-    """Mean share of power that a row's reconstructions keep in the bands above half of Nyquist."""
-    ratio = np.array(row["power_ratio"], float)
-    return float(np.nanmean(ratio[len(ratio) // 2 :]))
 
 
 def means(summary):

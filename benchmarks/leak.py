@@ -20,9 +20,6 @@ with harness.command(
     "stopped; the same command goes on",
     runs_dir=(Path, Path("runs/leak"), "where both runs go"),
     output_dir=(Path, Path("results/leak"), "where leak.json and leak.png go"),
-    num_people=(harness.number(20), 60, "of the cohort"),
-    vqvae_epochs=(harness.number(1), 12, "of the VQ-VAE"),
-    prior_epochs=(harness.number(1), 24, "of the prior"),
 ) as command:
     import dataset
 import numpy as np
@@ -37,7 +34,9 @@ SUBJECT = {
     "by slice": r"(?P<label>AD|NC)/(?P<subject>\d+_(?P<slice>\d+))",
     "by person": r"(?P<label>AD|NC)/(?P<subject>\d+)_(?P<slice>\d+)",
 }
-NEW_PEOPLE = 30
+PEOPLE, NEW_PEOPLE = 60, 30
+HOW = {"layout": "images", "downsampling": 8, "vqvae_epochs": 12, "prior_epochs": 24}
+HOW |= {"max_shift": 0, "mirrored": 0}  # nothing against learning by heart
 FIGURES = {
     "ssim_head": "SSIM inside the head, VQ-VAE",
     "copy_ssim_head": "SSIM inside the head, nearest training slice",
@@ -83,20 +82,18 @@ def draw(path, rows):
 @command
 def main(args):
     cohort, new, rows = args.runs_dir / "cohort", args.runs_dir / "new", []
-    phantom.make_cohort(cohort, args.num_people, seed=0)
+    phantom.make_cohort(cohort, PEOPLE, seed=0)
     phantom.make_cohort(new, NEW_PEOPLE, seed=1)
-    how = {"data_dir": cohort, "cache_dir": args.runs_dir / "cache", "layout": "images", "downsampling": 8}
-    how |= {"vqvae_epochs": args.vqvae_epochs, "prior_epochs": args.prior_epochs}
-    how |= {"max_shift": 0, "mirrored": 0}  # nothing against learning by heart
     for kind, regex in SUBJECT.items():
-        data, model = harness.train(args.runs_dir / kind.replace(" ", "-"), subject_regex=regex, **how)
+        how = {"data_dir": cohort, "cache_dir": args.runs_dir / "cache", "subject_regex": regex, **HOW}
+        data, model = harness.train(args.runs_dir / kind.replace(" ", "-"), **how)
         asked = model.config["options"]["data"] | {"data_dir": str(new), "test_fraction": 0.8}
         strangers = dataset.prepare(**asked)
         strangers = dataclasses.replace(strangers, slices=strangers.slices.assign(split="test"))
         training = data.pixels(data.of("train"))
         found = [measure(model.models, some, training) for some in (data, strangers)]
         rows.append({"split": kind, "test": found[0], "new people": found[1]})
-        harness.write(args.output_dir / "leak.json", rows, people=args.num_people, new_people=NEW_PEOPLE)
+        harness.write(args.output_dir / "leak.json", rows, people=PEOPLE, new_people=NEW_PEOPLE)
     draw(args.output_dir / "leak.png", rows)
 
 

@@ -30,7 +30,6 @@ with harness.command(
     import keras
 import numpy as np
 from keras import layers, ops
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import modules
@@ -208,8 +207,6 @@ def compare_vqvaes(args, names):
         harness.write(output, rows, data=data.title, people="test", turn_s=race.TURN_S)
         shown[process.name.replace(", ", ",\n")] = found["outputs"][SHOWN]
     footer = run_folder.footer(data.title, data.credit)
-    if len({row["minutes"] for row in rows}) > 1:
-        draw(args.output_dir / "peers.png", rows, f"test people\n{footer}")
     how = ([""] * 3 * len(shown), f"after {max(args.minutes):g} minutes\n{footer}", 3, [*shown])
     figures.image_grid(args.output_dir / "reconstructions.png", np.concatenate([*shown.values()]), *how)
 
@@ -225,30 +222,6 @@ def compare_priors(args):
             row[f"seconds_per_sample_batch_{batch}"] = process.ask("time_samples", batch)["seconds"] / batch
         rows.append(row)
         harness.write(args.output_dir / "priors.json", rows, data=codes.data.title, people="test", **about)
-
-
-def draw(path, rows, footer):
-    """Quality against training time, a line for each contestant."""
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
-    axes, minutes = figure.subplots(1, 3), sorted({row["minutes"] for row in rows})
-    titles = {"ssim_head": "SSIM inside the head", "psnr_db": "PSNR (dB)", "detail": "power kept above half of Nyquist"}
-    rows = sorted(({**row, "detail": harness.power_above_half(row)} for row in rows), key=lambda row: row["minutes"])
-    for axis, (key, title) in zip(axes, titles.items(), strict=True):
-        for name in dict.fromkeys(row["entry"] for row in rows):
-            same = [row for row in rows if row["entry"] == name]
-            style = {"marker": "o", "lw": 2.5 if name == OURS else 1.2, "ls": "--" if name in MONAI else "-"}
-            axis.plot([row["minutes"] for row in same], [row[key] for row in same], label=name, **style)
-        axis.set(xscale="log", xlabel="minutes of training", title=title)
-        axis.set_xticks(minutes, [f"{one:g}" for one in minutes], minor=False)
-        axis.set_xticks([], minor=True)
-        axis.grid(alpha=0.3)
-    # What has hardly begun is left outside: far below this project's first point, or with more power than there was.
-    axes[-1].set_ylim(-0.03, 1.03)
-    for ours in [row for row in rows if row["entry"] == OURS][:1]:
-        axes[0].set_ylim(bottom=ours["ssim_head"] - 0.25)
-        axes[1].set_ylim(bottom=ours["psnr_db"] - 7)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
-    figures.finish(figure, path, footer)
 
 
 @command

@@ -1,7 +1,6 @@
 """Times three ways through both priors: the textbook loop, the cached sampler, one teacher-forced pass.
 
     python -m benchmarks.sampling --output results/sampling.json --naive-steps 2
-    python -m benchmarks.sampling --memory --grid 32 --batch 64 128 256 512 --output results/sampling_memory.json
 
 A draw is 8 x 8 coarse codes and then a grid of codes, given them. The priors have random weights: how long a draw
 takes does not depend on them. The textbook loop runs the whole network for every code; it is timed over its first
@@ -12,12 +11,10 @@ draws one can lie within a rounding error of the border between two codes; `diff
 most that a process of its own has held, with nothing drawn (`before_mib`) and in all (`peak_mib`).
 """
 
-import concurrent.futures
 import dataclasses
-import multiprocessing
 import sys
 
-from benchmarks import harness, worker
+from benchmarks import harness
 
 with harness.command(
     __name__,
@@ -26,14 +23,12 @@ with harness.command(
     grid=(harness.number(2), [16, 32, 64], "codes along a side"),
     batch=(harness.number(1), [1, 16, 64], "samples at a time"),
     naive_steps=(harness.number(1), 8, "codes to time the textbook loop on"),
-    memory=(bool, False, "measure memory, not time"),
 ) as command:
     import modules
 import numpy as np
 
 import sampling
 from running import options
-from system.console import UserError
 
 NUM_CODES, NUM_LABELS, SEED = 256, 2, 0
 COARSE = {"num_embeddings": 64, "grid_size": 8}
@@ -102,31 +97,15 @@ def measure(priors, batch, naive_steps):
     }
 
 
-def memory(grid, batch):
-    """One row: draws so many samples at once."""
-    sampler, before = sampling.SliceSampler(*build(grid)), worker.peak_mib()
-    next(sampler.sample(np.zeros(batch, int), np.full(batch, 0.5), SEED, batch_size=batch))
-    return {"grid": grid, "batch": batch, "before_mib": round(before), "peak_mib": round(worker.peak_mib())}
-
-
-def memory_alone(grid, batch):
-    """The same in a process of its own."""
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(memory, grid, batch).result()
-        except concurrent.futures.BrokenExecutor as error:
-            raise UserError(f"--grid {grid} --batch {batch}: the process ended; too little memory?") from error
-
-
 @command
 def main(args):
     rows = []
     for grid in args.grid:
         priors = build(grid)
-        about = {"prior": {**SIZES, "parameters": priors[1].count_params(), "precision": "float32"}}
+        about = {**SIZES, "parameters": priors[1].count_params(), "precision": "float32"}
         for batch in args.batch:
-            rows.append(memory_alone(grid, batch) if args.memory else measure(priors, batch, args.naive_steps))
-            harness.write(args.output, rows, **{} if args.memory else about)
+            rows.append(measure(priors, batch, args.naive_steps))
+            harness.write(args.output, rows, prior=about)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,8 @@ with harness.command(
     __name__,
     __doc__,
     data_dir=(Path, ..., "a BIDS data set that the run was not trained on"),
-    start_from=(Path, Path("pretrained/ds002748"), "the trained run"),
     runs_dir=(Path, Path("runs/start"), "where both runs go"),
     output=harness.OUTPUT,
-    people=(harness.number(10), 10, "of the data set, for training, validation and testing together"),
 ) as command:
     import dataset
 import numpy as np
@@ -28,7 +26,8 @@ from evaluation import measure as measured
 from running import run_folder
 from running.config import read_config
 
-SHOWN = 6  # samples of each
+TRAINED = harness.ROOT / "pretrained" / "ds002748"  # the run that is started from
+PEOPLE, SHOWN = 10, 6  # for training, validation and testing together; samples of each
 EPOCHS = {"vqvae_epochs": 8, "coarse_epochs": 10, "coarse_prior_epochs": 12, "prior_epochs": 8}
 
 
@@ -55,19 +54,19 @@ def measure(model, data):
 
 @command
 def main(args):
-    start, rows, shown, titles = read_config(args.start_from), [], [], []
+    start, rows, shown, titles = read_config(TRAINED), [], [], []
     size, how = start["data"]["image_size"], {"cache_dir": args.runs_dir / "cache", "background": "black"}
     whole = dataset.prepare(args.data_dir, image_size=size, seed=0, **how)
-    link_people(args.data_dir, args.runs_dir / "people", sorted(whole.of("train").subject_id.unique())[: args.people])
+    link_people(args.data_dir, args.runs_dir / "people", sorted(whole.of("train").subject_id.unique())[:PEOPLE])
     sizes = {name: start["options"]["vqvae"][name] for name in ("downsampling", "num_embeddings")}
     for name, more in (
-        ("--start-from", {"start_from": args.start_from}),
+        ("--start-from", {"start_from": TRAINED}),
         ("from nothing", {**sizes, "image_size": size}),
     ):
         run_dir = args.runs_dir / name.strip("-").replace(" ", "-")
         data, model = harness.train(run_dir, data_dir=args.runs_dir / "people", **how, **EPOCHS, **more)
         rows.append({"run": name, "people": data.slices.subject_id.nunique(), **measure(model, whole)})
-        harness.write(args.output, rows, data=whole.title, started_from=str(args.start_from))
+        harness.write(args.output, rows, data=whole.title, started_from=TRAINED.name)
         shown.append(model.sample(SHOWN))
         titles += [f"at {position:.2f}" for position in model.conditions(SHOWN)[1]]
     footer = f"ten people, the same minutes\n{run_folder.footer(whole.title, whole.credit)}"

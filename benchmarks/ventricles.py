@@ -18,8 +18,6 @@ with harness.command(
     "stopped",
     run_dir=(Path, Path("runs/demo"), "a run whose people have labels"),
     output_dir=(Path, Path("results/demo"), "where the figures go"),
-    slice_position=(harness.number(0, 1, float), 0.68, "0 is the lowest slice, 1 the highest"),
-    num_samples=(harness.number(2), 50, "of each label"),
 ) as command:
     import keras  # noqa: F401
 import numpy as np
@@ -32,6 +30,8 @@ from evaluation.pictures import one_of_each
 from running import run_folder
 from system import files
 from system.console import UserError
+
+POSITION, SAMPLES = 0.68, 50  # 0 is the lowest slice, 1 the highest; of each label
 
 
 def ventricle_mask(image):
@@ -81,15 +81,15 @@ def difference(a, b, axis=-1):
     return np.mean(a, axis=axis) - np.mean(b, axis=axis)
 
 
-def gather(args, data, model):
+def gather(data, model):
     """Images by source and label: of the cohort, one of each person, their reconstructions, and samples."""
-    nearest, images = one_of_each(data.slices, args.slice_position, len(data.slices)), {}
+    nearest, images = one_of_each(data.slices, POSITION, len(data.slices)), {}
     for name in data.labels:
         images["cohort", name] = data.pixels(nearest[nearest.label == name])
     for name in data.labels:
         images["reconstructions", name] = model.decode(model.encode(images["cohort", name]))
-    for name in data.labels:
-        images["samples", name] = model.sample(args.num_samples, 0, name, args.slice_position)
+    for seed, name in enumerate(data.labels):
+        images["samples", name] = model.sample(SAMPLES, seed, name, POSITION)
     return images
 
 
@@ -99,8 +99,8 @@ def main(args):
     labels, shares, middle = data.labels, {}, {}
     if len(labels) < 2:
         raise UserError(f"{args.run_dir}: its data have {len(labels)} labels; two or more can be compared")
-    found = {"slice_position": args.slice_position, "labels": labels}
-    for (source, name), group in gather(args, data, model).items():
+    found = {"slice_position": POSITION, "labels": labels}
+    for (source, name), group in gather(data, model).items():
         values = np.array([ventricle_share(image) for image in group])
         group, values = group[np.isfinite(values)], values[np.isfinite(values)]
         if len(values) < 2:
@@ -114,7 +114,7 @@ def main(args):
             found[f"{source}: {labels[0]} less {name}"] = apart
     args.output_dir.mkdir(parents=True, exist_ok=True)
     files.write_text(args.output_dir / "ventricles.json", json.dumps(found, indent=2) + "\n")
-    about = f"slice position {args.slice_position}; lines: means; pictures: the median of each"
+    about = f"slice position {POSITION}; lines: means; pictures: the median of each"
     footer = f"{about}\n{run_folder.footer(data.title, data.credit)}"
     draw_figure(args.output_dir / "ventricles.png", shares, middle, labels, footer)
     for name, values in found.items():
