@@ -364,7 +364,7 @@ def layers(which):
     except ImportError as error:
         raise UserError(f"docs/figures.py: not found ({console.in_a_line(error)}); it lists the layers") from error
 
-    rows = figures.layers(which)
+    rows = figures.layers()[which]
     rows.append(("all of them", "", sum(number for *_, number in rows)))
     name = {"vqvae": "VQ-VAE", "prior": "prior"}[which]
     return table([name, "output shape", "trained parameters"], [[*words, f"{number:,}"] for *words, number in rows])
