@@ -61,11 +61,10 @@ def given_real(model, real, labels, seed=0):
         beside, of_coarse = (np.concatenate([np.full_like(x[:1], -1), x[:-1]]) for x in (codes, coarse))
         slices = []
         for start in range(0, len(codes), 32):
-            part = slice(start, min(start + 32, len(codes)))
-            where = np.arange(part.start, part.stop)
-            how = {"seed": seed, "batch_size": 32, "noise_index": number * len(codes) + where}
-            told = (np.full(len(where), label, "int32"), positions[part], None, None, how)
-            slices.append(model.sampler.draw(*told, {"below": beside[part]}, {"below": of_coarse[part]})[0])
+            part = np.arange(start, min(start + 32, len(codes)))
+            told = (np.full(len(part), label), positions[part], seed, number * len(codes) + part, 32)
+            below = {"below": beside[part]}, {"below": of_coarse[part]}
+            slices.append(model.sampler.draw(*told, beside=below)[0])
         made.append(np.concatenate(slices))
     return np.stack(made)
 

@@ -72,10 +72,9 @@ class Tutorial(keras.Model):
         return {"reconstruction": self.decoder(through), "z_e": z_e, "z_q": z_q, "code_indices": codes}
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        z_e, z_q = y_pred["z_e"], y_pred["z_q"]
-        loss = ops.mean(ops.square(x - y_pred["reconstruction"])) / ops.var(x)
-        loss += ops.mean(ops.square(ops.stop_gradient(z_e) - z_q))
-        return loss + 0.25 * ops.mean(ops.square(z_e - ops.stop_gradient(z_q)))
+        codebook, commitment = self.quantizer.codebook_and_commitment(y_pred["z_e"], y_pred["z_q"])
+        squared_error = ops.mean(ops.square(x - y_pred["reconstruction"]))
+        return squared_error / ops.var(x) + codebook + 0.25 * commitment
 
 
 OURS = "this project"
@@ -125,7 +124,7 @@ def keras_prior(run_dir, kind, seconds):
 
     def time_samples(batch):  # the second time
         sampler, conditions = sampling.PixelCNNSampler(one.prior), (np.zeros(batch, int), np.full(batch, 0.5))
-        times = [harness.timed(lambda: next(sampler.sample(*conditions, 0, batch_size=batch))) for _ in range(2)]
+        times = [harness.timed(lambda: sampler.draw(*conditions, 0, batch_size=batch)) for _ in range(2)]
         return {"seconds": times[1][0]}
 
     one.evaluate, one.time_samples = evaluate, time_samples

@@ -60,12 +60,12 @@ def measure(priors, batch, naive_steps):
     conditions = {"label": labels, "slice_position": positions}
 
     def draw():
-        return next(sampler.sample(**conditions, seed=SEED, batch_size=batch))
+        return sampler.draw(labels, positions, SEED, range(batch), batch)
 
-    coarse = next(sampler.coarse.sample(**conditions, seed=SEED, batch_size=batch, level=1))
+    codes, coarse = draw()
     levels = (
         (of_coarse, {**conditions, "codes": coarse}, 1),
-        (prior, {**conditions, "coarse": coarse, "codes": draw()}, 0),
+        (prior, {**conditions, "coarse": coarse, "codes": codes}, 0),
     )
 
     def teacher_forced():

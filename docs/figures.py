@@ -126,11 +126,11 @@ def prior_rows(model):
         row("projection of the codebook", model.codebook_projection, (*grid, model.embedding_dim)),
         ("rows and columns of the grid", features[1:], count(places)),
         row("label", model.label_embedding, (None,), dtype="int32"),
-        row("slice position", model.position_features, (None, 16)),
-        row("how the slice was changed", model.change_features, (None, modules.CHANGES)),
+        row("slice position", model.slice_position_projection, (None, modules.WAVES)),
+        row("how the slice was changed", model.change_projection, (None, modules.CHANGES)),
         *(row(f"map: {name}", one, (None, *[one.grid_size] * 2), dtype="int32") for name, one in model.maps.items()),
         *(row(f"gated block, mask {one.mask_type}", one, features, features, vector) for one in model.blocks),
-        *(row("row attention", one, features) for one in model.attentions.values()),  # which stands between two blocks
+        *(row("row attention", one, features) for one in model.attentions if one),  # which stand between blocks
         row("hidden layer", model.hidden, features),
         row(f"logits of {model.num_embeddings} codes", model.logits, features),
     ]
@@ -339,10 +339,9 @@ def draw_coarse(canvas, model, image, colours):
 def draw_prior(canvas, model, colours, coarse_colours, pixel_mm):
     """The lower part: a grid half drawn, both stacks, the chances of the next code, the whole grid, the new slice."""
     prior, y, high = model.models.prior, 7.3, 0.575
-    size, seed = prior.grid_size, 0  # the first slice of this seed
+    size = prior.grid_size
     canvas.title(6.08, "2  PixelCNN: new codes are drawn one by one, and decoded to a new slice")
-    (coarse,) = model.sampler.coarse.sample([0], [POSITION], seed, batch_size=1, level=1)
-    (codes,) = model.sampler.sample([0], [POSITION], seed, batch_size=1, known_coarse=coarse)
+    codes, coarse = model.sampler.draw([0], [POSITION], 0, [0], 1)  # the first slice of a seed
     place, told = (size // 2, size // 2), {"label": np.zeros(1, "int32"), "slice_position": np.float32([POSITION])}
     logits = prior({**told, "codes": codes, "coarse": coarse})[0, *place]
     chances = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
@@ -404,7 +403,7 @@ def draw_stacks(canvas, prior, x, above, below, side):
             canvas.text(x + side / 2, row, block.mask_type, color="white", fontweight="bold")
         canvas.arrow((x + side / 2, above + side / 2), (x + side / 2, below - side / 2 - 0.01), mutation_scale=6)
         end = x + side
-        if str(index) in prior.attentions:
+        if prior.attentions[index]:
             canvas.box(end + 0.12, above - 0.17, 0.12, 0.34, facecolor=VECTORS, zorder=4.5)
             canvas.text(end + 0.18, above - 0.25, "attention", color=ATTENTION_WORD)
             x += 0.24
