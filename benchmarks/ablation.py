@@ -33,47 +33,40 @@ SIZE = 128
 TRAINING = options.VQVAETraining()
 
 
-def sigmoid_output():
+def sigmoid_output(size):
     """The default, whose decoder ends in a sigmoid and is not cut to [0, 1]."""
-    model = modules.VQVAE(SIZE)
-    decoder = model.decoder
-    images = layers.Activation("sigmoid", dtype="float32")(decoder.get_layer("up0").output)
-    model.decoder = keras.Model(decoder.input, images)
+    model = modules.VQVAE(size)
+    images = layers.Activation("sigmoid", dtype="float32")(model.decoder.get_layer("up0").output)
+    model.decoder = keras.Model(model.decoder.input, images)
     return model
 
 
-def ours(seed=None, **changes):
-    """Function that builds the default but for some arguments of `modules.VQVAE`."""
+def variant(build=modules.VQVAE, seed=0, changes=None, **how):
+    """A `race.Variant` with other arguments of `modules.VQVAE`, or another recipe than that of train.py."""
 
-    def build():
-        if seed is not None:
-            keras.utils.set_random_seed(seed)
-        return modules.VQVAE(SIZE, **changes)
+    def make():
+        keras.utils.set_random_seed(seed)
+        return build(SIZE, **changes or {})
 
-    return build
-
-
-def trained(build, **how):
-    """A `race.Variant`, by default with the recipe of train.py."""
     recipe = {"learning_rate": TRAINING.learning_rate, "batch_size": TRAINING.batch_size}
-    return race.Variant(build, **{"optimizer": train.vqvae_optimizer, **recipe, **how})
+    return race.Variant(make, **{"optimizer": train.vqvae_optimizer, **recipe, **how})
 
 
 VARIANTS = {
-    "default": trained(ours()),
-    "another seed": trained(ours(seed=1)),
-    "a third seed": trained(ours(seed=2)),
-    "sigmoid output": trained(sigmoid_output),
-    "twice the filters": trained(ours(base_filters=2 * options.VQVAE().base_filters)),
-    "no residual blocks": trained(ours(num_residual_blocks=0)),
-    "four residual blocks": trained(ours(num_residual_blocks=4)),
-    "L2": trained(ours(reconstruction_loss="l2")),
-    "L1": trained(ours(reconstruction_loss="l1")),
-    "learning rate 1.5e-3": trained(ours(), learning_rate=1.5e-3),
-    "batches of 8": trained(ours(), batch_size=8),
-    "float32": trained(ours(), precision="float32"),
-    "entries of 64": trained(ours(embedding_dim=64)),
-    "no restarts": trained(ours(restart_threshold=0.0)),
+    "default": variant(),
+    "another seed": variant(seed=1),
+    "a third seed": variant(seed=2),
+    "sigmoid output": variant(sigmoid_output),
+    "twice the filters": variant(changes={"base_filters": 2 * options.VQVAE().base_filters}),
+    "no residual blocks": variant(changes={"num_residual_blocks": 0}),
+    "four residual blocks": variant(changes={"num_residual_blocks": 4}),
+    "L2": variant(changes={"reconstruction_loss": "l2"}),
+    "L1": variant(changes={"reconstruction_loss": "l1"}),
+    "learning rate 1.5e-3": variant(learning_rate=1.5e-3),
+    "batches of 8": variant(batch_size=8),
+    "float32": variant(precision="float32"),
+    "entries of 64": variant(changes={"embedding_dim": 64}),
+    "no restarts": variant(changes={"restart_threshold": 0.0}),
 }
 
 

@@ -30,15 +30,13 @@ EACH, RESTORATIONS = 3, 8  # slices of each kind and person; of each slice
 
 
 def plant(image, head, kind, diameter, rng, pixel_mm):
-    """A lesion somewhere in a head.
+    """A lesion of a diameter in mm somewhere in a head.
 
     Args:
         image: float in [0, 1], shape (S, S).
         head: Its mask.
         kind: One of `KINDS`.
-        diameter: In mm.
         rng: NumPy generator, of place, shape and texture.
-        pixel_mm: Side of a pixel.
 
     Returns:
         The slice with the lesion, and where it is: bool, shape (S, S).

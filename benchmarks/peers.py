@@ -1,7 +1,6 @@
-"""The project's VQ-VAE and prior beside what a person would pick instead, for the same seconds on the same machine.
+"""The project's VQ-VAE beside what a person would pick instead, for the same seconds on the same machine.
 
     python -m benchmarks.peers --data-dir ../shared/data/ixi --output-dir results/peers --monai runs/monai/bin/python
-    python -m benchmarks.peers --priors runs/ixi4 --output-dir results/peers --monai runs/monai/bin/python --minutes 5
 
 Every contestant is a process of its own, those of MONAI in another environment (`make peers` makes it). One trains at a
 time, ten seconds in turn. At each budget the test people's slices are reconstructed and measured here, by the same
@@ -19,8 +18,7 @@ from benchmarks import harness
 with harness.command(
     __name__,
     __doc__,
-    data_dir=(Path, None, "slices or volumes that come to 128 x 128 pixels"),
-    priors=(Path, None, "compare priors, on the codes of this run, and no VQ-VAEs"),
+    data_dir=(Path, ..., "slices or volumes that come to 128 x 128 pixels"),
     output_dir=(Path, ..., "where figures and pictures go"),
     work_dir=(Path, Path("runs/peers"), "arrays and logs"),
     minutes=(harness.MINUTES, [2, 10, 40], "budgets"),
@@ -33,13 +31,11 @@ from keras import layers, ops
 from tqdm import tqdm
 
 import modules
-import sampling
-from benchmarks import ablation, priors, race, worker
-from evaluation import figures, metrics
-from running import models, run_folder
+from benchmarks import ablation, race, worker
+from evaluation import figures
+from running import run_folder
 from system.console import UserError
 
-BATCHES = (1, 16)  # of samples
 SHOWN = [9, 15, 21]  # of one person's 32 slices: below, at and above the ventricles
 
 
@@ -80,55 +76,30 @@ class Tutorial(keras.Model):
 OURS = "this project"
 KERAS = {
     OURS: ablation.VARIANTS["default"],
-    "this project, light": ablation.trained(ablation.ours(base_filters=24, num_residual_blocks=0), batch_size=8),
+    "this project, light": ablation.variant(changes={"base_filters": 24, "num_residual_blocks": 0}, batch_size=8),
     "Keras tutorial": race.Variant(Tutorial, keras.optimizers.Adam, 1e-3, batch_size=128, scheduled=False),
 }
 MONAI = {"MONAI, matching": "matching", "MONAI, tutorial": "tutorial"}
 
 
-def work(kind, folder, seconds):
-    """The process of a contestant of `KERAS`, or of the "prior" on the codes of a run."""
-    make = keras_prior if kind == "prior" else keras_vqvae
-    worker.serve(lambda: make(Path(folder), kind, float(seconds)))
+def work(name, folder, seconds):
+    """The process of a contestant of `KERAS`, which learns from train.npy and is measured on test.npy."""
+    training, test = (np.load(Path(folder) / f"{split}.npy", mmap_mode="r") for split in ("train", "test"))
 
+    def make():
+        one = ablation.enter(name, KERAS[name], training, float(seconds))
+        one.warm_up()
 
-def keras_vqvae(folder, name, seconds):
-    """A VQ-VAE, as `worker.serve` wants it."""
-    training, test = (np.load(folder / f"{split}.npy", mmap_mode="r") for split in ("train", "test"))
-    one = ablation.enter(name, KERAS[name], training, seconds)
-    one.warm_up()
+        def evaluate(path):
+            row = one.finish()
+            outputs, codes = ablation.reconstruct(one.model, test)
+            np.savez(path, outputs=outputs, codes=codes, num_embeddings=one.model.quantizer.num_embeddings)
+            return row
 
-    def evaluate(path):
-        row = one.finish()
-        outputs, codes = ablation.reconstruct(one.model, test)
-        np.savez(path, outputs=outputs, codes=codes, num_embeddings=one.model.quantizer.num_embeddings)
-        return row
+        one.evaluate = evaluate
+        return one
 
-    one.evaluate = evaluate
-    return one
-
-
-def keras_prior(run_dir, kind, seconds):
-    """The default prior, trained and measured on the codes of a run."""
-    codes = priors.Codes(run_dir)
-    one = codes.enter("default", seconds)
-    one.warm_up()
-
-    def evaluate(path):
-        row = one.finish()
-        models.set_precision("float32")
-        one.prior = one.variant.build()
-        one.prior.set_weights(one.model.get_weights())
-        np.savez(path, bits=modules.code_lengths(one.prior, codes.inputs["test"]).sum(axis=(1, 2)))
-        return row
-
-    def time_samples(batch):  # the second time
-        sampler, conditions = sampling.PixelCNNSampler(one.prior), (np.zeros(batch, int), np.full(batch, 0.5))
-        times = [harness.timed(lambda: sampler.draw(*conditions, 0, batch_size=batch)) for _ in range(2)]
-        return {"seconds": times[1][0]}
-
-    one.evaluate, one.time_samples = evaluate, time_samples
-    return one
+    worker.serve(make)
 
 
 class Process:
@@ -170,29 +141,36 @@ def train(processes, seconds):
             process.ask("train", turn)
 
 
-def compare(args, kinds):
-    """Trains contestants, by name what their program knows them as, at each budget.
+def compare(args, names):
+    """Trains contestants at each budget.
 
     Yields:
-        The process of each; what it has written, a dictionary of arrays; the beginning of its row.
+        The beginning of each one's row; what it has written, a dictionary of arrays.
     """
     here = [sys.executable, "-c", "import sys; from benchmarks import peers; peers.work(*sys.argv[1:])"]
     for minutes in sorted(args.minutes):
         processes = []
-        for name, kind in kinds.items():
-            program = [args.monai, "benchmarks/peer_monai.py"] if name.startswith("MONAI") else here
-            told = [kind, args.priors if kind == "prior" else args.work_dir, 60 * minutes]
-            processes.append(Process(name, [*program, *told], args.work_dir / f"{stem(name)}.log"))
+        for name in names:
+            program = [args.monai, "benchmarks/peer_monai.py", MONAI[name]] if name in MONAI else [*here, name]
+            command = [*program, args.work_dir, 60 * minutes]
+            processes.append(Process(name, command, args.work_dir / f"{stem(name)}.log"))
         train(processes, 60 * minutes)
         for process in processes:
             path = args.work_dir / f"{stem(process.name)}.npz"
             row = {"entry": process.name, "minutes": minutes, **process.ask("evaluate", str(path))}
             with np.load(path) as found:
-                yield process, dict(found), row
+                yield row, dict(found)
             process.close()
 
 
-def compare_vqvaes(args, names):
+@command
+def main(args):
+    names = race.chosen("--entry", args.entry, [*KERAS, *MONAI] if args.entry or args.monai else [*KERAS])
+    if args.monai is None and set(names) & set(MONAI):
+        raise UserError("--monai: needed for MONAI's models; see benchmarks/requirements-monai.txt")
+    args.work_dir = args.work_dir.absolute()  # processes work in the project's folder
+    args.monai = args.monai and args.monai.absolute()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
     data = ablation.prepare(args.data_dir)
     for split in ("train", "test"):
         np.save(args.work_dir / f"{split}.npy", data.images[data.of(split).row])
@@ -200,44 +178,14 @@ def compare_vqvaes(args, names):
     output, shown = args.output_dir / "peers.json", {"input": images[SHOWN] / 255}
     rows = json.loads(output.read_text())["rows"] if output.exists() else []
     rows = [row for row in rows if not (row["entry"] in names and row["minutes"] in args.minutes)]
-    for process, found, row in compare(args, {name: MONAI.get(name, name) for name in names}):
+    for row, found in compare(args, names):
         told = found["outputs"], found["codes"], int(found["num_embeddings"])
         rows.append(row | ablation.quality(images, *told, people))
         harness.write(output, rows, data=data.title, people="test", turn_s=race.TURN_S)
-        shown[process.name.replace(", ", ",\n")] = found["outputs"][SHOWN]
-    footer = run_folder.footer(data.title, data.credit)
-    how = ([""] * 3 * len(shown), f"after {max(args.minutes):g} minutes\n{footer}", 3, [*shown])
-    figures.image_grid(args.output_dir / "reconstructions.png", np.concatenate([*shown.values()]), *how)
-
-
-def compare_priors(args):
-    codes, rows = priors.Codes(args.priors), []
-    grids = {split: codes.inputs[split]["codes"] for split in ("train", "test")}
-    np.savez(args.work_dir / "codes.npz", **grids, num_embeddings=codes.vqvae.quantizer.num_embeddings)
-    about = {"vqvae_fingerprint": models.fingerprint(codes.vqvae), "grid": codes.vqvae.grid_size}
-    for process, found, row in compare(args, {OURS: "prior", "MONAI, transformer": "transformer"}):
-        row["bits_per_image"] = metrics.over_people(found["bits"], codes.data.of("test").subject_id)
-        for batch in BATCHES:
-            row[f"seconds_per_sample_batch_{batch}"] = process.ask("time_samples", batch)["seconds"] / batch
-        rows.append(row)
-        harness.write(args.output_dir / "priors.json", rows, data=codes.data.title, people="test", **about)
-
-
-@command
-def main(args):
-    if args.priors is None and args.data_dir is None:
-        raise UserError("give --data-dir for the VQ-VAEs, or --priors for the priors")
-    names = race.chosen("--entry", args.entry, [*KERAS, *MONAI] if args.entry or args.monai else [*KERAS])
-    if args.monai is None and (args.priors or set(names) & set(MONAI)):
-        raise UserError("--monai: needed for MONAI's models; see benchmarks/requirements-monai.txt")
-    for name in ("priors", "work_dir", "monai"):  # their processes work in the project's folder
-        if getattr(args, name):
-            setattr(args, name, getattr(args, name).absolute())
-    args.work_dir.mkdir(parents=True, exist_ok=True)
-    if args.priors:
-        compare_priors(args)
-    else:
-        compare_vqvaes(args, names)
+        shown[row["entry"].replace(", ", ",\n")] = found["outputs"][SHOWN]
+    footer = f"after {max(args.minutes):g} minutes\n{run_folder.footer(data.title, data.credit)}"
+    pictures, titles = np.concatenate([*shown.values()]), [""] * len(SHOWN) * len(shown)
+    figures.image_grid(args.output_dir / "reconstructions.png", pictures, titles, footer, len(SHOWN), [*shown])
 
 
 if __name__ == "__main__":

@@ -94,10 +94,6 @@ class TextbookPixelCNN(keras.Model):
 class TableAlone(modules.PixelCNN):
     """Codes embedded by a table alone."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.codebook_projection.trainable = False
-
     def embed(self, codes):
         return self.code_embedding(codes)
 
@@ -145,40 +141,30 @@ def make_variants(codebook=None, grid_size=None, num_labels=None):
     }
 
 
-class Codes:
-    """The codes of a run's VQ-VAE: what priors are trained on, split by split, and the variants for it."""
-
-    def __init__(self, run_dir):
-        self.config, self.vqvae = read_config(run_dir), models.load_vqvae(run_dir)
-        self.data = opening.find_data(run_dir, self.config)
-        codes, slices = opening.all_codes(run_dir, self.vqvae, self.data), self.data.slices
-        inputs = dataset.prior_inputs(slices, self.data.labels, codes=codes)
-        self.inputs = {split: dataset.select(inputs, slices.split == split) for split in dataset.SPLITS}
-        codebook = ops.convert_to_numpy(self.vqvae.quantizer.codebook)
-        self.variants = make_variants(codebook, self.vqvae.grid_size, len(self.data.labels))
-
-    def enter(self, name, seconds):
-        """A `race.Contestant` of a variant."""
-        one, data = self.variants[name], self.data
-        inputs = dataset.prior_inputs(data.of("train"), data.labels)
-        how = {"max_shift": one.max_shift, "mirrored": one.mirrored}
-        batches = dataset.ChangedCodes(inputs, {"codes": self.vqvae}, data, one.batch_size, 0, **how)
-        return race.Contestant(name, one, batches, seconds)
-
-
 @command
 def main(args):
-    names = race.chosen("--variant", args.variant, make_variants())
-    codes = Codes(args.run_dir)
+    names, run_dir = race.chosen("--variant", args.variant, make_variants()), args.run_dir
+    config, vqvae = read_config(run_dir), models.load_vqvae(run_dir)
+    data = opening.find_data(run_dir, config)
+    validation, is_validation = data.of("validation"), data.slices.split == "validation"
+    inputs = dataset.prior_inputs(validation, data.labels, codes=opening.all_codes(run_dir, vqvae, data)[is_validation])
+    training = dataset.prior_inputs(data.of("train"), data.labels)
+    variants = make_variants(ops.convert_to_numpy(vqvae.quantizer.codebook), vqvae.grid_size, len(data.labels))
+
+    def enter(name, seconds):
+        one = variants[name]
+        how = {"max_shift": one.max_shift, "mirrored": one.mirrored}
+        batches = dataset.ChangedCodes(training, {"codes": vqvae}, data, one.batch_size, 0, **how)
+        return race.Contestant(name, one, batches, seconds)
 
     def measure(one, row):
         how = {"batch_size": one.variant.batch_size, "verbose": 0, "return_dict": True}
-        bits = one.model.evaluate(codes.inputs["validation"], **how)["bits_per_code"]
+        bits = one.model.evaluate(inputs, **how)["bits_per_code"]
         return {"validation_bits_per_code": bits, "seconds_an_epoch": row["training_s"] / row["epochs"]}
 
-    about = {"data": codes.data.title, "splits_sha256": codes.config["splits_sha256"]}
-    about |= {"vqvae_fingerprint": models.fingerprint(codes.vqvae), "precision": models.resolve_precision("auto")}
-    race.run(args, names, codes.enter, measure, **about)
+    about = {"data": data.title, "splits_sha256": config["splits_sha256"]}
+    about |= {"vqvae_fingerprint": models.fingerprint(vqvae), "precision": models.resolve_precision("auto")}
+    race.run(args, names, enter, measure, **about)
 
 
 if __name__ == "__main__":

@@ -15,16 +15,8 @@ from functools import partial
 from benchmarks import harness
 
 with harness.command(__name__, __doc__, "stopped") as command:
-    from evaluation.report import (
-        NO_BREAK,
-        PICTURES,
-        RECONSTRUCTION,
-        STAGES,
-        heads_table,
-        reconstruction_table,
-        samples_tables,
-    )
-from system import console, files
+    from evaluation import report
+from system import files
 from system.console import UserError
 
 RUNS = {
@@ -39,85 +31,37 @@ HEADS = "ds002748_heads"  # the run of train.py --neighbours, sharp decoder
 USED = {HEADS: "ds002748", "ixi_sharp": "IXI"}  # on which scans were completed and mapped
 
 
-# By the end of a file's name in results/: the columns of its table, title and format; `more` says what is not in the
+# By the end of a file's name in results/: the columns of its table, title = format; `more` says what is not in the
 # file. A mean that has an interval in the file is shown with it.
 LISTINGS = {
-    "sampling.json": """
-        codes | {grid}×{grid}
-        batch | {batch}
-        textbook loop (s) | {naive_s:,.0f}
-        cached (s) | {cached_s:.2f}
-        teacher-forced pass (s) | {teacher_forced_s:.3f}
-        times faster than the loop | {speedup:,.0f}
-        cached / pass | {cached_over_teacher_forced:.1f}
-        exact | {equal}""",
-    "ixi/priors.json": """
-        prior | {variant}
-        bits per code, validation people | {validation_bits_per_code:.3f}
-        against the default | {worse}
-        trained parameters | {parameters:,}
-        seconds an epoch | {seconds_an_epoch:.0f}
-        epochs in {minutes:g} min | {epochs:.1f}""",
-    "ablation.json": """
-        variant | {variant}
-        SSIM, head | {ssim_head.mean:.3f}
-        PSNR (dB) | {psnr_db.mean:.2f}
-        SSIM | {ssim.mean:.3f}
-        power kept above half of Nyquist | {power:.2f}
-        images/s | {examples_per_second:.0f}""",
-    "peers/priors.json": """
-        prior, test people | {entry}
-        trained parameters | {parameters:,}
-        minutes | {minutes:g}
-        epochs | {epochs:.2f}
-        slices/s | {examples_per_second:.1f}
-        bits per image | {bits_per_image:.0f}
-        seconds a sample, alone | {seconds_per_sample_batch_1:.3g}
-        in a batch of 16 | {seconds_per_sample_batch_16:.3g}""",
-    "heads.json": """
-        {number} heads drawn in each way | {heads}
-        MS-SSIM of neighbours | {neighbours:.3f}
-        Fréchet distance, coronal | {coronal:.0f}
-        sagittal | {sagittal:.0f}
-        MS-SSIM of neighbours, lowest eighth / middle / highest | {likeness}
-        bits of each code, lowest eighth / middle / highest | {bits[0]:.2f} / {bits[4]:.2f} / {bits[7]:.2f}""",
-    "training.json": """
-        stage | {name}
-        pixels | {image_size}
-        codes | {grid}×{grid}
-        all parameters | {parameters:,}
-        batch | {batch}
-        images/s | {images_per_second:.1f}
-        GFLOP an image | {giga:.2f}
-        of {matrix_giga:.0f} GFLOP/s | {share_of_matrix_rate:.0%}
-        minutes an epoch of 9,664 slices | {epoch_minutes:.1f}""",
-    "anomaly.json": """
-        map, {whose} | {map}
-        AUROC | {auroc:.3f}
-        average precision | {average_precision:.3f}
-        best Dice | {dice:.3f}""",
-    "completion.json": """
-        completion, {whose} | {completion}
-        error under the mask | {hidden:.3f}
-        less | {hidden_less:+.3f}
-        error at its lower edge | {lower_edge:.3f}
-        less | {lower_edge_less:+.3f}
-        bits of the codes below | {bits_below:.2f}
-        less | {bits_below_less:+.2f}
-        seconds a draw | {seconds_each:.1f}""",
-    "start.json": """
-        run, ten people of IXI | {run}
-        SSIM of the whole image | {ssim:.3f}
-        SSIM inside the head | {ssim_head:.3f}
-        PSNR (dB) | {psnr_db:.2f}
-        bits per slice | {bits_per_image:.0f}
-        minutes of training | {minutes:.0f}""",
-    "leak.json": """
-        split | {split}
-        measured on | {place}
-        SSIM inside the head | {ssim_head:.3f}
-        the same of the nearest training slice | {copy_ssim_head:.3f}
-        bits per code | {bits_per_code:.3f}""",
+    "sampling.json": """codes = {grid}×{grid} | batch = {batch} | textbook loop (s) = {naive_s:,.0f} |
+        cached (s) = {cached_s:.2f} | teacher-forced pass (s) = {teacher_forced_s:.3f} |
+        times faster than the loop = {speedup:,.0f} | cached / pass = {cached_over_teacher_forced:.1f} |
+        exact = {equal}""",
+    "priors.json": """prior = {variant} | bits per code, validation people = {validation_bits_per_code:.3f} |
+        against the default = {worse} | trained parameters = {parameters:,} |
+        seconds an epoch = {seconds_an_epoch:.0f} | epochs in {minutes:g} min = {epochs:.1f}""",
+    "ablation.json": """variant = {variant} | SSIM, head = {ssim_head.mean:.3f} | PSNR (dB) = {psnr_db.mean:.2f} |
+        SSIM = {ssim.mean:.3f} | power kept above half of Nyquist = {power:.2f} |
+        images/s = {examples_per_second:.0f}""",
+    "heads.json": """{number} heads drawn in each way = {heads} | MS-SSIM of neighbours = {neighbours:.3f} |
+        Fréchet distance, coronal = {coronal:.0f} | sagittal = {sagittal:.0f} |
+        MS-SSIM of neighbours, lowest eighth / middle / highest = {likeness} |
+        bits of each code, lowest eighth / middle / highest = {bits[0]:.2f} / {bits[4]:.2f} / {bits[7]:.2f}""",
+    "training.json": """stage = {name} | pixels = {image_size} | codes = {grid}×{grid} |
+        all parameters = {parameters:,} | batch = {batch} | images/s = {images_per_second:.1f} |
+        minutes an epoch of 9,664 slices = {epoch_minutes:.1f}""",
+    "anomaly.json": """map, {whose} = {map} | AUROC = {auroc:.3f} | average precision = {average_precision:.3f} |
+        best Dice = {dice:.3f}""",
+    "completion.json": """completion, {whose} = {completion} | error under the mask = {hidden:.3f} |
+        less = {hidden_less:+.3f} | error at its lower edge = {lower_edge:.3f} | less = {lower_edge_less:+.3f} |
+        bits of the codes below = {bits_below:.2f} | less = {bits_below_less:+.2f} |
+        seconds a draw = {seconds_each:.1f}""",
+    "start.json": """run, ten people of IXI = {run} | SSIM of the whole image = {ssim:.3f} |
+        SSIM inside the head = {ssim_head:.3f} | PSNR (dB) = {psnr_db:.2f} | bits per slice = {bits_per_image:.0f} |
+        minutes of training = {minutes:.0f}""",
+    "leak.json": """split = {split} | measured on = {place} | SSIM inside the head = {ssim_head:.3f} |
+        the same of the nearest training slice = {copy_ssim_head:.3f} | bits per code = {bits_per_code:.3f}""",
 }
 
 
@@ -173,7 +117,7 @@ def more(row, first):
         finest = row["power_ratio"][len(row["power_ratio"]) // 2 :]
         found["power"] = sum(finest) / len(finest)
     if "stage" in row:
-        found |= {"name": "VQ-VAE" if row["stage"] == "vqvae" else "prior", "giga": row["operations_per_image"] / 1e9}
+        found["name"] = "VQ-VAE" if row["stage"] == "vqvae" else "prior"
         found["epoch_minutes"] = 9664 / row["images_per_second"] / 60  # of OASIS as PNG
     if "validation_bits_per_code" in row:
         bits, default = (one["validation_bits_per_code"] for one in (row, first))
@@ -197,14 +141,13 @@ def table(head, rows):
 def listing(name):
     """A table with a line for each row of a file, as `LISTINGS` says."""
     found, text = load(name), next(text for end, text in LISTINGS.items() if name.endswith(end))
-    titles, forms = zip(*(line.strip().split(" | ") for line in text.strip().splitlines()), strict=True)
+    titles, forms = zip(*(column.strip().split(" = ") for column in text.split(" |")), strict=True)
     rows = [row for row in found["rows"] if row.get("lesions", "all") == "all"]
     if name == "leak/leak.json":
         places = {"test": "its own test slices", "new people": "new people"}
         rows = [{"split": row["split"], "place": place, **row[key]} for row in rows for key, place in places.items()]
     told = [Row(row | more(row, rows[0])) for row in rows]
-    about = {"whose": USED.get(name.split("/")[0]), "matrix_giga": found.get("matrix_operations_per_second", 0) / 1e9}
-    head = [title.format(**found, **about) for title in titles]
+    head = [title.format(**found, whose=USED.get(name.split("/")[0])) for title in titles]
     return table(head, [[form.format_map(row) for form in forms] for row in told])
 
 
@@ -224,7 +167,7 @@ def beside(head, lines, runs):
 
 
 BITS = "{prior[bits_per_code]:.3f}"
-QUALITY = {name: f"{{reconstruction[{key}]:.{digits}f}}" for key, (name, digits) in RECONSTRUCTION.items()}
+QUALITY = {name: f"{{reconstruction[{key}]:.{digits}f}}" for key, (name, digits) in report.RECONSTRUCTION.items()}
 
 
 def summary(names=(*SHARP, "demo"), head="on test people"):
@@ -272,7 +215,7 @@ def both():
 
 def times():
     """How long each stage of each run was trained."""
-    lines = {title: f"{{times[{stage}]}}" for stage, title in STAGES.items()}
+    lines = {title: f"{{times[{stage}]}}" for stage, title in report.STAGES.items()}
     return beside("epochs / seconds / fastest epoch", lines, {name: RUNS[name] for name in (*SHARP, "demo")})
 
 
@@ -281,16 +224,17 @@ def rows_of(found):
     rows = []
     for first, *cells in found["rows"]:
         name, meaning = first if isinstance(first, tuple) else (first, "")
-        rows.append([name, *("" if cell == "-" else str(cell).replace(NO_BREAK, " ") for cell in cells), meaning])
+        cells = ["" if cell == "-" else str(cell).replace(report.NO_BREAK, " ") for cell in cells]
+        rows.append([name, *cells, meaning])
     return rows
 
 
 def baselines(name):
     """The figures of one run and of what needs no model, as in its report."""
-    first = reconstruction_table(load(f"{name}/metrics.json"))
+    first = report.reconstruction_table(load(f"{name}/metrics.json"))
     rows = rows_of(first)
     if f"{name}_sharp" in RUNS:
-        sharp = rows_of(reconstruction_table(load(f"{name}_sharp/metrics.json")))[0]
+        sharp = rows_of(report.reconstruction_table(load(f"{name}_sharp/metrics.json")))[0]
         rows.insert(1, ["this model, sharp decoder", *sharp[1:]])
     rows = [[cell.replace(" to ", "–") for cell in row[:-1]] for row in rows]
     return table([RUNS[name], *first["head"][1:]], rows)
@@ -299,7 +243,7 @@ def baselines(name):
 def realism(title, runs):
     """Samples of some runs, by folder with what their columns are called, against the test people."""
     found, rows = [load(f"{name}/metrics.json")["realism"] for name in runs], []
-    for same in zip(*(rows_of(samples_tables(one)["realism"]) for one in found), strict=True):
+    for same in zip(*(rows_of(report.samples_tables(one)["realism"]) for one in found), strict=True):
         name, *_, meaning = same[0]
         rows.append([name, *(row[i] for i in (1, 2, 3) for row in same), meaning])
     copies = [f"{one['copies']['share_of_samples']:.1%}" for one in found]
@@ -311,7 +255,7 @@ def realism(title, runs):
 
 def anatomy(title, runs):
     """Anatomy of samples and of what they can be compared with, for some runs by folder with what they are called."""
-    found = {name: samples_tables(load(f"{name}/metrics.json")["realism"])["anatomy"] for name in runs}
+    found = {name: report.samples_tables(load(f"{name}/metrics.json")["realism"])["anatomy"] for name in runs}
     rows = [[f"{what}: {row[0]}", *row[1:]] for name, what in runs.items() for row in rows_of(found[name])]
     return table([title, *next(iter(found.values()))["head"][1:], "how to read it"], rows)
 
@@ -341,7 +285,7 @@ def heads(run):
     found = load(f"{run}/metrics.json").get("heads")
     if found is None:
         raise UserError(f"results/{run}/metrics.json: no whole heads; evaluate a run of train.py --neighbours")
-    shown = heads_table(found)
+    shown = report.heads_table(found)
     return table(["whole heads", f"{found['number']} drawn", *shown["head"][2:], "how to read it"], rows_of(shown))
 
 
@@ -359,10 +303,7 @@ def label():
 
 def layers(which):
     """The layers of "vqvae" or "prior", as docs/figures.py counts them."""
-    try:
-        from docs import figures
-    except ImportError as error:
-        raise UserError(f"docs/figures.py: not found ({console.in_a_line(error)}); it lists the layers") from error
+    from docs import figures
 
     rows = figures.layers()[which]
     rows.append(("all of them", "", sum(number for *_, number in rows)))
@@ -372,32 +313,30 @@ def layers(which):
 
 def versions():
     """The packages of requirements.txt, in the versions of requirements-lock.txt."""
-    allowed = dict(
-        re.findall(r"^([\w-]+)([<>=~][^\s#]*)", (harness.ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    allowed, locked = (
+        dict(re.findall(pattern, (harness.ROOT / f"{name}.txt").read_text(), re.MULTILINE))
+        for name, pattern in (
+            ("requirements", r"^([\w-]+)([<>=~][^\s#]*)"),
+            ("requirements-lock", r"^([\w-]+)==(\S+)$"),
+        )
     )
-    path = harness.ROOT / "requirements-lock.txt"
-    locked = dict(re.findall(r"^([\w-]+)==(\S+)$", path.read_text(), re.MULTILINE))
-    if locked.keys() != allowed.keys():
-        raise UserError(f"{path}: other packages than requirements.txt: {', '.join(locked.keys() ^ allowed.keys())}")
     return table(["package", "version", "allowed"], [[name, locked[name], allowed[name]] for name in allowed])
 
 
 def pictures():
     """Every picture of the runs of results/; one that a sharp decoder does not change is shown under the plain one."""
-    questions = {name: picture.question for name, picture in PICTURES.items()}
+    questions = {name: picture.question for name, picture in report.PICTURES.items()}
     for path in sorted((harness.ROOT / "results").glob("*/*.png")):
         if path.parent.name in RUNS:
             questions.setdefault(path.name, "")
     rows = []
     for name, question in questions.items():
-        paths = [harness.ROOT / "results" / run / name for run in RUNS]
-        seen, row = set(), [f"{name.removesuffix('.png')}: {question}".removesuffix(": ")]
-        for path in paths:
+        seen, row = {None}, [f"{name.removesuffix('.png')}: {question}".removesuffix(": ")]
+        for path in (harness.ROOT / "results" / run / name for run in RUNS):
             content = path.read_bytes() if path.exists() else None
-            row.append("" if content is None or content in seen else f"[see]({path.parent.name}/{name})")
+            row.append("" if content in seen else f"[see]({path.parent.name}/{name})")
             seen.add(content)
-        if any(row[1:]):
-            rows.append(row)
+        rows += [row] * any(row[1:])
     return table(["picture", *RUNS.values()], rows)
 
 
@@ -417,7 +356,7 @@ PAGES = {
     "docs/comparison.md": [
         *(partial(baselines, name) for name in ("ds002748", "ixi")),
         peers,
-        *(partial(listing, f"{name}.json") for name in ("peers/priors", "ixi/priors", "ixi/ablation")),
+        *(partial(listing, f"{name}.json") for name in ("ixi/priors", "ixi/ablation")),
     ],
     "docs/using.md": [
         *(partial(listing, f"{run}/{name}.json") for name in ("completion", "anomaly") for run in USED),
