@@ -11,12 +11,7 @@ from pathlib import Path
 
 from benchmarks import harness
 
-with harness.command(
-    __name__,
-    __doc__,
-    data_dir=(Path, None, "as for train.py; without it, the demo cohort"),
-    **harness.RACE,
-) as command:
+with harness.command(__name__, __doc__, data_dir=(Path, None, "as for train.py"), **harness.RACE) as command:
     import keras
 import numpy as np
 from keras import layers

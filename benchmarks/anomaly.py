@@ -30,16 +30,12 @@ EACH, RESTORATIONS = 3, 8  # slices of each kind and person; of each slice
 
 
 def plant(image, head, kind, diameter, rng, pixel_mm):
-    """A lesion of a diameter in mm somewhere in a head.
+    """A slice with a lesion of a diameter in mm somewhere in its head, and where it is, bool (S, S).
 
     Args:
-        image: float in [0, 1], shape (S, S).
-        head: Its mask.
+        image, head: float in [0, 1], shape (S, S), and its mask.
         kind: One of `KINDS`.
         rng: NumPy generator, of place, shape and texture.
-
-    Returns:
-        The slice with the lesion, and where it is: bool, shape (S, S).
     """
     radius = diameter / 2 / pixel_mm
     room = ndimage.distance_transform_edt(head)

@@ -64,7 +64,6 @@ def scores(model, image, mask, drawn, position):
     return {
         "hidden": float(away[:, mask].mean()),
         "lower_edge": float(away[:, edge].mean()),
-        "ms_ssim": float(metrics.ms_ssim(drawn, np.repeat(image[None], len(drawn), axis=0)).mean()),
         "bits_below": float(bits[:, below].mean()) if below.any() else np.nan,
     }
 

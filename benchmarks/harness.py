@@ -127,7 +127,6 @@ def describe():
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "accelerators": devices.gpus(),
-        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "keras_backend": backend,
         **{name: version(name) for name in (backend, "keras", "numpy")},

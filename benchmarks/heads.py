@@ -8,17 +8,10 @@ up. The last row draws each slice given the real one below it: what is wrong the
 """
 
 import sys
-from pathlib import Path
 
 from benchmarks import harness
 
-with harness.command(
-    __name__,
-    __doc__,
-    run_dir=(Path, ..., "a run trained with --neighbours, whose data are at hand"),
-    output=harness.OUTPUT,
-    number=(harness.number(2), 24, "heads drawn in each way"),
-) as command:
+with harness.command(__name__, __doc__, run_dir=harness.RUN, output=harness.OUTPUT) as command:
     import dataset
 import numpy as np
 
@@ -28,6 +21,7 @@ from predict import TrainedModel
 from using.heads import decode
 from using.heads import positions as positions_of
 
+NUMBER = 12  # heads drawn in each way
 WAYS = {  # temperatures, where the first slice lies, how the heads are decoded
     "from the lowest": ({}, 0.0, {}),
     "from the middle": ({}, 0.5, {}),
@@ -79,7 +73,7 @@ def main(args):
     data, model = harness.open_run(args.run_dir)
     people, test = (heads.of_people(data, split, len(positions_of(model))) for split in ("train", "test"))
     test, extract, size = list(test.values()), realism.TextureFeatures(data.image_size), data.image_size
-    labels, _ = model.conditions(args.number)
+    labels, _ = model.conditions(NUMBER)
 
     def features(some, plane):
         return heads.view_features(some, plane, model.voxel_mm, extract, size)
@@ -96,7 +90,7 @@ def main(args):
         like = heads.neighbours(some)
         row = {"heads": name, "neighbours": float(like.mean()), **views, "neighbours_by_height": eighths(like)}
         rows.append(row | {"bits": bits})
-        harness.write(args.output, rows, data=data.title, number=args.number)
+        harness.write(args.output, rows, data=data.title, number=NUMBER)
 
     def decoded(stacks, **how):
         return [(decode(model, codes, **how) * 255).round().astype("uint8") for codes in stacks]

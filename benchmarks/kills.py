@@ -15,17 +15,10 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 from benchmarks import harness
 
-with harness.command(
-    __name__,
-    __doc__,
-    runs_dir=(Path, Path("runs/kills"), "an earlier one is removed"),
-    output=(Path, Path("results/kills.json"), "a JSON file"),
-    number=(harness.number(1), 5, "runs to kill, six times each"),
-) as command:
+with harness.command(__name__, __doc__, output=harness.OUTPUT) as command:
     import keras
 import numpy as np
 from tqdm import tqdm
@@ -39,7 +32,7 @@ SMALL = {
     **{"prior-filters": 16, "prior-dropout": 0.1},
     **{f"{stage}-epochs": 6 for stage in ("vqvae", "coarse", "coarse-prior", "prior", "sharp")},
 }
-STAGES = (*run_folder.VQVAES, *run_folder.PRIORS, "sharp")
+STAGES, RUNS = (*run_folder.VQVAES, *run_folder.PRIORS, "sharp"), 3  # runs to kill, six times each
 
 
 def differences(run_dir, other):
@@ -97,15 +90,15 @@ def train(folder, name, phase=None, after_s=0.0):
 
 @command
 def main(args):
-    folder, rows, rng = args.runs_dir, [], np.random.default_rng(0)
+    folder, rows, rng = harness.ROOT / "runs" / "kills", [], np.random.default_rng(0)
     if folder.exists() and not (folder / "cohort").exists():
-        raise UserError(f"{folder}: holds something else; give a new folder")
+        raise UserError(f"{folder}: holds something else; move it away")
     shutil.rmtree(folder, ignore_errors=True)
     phantom.make_cohort(folder / "cohort", 20, seed=0)
     begun, _ = train(folder, "alone")
     lengths = dict(zip(begun, np.diff([*begun.values(), time.perf_counter()]).tolist(), strict=True))
     about = {"phases_s": {phase: round(length, 1) for phase, length in lengths.items()}}
-    for number in tqdm(range(args.number), "killed runs", disable=None):
+    for number in tqdm(range(RUNS), "killed runs", disable=None):
         name, kills = f"killed{number}", []
         for phase, length in lengths.items():
             after_s = rng.uniform(0, length)

@@ -1,6 +1,6 @@
 """What a split by slice does to the figures: the same training on the same pictures, split by slice and by person.
 
-    python -m benchmarks.leak --output-dir results/leak
+    python -m benchmarks.leak --output results/leak/leak.json
 
 Both runs are train.py on one cohort of synthetic people. In one, the regular expression that says whose slice a file is
 tells the truth; in the other it takes every slice for a person of its own, as a split that shuffles slices does. Then
@@ -10,17 +10,10 @@ was never a figure of new people.
 
 import dataclasses
 import sys
-from pathlib import Path
 
 from benchmarks import harness
 
-with harness.command(
-    __name__,
-    __doc__,
-    "stopped; the same command goes on",
-    runs_dir=(Path, Path("runs/leak"), "where both runs go"),
-    output_dir=(Path, Path("results/leak"), "where leak.json and leak.png go"),
-) as command:
+with harness.command(__name__, __doc__, output=harness.OUTPUT) as command:
     import dataset
 import numpy as np
 from matplotlib.figure import Figure
@@ -81,20 +74,21 @@ def draw(path, rows):
 
 @command
 def main(args):
-    cohort, new, rows = args.runs_dir / "cohort", args.runs_dir / "new", []
+    folder, rows = harness.ROOT / "runs" / "leak", []
+    cohort, new = folder / "cohort", folder / "new"
     phantom.make_cohort(cohort, PEOPLE, seed=0)
     phantom.make_cohort(new, NEW_PEOPLE, seed=1)
     for kind, regex in SUBJECT.items():
-        how = {"data_dir": cohort, "cache_dir": args.runs_dir / "cache", "subject_regex": regex, **HOW}
-        data, model = harness.train(args.runs_dir / kind.replace(" ", "-"), **how)
+        how = {"data_dir": cohort, "cache_dir": folder / "cache", "subject_regex": regex, **HOW}
+        data, model = harness.train(folder / kind.replace(" ", "-"), **how)
         asked = model.config["options"]["data"] | {"data_dir": str(new), "test_fraction": 0.8}
         strangers = dataset.prepare(**asked)
         strangers = dataclasses.replace(strangers, slices=strangers.slices.assign(split="test"))
         training = data.pixels(data.of("train"))
         found = [measure(model.models, some, training) for some in (data, strangers)]
         rows.append({"split": kind, "test": found[0], "new people": found[1]})
-        harness.write(args.output_dir / "leak.json", rows, people=PEOPLE, new_people=NEW_PEOPLE)
-    draw(args.output_dir / "leak.png", rows)
+        harness.write(args.output, rows, people=PEOPLE, new_people=NEW_PEOPLE)
+    draw(args.output.with_suffix(".png"), rows)
 
 
 if __name__ == "__main__":

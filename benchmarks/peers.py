@@ -128,11 +128,6 @@ class Process:
         self.process.communicate()  # ends its input, and waits
 
 
-def stem(name):
-    """A contestant's name as the beginning of its files' names."""
-    return name.replace(",", "").replace(" ", "-")
-
-
 def train(processes, seconds):
     """Trains each process for so many seconds, ten at a time in turn."""
     turns = [race.TURN_S * turn for turn in range(1, math.ceil(seconds / race.TURN_S))] + [seconds]
@@ -153,10 +148,10 @@ def compare(args, names):
         for name in names:
             program = [args.monai, "benchmarks/peer_monai.py", MONAI[name]] if name in MONAI else [*here, name]
             command = [*program, args.work_dir, 60 * minutes]
-            processes.append(Process(name, command, args.work_dir / f"{stem(name)}.log"))
+            processes.append(Process(name, command, args.work_dir / f"{name}.log"))
         train(processes, 60 * minutes)
         for process in processes:
-            path = args.work_dir / f"{stem(process.name)}.npz"
+            path = args.work_dir / f"{process.name}.npz"
             row = {"entry": process.name, "minutes": minutes, **process.ask("evaluate", str(path))}
             with np.load(path) as found:
                 yield row, dict(found)

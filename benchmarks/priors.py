@@ -10,6 +10,7 @@ recipe here. None is told coarse codes. Bits per code are those of the validatio
 import dataclasses
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 from benchmarks import harness
@@ -105,12 +106,6 @@ class NoAttention(modules.PixelCNN):
         pass
 
 
-def adamw(learning_rate):
-    """AdamW where the project takes Muon."""
-    average = {"use_ema": True, "ema_momentum": 1 - 1 / AVERAGE_STEPS}
-    return keras.optimizers.AdamW(learning_rate, weight_decay=1e-4, clipnorm=1.0, **average)
-
-
 def make_variants(codebook=None, grid_size=None, num_labels=None):
     """Each `race.Variant` by name, none of them built; `codebook` is NumPy (K, D)."""
 
@@ -128,6 +123,8 @@ def make_variants(codebook=None, grid_size=None, num_labels=None):
     def textbook():
         return TextbookPixelCNN(len(codebook), grid_size)
 
+    averaged = {"use_ema": True, "ema_momentum": 1 - 1 / AVERAGE_STEPS}
+    adamw = partial(keras.optimizers.AdamW, weight_decay=1e-4, clipnorm=1.0, **averaged)
     plain = {"optimizer": keras.optimizers.Adam, "learning_rate": 1e-3, "scheduled": False}
     return {
         "default": trained(ours),

@@ -2,13 +2,12 @@
 
     python -m benchmarks.sampling --output results/sampling.json --naive-steps 2
 
-A draw is 8 x 8 coarse codes and then a grid of codes, given them. The priors have random weights: how long a draw
-takes does not depend on them. The textbook loop runs the whole network for every code; it is timed over its first
-`--naive-steps` codes of either grid, which cost the same each. `exact` says that the codes
-agree, all of them: a pass over the sampler's grids gives at every place the logits that the textbook loop would have
-there, from which the same noise must draw the same code. Sums in another order round differently, so among very many
-draws one can lie within a rounding error of the border between two codes; `different_codes` counts them. Memory is the
-most that a process of its own has held, with nothing drawn (`before_mib`) and in all (`peak_mib`).
+A draw is 8 x 8 coarse codes and then a grid of codes, given them. The priors have random weights: how long a draw takes
+does not depend on them. The textbook loop runs the whole network for every code; it is timed over its first
+`--naive-steps` codes of either grid, which cost the same each. `exact` says that the codes agree, all of them: a pass
+over the sampler's grids gives at every place the logits that the textbook loop would have there, from which the same
+noise must draw the same code. Sums in another order round differently, so among very many draws one can lie within a
+rounding error of the border between two codes; `different_codes` counts them.
 """
 
 import dataclasses

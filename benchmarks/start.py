@@ -11,23 +11,16 @@ from pathlib import Path
 
 from benchmarks import harness
 
-with harness.command(
-    __name__,
-    __doc__,
-    data_dir=(Path, ..., "a BIDS data set that the run was not trained on"),
-    runs_dir=(Path, Path("runs/start"), "where both runs go"),
-    output=harness.OUTPUT,
-) as command:
+with harness.command(__name__, __doc__, data_dir=(Path, ..., "a BIDS data set"), output=harness.OUTPUT) as command:
     import dataset
-import numpy as np
 
-from evaluation import figures, metrics
 from evaluation import measure as measured
+from evaluation import metrics
 from running import run_folder
 from running.config import read_config
 
 TRAINED = harness.ROOT / "pretrained" / "ds002748"  # the run that is started from
-PEOPLE, SHOWN = 10, 6  # for training, validation and testing together; samples of each
+PEOPLE = 10  # for training, validation and testing together
 EPOCHS = {"vqvae_epochs": 8, "coarse_epochs": 10, "coarse_prior_epochs": 12, "prior_epochs": 8}
 
 
@@ -54,24 +47,19 @@ def measure(model, data):
 
 @command
 def main(args):
-    start, rows, shown, titles = read_config(TRAINED), [], [], []
-    size, how = start["data"]["image_size"], {"cache_dir": args.runs_dir / "cache", "background": "black"}
+    start, rows, folder = read_config(TRAINED), [], harness.ROOT / "runs" / "start"
+    size, how = start["data"]["image_size"], {"cache_dir": folder / "cache", "background": "black"}
     whole = dataset.prepare(args.data_dir, image_size=size, seed=0, **how)
-    link_people(args.data_dir, args.runs_dir / "people", sorted(whole.of("train").subject_id.unique())[:PEOPLE])
+    link_people(args.data_dir, folder / "people", sorted(whole.of("train").subject_id.unique())[:PEOPLE])
     sizes = {name: start["options"]["vqvae"][name] for name in ("downsampling", "num_embeddings")}
     for name, more in (
         ("--start-from", {"start_from": TRAINED}),
         ("from nothing", {**sizes, "image_size": size}),
     ):
-        run_dir = args.runs_dir / name.strip("-").replace(" ", "-")
-        data, model = harness.train(run_dir, data_dir=args.runs_dir / "people", **how, **EPOCHS, **more)
+        run_dir = folder / name.strip("-").replace(" ", "-")
+        data, model = harness.train(run_dir, data_dir=folder / "people", **how, **EPOCHS, **more)
         rows.append({"run": name, "people": data.slices.subject_id.nunique(), **measure(model, whole)})
         harness.write(args.output, rows, data=whole.title, started_from=TRAINED.name)
-        shown.append(model.sample(SHOWN))
-        titles += [f"at {position:.2f}" for position in model.conditions(SHOWN)[1]]
-    footer = f"ten people, the same minutes\n{run_folder.footer(whole.title, whole.credit)}"
-    names = [row["run"] for row in rows]
-    figures.image_grid(args.output.with_suffix(".png"), np.concatenate(shown), titles, footer, SHOWN, names)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ LISTINGS = {
     "start.json": """run, ten people of IXI = {run} | SSIM of the whole image = {ssim:.3f} |
         SSIM inside the head = {ssim_head:.3f} | PSNR (dB) = {psnr_db:.2f} | bits per slice = {bits_per_image:.0f} |
         minutes of training = {minutes:.0f}""",
+    "ventricles.json": """ventricles, share of the head = {images} | AD = {AD:.1%} | NC = {NC:.1%} |
+        difference = {difference:.1%}""",
     "leak.json": """split = {split} | measured on = {place} | SSIM inside the head = {ssim_head:.3f} |
         the same of the nearest training slice = {copy_ssim_head:.3f} | bits per code = {bits_per_code:.3f}""",
 }
@@ -101,11 +103,7 @@ def percent(share):
 
 def load(name):
     """A JSON file of results/."""
-    path = harness.ROOT / "results" / name
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; make benchmarks and make results write it") from error
+    return json.loads((harness.ROOT / "results" / name).read_text(encoding="utf-8"))
 
 
 def more(row, first):
@@ -249,8 +247,9 @@ def realism(title, runs):
     copies = [f"{one['copies']['share_of_samples']:.1%}" for one in found]
     blank, one_percent = ([cell] * len(runs) for cell in ("", "1%"))
     rows.append(["nearer to a training slice than 99 % of test slices", *copies, *blank, *one_percent, "more: copies"])
-    kinds = ("samples", "training people, decoded", "training people")
-    return table([title, *(f"{kind}{name}" for kind in kinds for name in runs.values()), "how to read it"], rows)
+    sets = ("samples", "training people, decoded", "training people")
+    head = [f"{one}, {name}".removesuffix(", ") for one in sets for name in runs.values()]
+    return table([title, *head, "how to read it"], rows)
 
 
 def anatomy(title, runs):
@@ -289,25 +288,12 @@ def heads(run):
     return table(["whole heads", f"{found['number']} drawn", *shown["head"][2:], "how to read it"], rows_of(shown))
 
 
-def label():
-    """What the demo's label does to the ventricles, in the cohort and in what the models make."""
-    found = load("demo/ventricles.json")
-    one, other = found["labels"]
-    rows = []
-    for kind in ("cohort", "reconstructions", "samples"):
-        apart = found[f"{kind}: {one} less {other}"]
-        points = "{:.1f} ({:.1f} to {:.1f})".format(*(100 * x for x in (apart["difference"], *apart["ci95"])))
-        rows.append([kind, *(f"{found[f'{kind} {name}']['mean']:.1%}" for name in (one, other)), points])
-    return table(["ventricles, share of the head", one, other, "difference in points (95 %)"], rows)
-
-
 def layers(which):
     """The layers of "vqvae" or "prior", as docs/figures.py counts them."""
     from docs import figures
 
-    rows = figures.layers()[which]
-    rows.append(("all of them", "", sum(number for *_, number in rows)))
-    name = {"vqvae": "VQ-VAE", "prior": "prior"}[which]
+    rows, name = figures.layers()[which], {"vqvae": "VQ-VAE", "prior": "prior"}[which]
+    rows = [*rows, ("all of them", "", sum(number for *_, number in rows))]
     return table([name, "output shape", "trained parameters"], [[*words, f"{number:,}"] for *words, number in rows])
 
 
@@ -345,11 +331,7 @@ PAGES = {
     "docs/data.md": [partial(listing, "leak/leak.json")],
     "docs/results.md": [
         results,
-        partial(
-            realism,
-            "sharp decoders, against the test people",
-            {name: f", {what}" for name, what in SHARP.items()},
-        ),
+        partial(realism, "sharp decoders, against the test people", SHARP),
         partial(anatomy, "anatomy", SHARP),
     ],
     "docs/heads.md": [partial(heads, HEADS), partial(listing, f"{HEADS}/heads.json"), both],
@@ -374,7 +356,7 @@ PAGES = {
         partial(baselines, "demo"),
         partial(realism, "demo, against the test people", {"demo": ""}),
         partial(anatomy, "anatomy of the demo", {"demo": "demo"}),
-        label,
+        partial(listing, "demo/ventricles.json"),
     ],
 }
 

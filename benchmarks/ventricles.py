@@ -1,24 +1,16 @@
 """Measures whether samples of a label have that label's ventricles: the share of the head that they fill.
 
-    python -m benchmarks.ventricles --output results/demo/ventricles.json
+    python -m benchmarks.ventricles --run-dir runs/demo --output results/demo/ventricles.json
 
 One slice of every person of the cohort, at a height where the lateral ventricles are wide, its reconstruction, which
 shows what the decoder does to them, and samples of each label there.
 """
 
-import json
 import sys
-from pathlib import Path
 
 from benchmarks import harness
 
-with harness.command(
-    __name__,
-    __doc__,
-    "stopped",
-    run_dir=(Path, Path("runs/demo"), "a run whose people have labels"),
-    output=harness.OUTPUT,
-) as command:
+with harness.command(__name__, __doc__, run_dir=harness.RUN, output=harness.OUTPUT) as command:
     import keras  # noqa: F401
 import numpy as np
 from scipy import stats
@@ -26,7 +18,6 @@ from skimage.filters import threshold_multiotsu
 
 from evaluation import metrics
 from evaluation.pictures import one_of_each
-from system import files
 from system.console import UserError
 
 POSITION, SAMPLES = 0.68, 50  # 0 is the lowest slice, 1 the highest; of each label
@@ -69,25 +60,21 @@ def gather(data, model):
 @command
 def main(args):
     data, model = harness.open_run(args.run_dir, "plain")
-    labels, shares = data.labels, {}
-    if len(labels) < 2:
-        raise UserError(f"{args.run_dir}: its data have {len(labels)} labels; two or more can be compared")
-    found = {"slice_position": POSITION, "labels": labels}
-    for (source, name), group in gather(data, model).items():
-        values = np.array([ventricle_share(image) for image in group])
-        shares[source, name] = values = values[np.isfinite(values)]
+    if len(data.labels) < 2:
+        raise UserError(f"{args.run_dir}: its data have {len(data.labels)} labels; two or more can be compared")
+    shares = {}
+    for (source, name), images in gather(data, model).items():
+        values = np.array([ventricle_share(image) for image in images])
+        shares.setdefault(source, {})[name] = values = values[np.isfinite(values)]
         if len(values) < 2:
             raise UserError(f"{args.run_dir}: {len(values)} heads of {name} among the {source}; 2 are needed")
-        found[f"{source} {name}"] = {"number": len(values), "mean": float(values.mean())}
-        if name == labels[-1]:
-            groups, rng = [shares[source, labels[0]], values], np.random.default_rng(0)
-            low, high = stats.bootstrap(groups, difference, method="percentile", rng=rng).confidence_interval
-            apart = {"difference": float(difference(*groups)), "ci95": [float(low), float(high)]}
-            found[f"{source}: {labels[0]} less {name}"] = apart
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(args.output, json.dumps(found, indent=2) + "\n")
-    for name, values in found.items():
-        print(f"{name}: {json.dumps(values)}")
+    rows = []
+    for source, of_labels in shares.items():
+        first, *_, last = of_labels.values()
+        interval = stats.bootstrap((first, last), difference, method="percentile", rng=np.random.default_rng(0))
+        apart = {"difference": float(difference(first, last)), "difference_ci95": [*interval.confidence_interval]}
+        rows.append({"images": source, **{name: float(some.mean()) for name, some in of_labels.items()}, **apart})
+        harness.write(args.output, rows, slice_position=POSITION)
 
 
 if __name__ == "__main__":
