@@ -92,13 +92,6 @@ class TextbookPixelCNN(keras.Model):
     compute_metrics = modules.PixelCNN.compute_metrics
 
 
-class TableAlone(modules.PixelCNN):
-    """Codes embedded by a table alone."""
-
-    def embed(self, codes):
-        return self.code_embedding(codes)
-
-
 class NoAttention(modules.PixelCNN):
     """Without the attention, and so blind to what lies more rows above than its kernels reach."""
 
@@ -112,6 +105,12 @@ def make_variants(codebook=None, grid_size=None, num_labels=None):
     def ours(kind=modules.PixelCNN, **changes):
         model = kind(*codebook.shape, grid_size, num_labels, **changes)
         model.set_codebook(codebook)
+        return model
+
+    def table_alone():
+        model = ours()
+        model.codebook_projection.trainable = False
+        model.codebook_projection.set_weights([np.zeros_like(model.codebook_projection.kernel)])
         return model
 
     def trained(build, **how):
@@ -133,7 +132,7 @@ def make_variants(codebook=None, grid_size=None, num_labels=None):
         "AdamW for Muon": trained(ours, optimizer=adamw),
         "slices not changed": trained(ours, max_shift=0, mirrored=0.0),
         "no attention": trained(lambda: ours(NoAttention, attention_every=0)),
-        "table alone": trained(lambda: ours(TableAlone)),
+        "table alone": trained(table_alone),
         "no dilation": trained(lambda: ours(max_dilation=1)),
     }
 

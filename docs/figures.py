@@ -27,7 +27,7 @@ import dataset
 import modules
 from evaluation.figures import GREY
 from predict import TrainedModel
-from running import models
+from running.config import read_config
 from system import files
 
 RUN = harness.ROOT / "pretrained" / "ds002748"
@@ -48,8 +48,9 @@ MARK = {"edgecolor": "red", "linewidth": 1.5}
 @functools.cache
 def layers():
     """What `layers_of` says of the shipped run's "vqvae", with its plain decoder, and of its "prior"."""
-    shipped = models.load_models(RUN)
-    return {"vqvae": layers_of(shipped.vqvae), "prior": layers_of(shipped.prior)}
+    sizes = read_config(RUN)["models"]
+    vqvae, prior = modules.VQVAE(**sizes["vqvae"]), modules.PixelCNN(**sizes["prior"])
+    return {"vqvae": layers_of(vqvae), "prior": layers_of(prior)}
 
 
 def layers_of(model):
