@@ -190,7 +190,7 @@ def history(path, stages, footer):
         ("prior", "bits_per_code", "prior, bits per code", "linear"),
         ("sharp", "least_power", "sharp, least power kept in a band", "linear"),
     ]
-    measured = {stage: set().union(*found) for stage, found in stages.items()}  # older runs lack some
+    measured = {stage: set().union(*rows) for stage, rows in stages.items()}
     curves = [curve for curve in curves if f"val_{curve[1]}" in measured.get(curve[0], ())]
     rows = max(1, -(-len(curves) // 3))
     figure = Figure(figsize=(11, 3.2 * rows), layout="constrained")
@@ -198,11 +198,10 @@ def history(path, stages, footer):
     for axis in axes[len(curves) :]:
         axis.axis("off")
     for axis, (stage, name, label, scale) in zip(axes, curves, strict=False):
-        found = stages[stage]
-        epochs = [row["epoch"] for row in found]
+        epochs = [row["epoch"] for row in stages[stage]]
         if name in measured[stage]:
-            axis.plot(epochs, [row.get(name, np.nan) for row in found], label="training", color="0.5")
-        axis.plot(epochs, [row.get(f"val_{name}", np.nan) for row in found], label="validation", color="tab:red")
+            axis.plot(epochs, [row[name] for row in stages[stage]], label="training", color="0.5")
+        axis.plot(epochs, [row[f"val_{name}"] for row in stages[stage]], label="validation", color="tab:red")
         axis.set(xlabel="epoch", ylabel=label, yscale=scale)
         axis.xaxis.get_major_locator().set_params(integer=True)
     if curves:
