@@ -15,7 +15,7 @@ import sys
 
 from running import options
 from system import console, files
-from system.console import UserError, with_progress
+from system.console import UserError
 
 if __name__ == "__main__":
     options.evaluate()  # --help and wrong options are answered here, before TensorFlow is imported, which takes seconds
@@ -63,8 +63,7 @@ def draw_pictures(folder, model, data, measured, footer):
 def draw_samples(folder, args, model, footer):
     """Draws the samples that are judged, and pictures of them; returns them and their slice positions."""
     labels, positions = model.conditions(args.num_samples, args.seed)
-    drawn = with_progress(model.draw(labels, positions, args.seed), args.num_samples, "samples", "slice")
-    images = np.concatenate(list(drawn))
+    images = np.concatenate(list(model.draw(labels, positions, args.seed, description="samples")))
     pictures.show_samples(folder / "samples.png", images, labels, positions, model.labels, footer)
     pictures.show_positions(folder / "positions.png", model, args.seed, footer)
     return images, positions
@@ -113,7 +112,8 @@ def compare_heads(folder, args, model, data, footer):
     """What metrics.json says of whole heads, and pictures of some; None where they cannot be judged."""
     if why_no_heads(args, model, data):
         return None
-    drawn = list(drawn_heads.with_bar(model, args.num_heads, args.seed))
+    stacks = drawn_heads.sample(model, args.num_heads, args.seed, description="heads")
+    drawn = [head for some in stacks for head in some]
     labels, _ = model.conditions(ALONE, args.seed + 1)
     positions = drawn_heads.positions(model)
     alone = []
