@@ -132,6 +132,8 @@ def judge_heads(drawn, alone, data, decode, voxel_mm):
     sets = {"drawn": drawn, "decoded_test": decoded_test, "test": test, "independent": alone}
     alike = {name: neighbours(heads) for name, heads in sets.items()}
     power = {name: axis_power(heads) for name, heads in sets.items()}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = {name: power[name] / power["test"] for name in ("drawn", "decoded_test", "independent")}
     result = {
         "number": len(drawn),
         "neighbours": {name: float(values.mean()) for name, values in alike.items()},
@@ -139,9 +141,7 @@ def judge_heads(drawn, alone, data, decode, voxel_mm):
             name: [float(part.mean()) for part in np.array_split(alike[name], min(8, number - 1), axis=1)]
             for name in ("drawn", "test")
         },
-        "axis_power_ratio": {
-            name: [_number(x) for x in power[name] / power["test"]] for name in ("drawn", "decoded_test", "independent")
-        },
+        "axis_power_ratio": {name: [_number(x) for x in values] for name, values in ratios.items()},
     }
     size, extract = data.image_size, realism.TextureFeatures(data.image_size)
     sets = sets | {"decoded_floor": decoded_floor, "floor": floor}
