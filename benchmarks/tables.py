@@ -149,7 +149,7 @@ def summary(names=(*SHARP, "demo"), head="on test people"):
             RECONSTRUCTION[key][0]: interval(f"reconstruction[{key}]", RECONSTRUCTION[key][1])
             for key in ("ssim", "ssim_head", "psnr_db")
         },
-        "codes / in use / perplexity": "{codebook[num_embeddings]} / {codebook[codes_in_use]:.0%} / "
+        "codes / in use / perplexity": "{codebook[num_embeddings]} / {codebook[codes_in_use]:.1%} / "
         "{codebook[perplexity]:.0f}",
         "bits per code under the priors": interval("prior", 3, "[bits_per_code]", "[bits_per_code_ci95]"),
         "Fréchet distance: samples / other people, decoded": "{realism[samples][frechet_distance]:.0f} / "
@@ -163,7 +163,7 @@ def summary(names=(*SHARP, "demo"), head="on test people"):
 def results():
     """Reconstruction, codes and prior of each run."""
     found = [load(f"{name}/metrics.json") for name in RUNS]
-    codes = "{codebook[num_embeddings]} / {codebook[codes_in_use]:.0%} / {codebook[perplexity]:.0f}"
+    codes = "{codebook[num_embeddings]} / {codebook[codes_in_use]:.1%} / {codebook[perplexity]:.0f}"
     lines = {
         "people / slices for testing": "{reconstruction[ssim][people]} / {slices}",
         **{name: interval(f"reconstruction[{key}]", digits) for key, (name, digits) in RECONSTRUCTION.items()},
@@ -237,7 +237,7 @@ def peers():
         "VQ-VAE": "{entry}",
         "trained parameters": "{parameters:,}",
         "bits per pixel, raw / entropy": "{bits_per_pixel:.3f} / {entropy_bits_per_pixel:.3f}",
-        "codes in use": "{codes_in_use:.0%}",
+        "codes in use": "{codes_in_use:.1%}",
         "images/s": "{examples_per_second:.1f}",
         "peak MiB": "{peak_mib:,.0f}",
         **{name: f"{{{name}}}" for name in budgets},
