@@ -84,7 +84,7 @@ def compare_samples(folder, data, vqvae, codes, images, positions, footer):
     if why_not:
         print(f"samples are not judged: {why_not}")
         return None
-    found, closest = realism.judge_samples(images, positions, data, vqvae, codes)
+    result, closest = realism.judge_samples(images, positions, data, vqvae, codes)
     figures.closest_pairs(
         folder / "closest.png",
         [images[i] for i, _, _ in closest],
@@ -92,7 +92,7 @@ def compare_samples(folder, data, vqvae, codes, images, positions, footer):
         [f"MS-SSIM {likeness:.3f}" for _, _, likeness in closest],
         footer,
     )
-    return found
+    return result
 
 
 def why_no_heads(args, model, data):
@@ -177,8 +177,7 @@ def write_ranges(folder, args, model, data, measured):
 
 
 def run(args):
-    how = (args.coarse_temperature, args.temperature, args.top_k, args.top_p)
-    model = TrainedModel(args.run_dir, args.decoder, *how)
+    model = TrainedModel(args.run_dir, args.decoder, args.coarse_temperature, args.temperature, args.top_k, args.top_p)
     data, faults = without_black(opening.find_data(args.run_dir, model.config, args.data_dir, args.cache_dir))
     folder = args.output_dir or args.run_dir / f"evaluation{'_sharp' * (model.decoder == 'sharp')}"
     predict.empty(folder, report.PICTURES)

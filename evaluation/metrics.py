@@ -89,7 +89,7 @@ def batch_metrics(images, outputs):
 
 def summarise(per_slice, subject_ids):
     """`over_people` of each metric of a list of dictionaries, one a slice."""
-    return {name: over_people([one[name] for one in per_slice], subject_ids) for name in per_slice[0]}
+    return {name: over_people([values[name] for values in per_slice], subject_ids) for name in per_slice[0]}
 
 
 def person_by_person(slices, per_slice):

@@ -218,10 +218,10 @@ def reconstruction_table(result):
         [
             [
                 name,
-                *(with_interval(found[key], digits) for key, (_, digits) in RECONSTRUCTION.items()),
-                number(bits.get(name, found.get("bits_per_pixel")), 3),
+                *(with_interval(values[key], digits) for key, (_, digits) in RECONSTRUCTION.items()),
+                number(bits.get(name, values.get("bits_per_pixel")), 3),
             ]
-            for name, found in methods.items()
+            for name, values in methods.items()
         ],
     )
 
