@@ -29,6 +29,7 @@ from evaluation.measure import find_faults, measure, without_black
 from predict import TrainedModel
 from running import opening, run_folder
 from using import heads as drawn_heads
+from using import inputs
 
 FEWEST_JUDGED = 100  # samples
 ALONE = 4  # heads whose slices are drawn alone
@@ -200,7 +201,9 @@ def run(args):
         result["heads"] = heads_found
     unfinished = [f"unfinished run: {line}" for line in model.unfinished]
     result["faults"] = [*unfinished, *faults, *find_faults(result)]
-    run_folder.write_ranges(args.run_dir, model.decoder, found[1], data.of("test").subject_id)
+    test = data.of("test")
+    of_slices = inputs.judged(found[1], (data.images[row] for row in test.row), data.about)
+    run_folder.write_ranges(args.run_dir, model.decoder, of_slices, test.subject_id)
     write(folder, args, model, data, result, found, footer)
 
     means = {name: values["mean"] or math.nan for name, values in result["reconstruction"].items()}

@@ -190,7 +190,7 @@ def shown_slice(model):
     scan = Path(model.config["options"]["data"]["data_dir"] or ".") / SCAN
     scan = scan if scan.is_absolute() else harness.ROOT / scan
     if not SLICE.exists() and scan.exists():
-        ((name, (source, scale)),) = scans.find([scan]).items()
+        ((name, (source, scale)),) = scans.find([scan])[0].items()
         found = scans.read(name, source, model.config, scale)
         image = found.images[np.abs(found.slice_positions - POSITION).argmin()]
         pixels = (image * 255).round().astype("uint8")

@@ -1,31 +1,46 @@
 """Scans of one's own: files made into what a run's models take, and what the models make of them turned into files.
 
-    for name, (source, scale) in scans.find([Path("scan.nii.gz")]).items():
+    found, notices = scans.find([Path("scan.nii.gz")])
+    for name, (source, scale) in found.items():
         scan = scans.read(name, source, model.config, scale)
         outputs = model.decode(model.encode(scan.images))
-        scans.write_volume(scan, outputs, Path("reconstruction.nii.gz"))
+        scans.write_reconstruction(scan, outputs, Path("."))
 
 A scan goes through the door that training goes through, `decoding.py`: the same plane, slices, intensities and
 background. What differs from the run's own scans is brought to them where that can be done, and told in `notices`.
 `write_head` writes a new head.
 """
 
+import collections
 import contextlib
 import dataclasses
 import re
+import tempfile
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import PIL.Image
 from nibabel.processing import resample_from_to
+from scipy import ndimage
+from skimage.filters import threshold_otsu
 from skimage.transform import resize
 
+from evaluation import metrics
 from reading import cache, decoding, layouts
 from reading.decoding import BadFile
 from system import files
 from system.console import UserError
 
 ALIKE = 0.02  # voxel sizes that differ by less are one
+MOST_LABELS = 16  # values of a mask whose labels are all drawn anew
+RIM_MM = (8, 14)  # below the outline of a head, where its skull is dark; that of a brain is bright there
+SKULL = 0.4  # share of a rim that is dark: of brains 0.1 to 0.3, of heads 0.5 to 0.9
+CUT_ABOVE = 0.2  # share of the largest area of a slice that the top one has where the top of the head is not shown
+SHORTEST_HEAD_MM = 200  # that slices must hold for whole heads of adults
+OF_BRAINS = (
+    "the run's slices are of brains without skull: strip it first (HD-BET, SynthStrip), or use a run of whole heads"
+)
 
 TOLD = {  # of one file, what `cache.FOUND` says of many
     "colour": "a colour image, made grey",
@@ -45,31 +60,38 @@ class Scan:
 
     Attributes:
         name: Of the file or, in a folder, of its path below; unlike that of any other scan of a call.
+        path: Of the file.
         images: float32 in [0, 1], shape (n, S, S): one image, or the slices of a volume, lowest first.
         slice_positions: float32, shape (n,), from 0 to 1; None for an image, of which it is not known.
         numbers: Which slices of the volume these are, in the canonical orientation.
         notices: Lines on what differs from the run's own scans, or was done to this one.
-        pixels: An image as it is in its file, uint8, shape (height, width); None for a volume.
+        stored: An image as it is in its file, shape (height, width) or (height, width, channels); None for a volume.
         shape: Height and width in pixels of a slice before it was made square.
         corner: Row and column of the square's corner on it; negative where it was padded.
         native_size: Side of the square before it was resized.
         values: (low, high) of the file, what became 0 and 1.
-        volume: The file's own grid, (shape, affine), and the one its slices were taken from; None for an image.
+        grid: Shape and affine of the canonical volume that the slices were taken from; None for an image.
         plane: Of the slices.
     """
 
     name: str
+    path: Path
     images: np.ndarray
     slice_positions: np.ndarray | None
     numbers: list[int]
     notices: list[str]
-    pixels: np.ndarray | None
+    stored: np.ndarray | None
     shape: tuple[int, int]
     corner: tuple[int, int]
     native_size: int
     values: tuple[float, float]
-    volume: tuple | None
+    grid: tuple | None
     plane: str
+
+    @property
+    def lit(self):
+        """Which slices are not black: bool, shape (n,)."""
+        return self.images.max(axis=(1, 2)) >= decoding.DARKEST / 255
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -78,26 +100,21 @@ class Scan:
 
 
 def find(paths):
-    """Names and sources of files, and of all images and volumes in folders: those of a known layout, else all.
+    """Names and sources of files, and of all images and volumes in folders.
 
     Returns:
-        A dictionary by name: a `layouts.Source`, and the scale that the images of its scan share, for `read`.
+        A dictionary by name: a `layouts.Source`, and the scale that the images of its scan share, for `read`; and lines
+        on what is left out.
 
     Raises:
         UserError: For a path that is not there, holds nothing, or is of a kind that is not read.
     """
-    found = []
+    found, notices = [], []
     for path in paths:
         if path.is_dir():
-            names = [name for name in layouts.walk(path) if layouts.kind_of(name)]
-            scales = {}
-            try:
-                sources = layouts.find(path)[1]
-                scales = _scales(sources)
-            except UserError:
-                if not names:
-                    raise
-                sources = [_source(path / name) for name in names]
+            sources, more = _sources_in(path)
+            notices += more
+            scales = _scales(sources)
             for source in sources:
                 scale = scales.get((source.subject_id, source.session))
                 found.append((source.path.relative_to(path).as_posix(), source, scale))
@@ -117,7 +134,31 @@ def find(paths):
         while (unlike := stem + f"_{number}" * (number > 1)) in named:
             number += 1
         named[unlike] = source, scale
-    return named
+    return named, notices
+
+
+def _sources_in(folder):
+    """Sources of all images and volumes in a folder, whose they are where its layout is known, and what is left out."""
+    everything, notices = layouts.walk(folder), []
+    names = [name for name in everything if layouts.kind_of(name)]
+    sources, aside = {}, re.compile("(?!)")
+    try:
+        layout, known, _ = layouts.find(folder)
+        sources = {source.path: source for source in known}
+        if layout in layouts.LAYOUTS:
+            aside = re.compile(layouts.LAYOUTS[layout].aside or "(?!)", re.DOTALL)
+    except UserError:
+        if not names:
+            raise
+    left = [name for name in names if folder / name not in sources and aside.fullmatch(name)]
+    if left:
+        notices.append(f"{folder}: {layouts.LAYOUTS[layout].aside_is} are left out: {len(left)} ({left[0]} the first)")
+    kinds = collections.Counter(end for name in everything for end in layouts.NOT_READ if name.lower().endswith(end))
+    if kinds:
+        listed = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+        notices.append(f"{folder}: files of kinds that are not read: {listed}")
+    paths = [folder / name for name in names if name not in left]
+    return [sources.get(path) or _source(path) for path in paths], notices
 
 
 def _scales(sources):
@@ -164,11 +205,12 @@ def read(name, source, config, scale=None):
 def _read_image(name, source, how, shapes, image_size, native_size, scale):
     found = decoding.inspect_source(source, how)
     scale = scale or found.get("scale")
-    pixels = decoding.read_image(source.path, scale, how)
+    pixels, stored = decoding.read_image(source.path, scale, how), _stored(source.path)
+    if stored.min() == stored.max():
+        raise BadFile(source.path, f"all its pixels are {stored.flat[0]:g}")
     if pixels.max() < decoding.DARKEST:
         raise BadFile(source.path, "the image is black")
     notices, shape = [TOLD[kind] for kind in found["kinds"]], pixels.shape
-    original = decoding.read_image(source.path, scale, dataclasses.replace(how, background="keep"))
     if shape == (image_size, image_size):  # as the run writes its own samples
         native_size = image_size
     elif max(shape) > native_size:
@@ -179,8 +221,21 @@ def _read_image(name, source, how, shapes, image_size, native_size, scale):
         notices.append(f"its size is {_by(shape)} pixels, that of the run's slices {_by(shapes[0])}")
     corner = tuple(-((native_size - side) // 2) for side in pixels.shape)
     image = _squared(pixels[None], corner, native_size, image_size)
-    where = (original, pixels.shape, corner, native_size)
-    return Scan(name, image, None, [0], notices, *where, scale or (0.0, 255.0), None, how.plane)
+    where = (stored, pixels.shape, corner, native_size)
+    return Scan(name, source.path, image, None, [0], notices, *where, scale or (0.0, 255.0), None, how.plane)
+
+
+def _stored(path):
+    """The values of an image's file: (height, width), or with colours, and what is transparent, as channels."""
+    with PIL.Image.open(path) as image:
+        if image.mode == "PA" or "transparency" in image.info:
+            image = image.convert("RGBA")
+        elif image.mode == "1":
+            image = image.convert("L")
+        elif image.mode not in ("L", "LA", "RGB", "RGBA", "F") and not image.mode.startswith("I"):
+            image = image.convert("RGB")
+        values = np.asarray(image)
+    return values.astype(values.dtype.newbyteorder("="))
 
 
 def _read_volume(name, source, how, about, image_size, native_size):
@@ -200,28 +255,77 @@ def _read_volume(name, source, how, about, image_size, native_size):
     except BadFile as error:
         raise BadFile(path, error.reason.partition("; --num-slices")[0]) from error
     notices += [TOLD[kind] for kind in kinds]
-    corner = [-((native_size - side) // 2) for side in stack.shape[1:]]
-    for axis, side in enumerate(stack.shape[1:]):
-        if side > native_size:  # more air around the head than the run's scans have: the head is brought to the middle
-            lit = np.flatnonzero((stack > decoding.DARKEST).any(axis=(0, 2 - axis)))
-            if lit[-1] - lit[0] >= native_size:
-                raise BadFile(path, f"its head is {lit[-1] - lit[0] + 1} pixels wide, the run's slices {native_size}")
-            corner[axis] = int(np.clip((lit[0] + lit[-1] + 1 - native_size) // 2, 0, side - native_size))
-            notices.append(f"{side} pixels of a slice are cropped to {native_size} around the head")
-    images = _squared(stack, corner, native_size, image_size)
-    positions = np.arange(len(numbers), dtype="float32") / max(1, len(numbers) - 1)
     canonical, _, _ = decoding.open_volume(path)
+    if how.plane == "axial" and _is_cut_above(canonical):
+        notices.append("the top of the head is not in the image: the slices lie lower in the head than the run's")
+    corner = _corner(path, stack, native_size, (about.get("pixel_mm") or 0) * image_size / native_size)
+    if max(stack.shape[1:]) > native_size:
+        of = f"its slices of {_by(stack.shape[1:])} pixels"
+        notices.append(f"{of} are cropped to the run's {_by([native_size] * 2)} around the head")
+    images = _squared(stack, corner, native_size, image_size)
+    black = int((images.max(axis=(1, 2)) < decoding.DARKEST / 255).sum())
+    if black == len(images):
+        raise BadFile(path, "all slices that the run would use are black")
+    if black:
+        notices.append(f"{black} of {len(images)} slices are black and left out of the figures")
+    positions = np.arange(len(numbers), dtype="float32") / max(1, len(numbers) - 1)
     grid = canonical.shape, canonical.affine
     if how.voxel_size:
         grid = nibabel.spaces.vox2out_vox(canonical, np.broadcast_to(how.voxel_size, 3))
-    file = nibabel.load(path)
-    volume = (file.shape[:3], file.affine), grid
-    where = (None, stack.shape[1:], tuple(corner), native_size)
-    return Scan(name, images, positions, numbers, notices, *where, values, volume, how.plane)
+    where = (None, stack.shape[1:], corner, native_size)
+    return Scan(name, path, images, positions, numbers, notices, *where, values, grid, how.plane)
+
+
+def _is_cut_above(volume):
+    """Whether a canonical volume ends well below the top of the head."""
+    voxels = np.nan_to_num(np.asanyarray(volume.dataobj, dtype="float32")[::2, ::2])
+    area = (voxels > threshold_otsu(voxels)).mean(axis=(0, 1))
+    return area[-1] > CUT_ABOVE * area.max()
+
+
+def _corner(path, stack, native_size, pixel_mm):
+    """Row and column at which the run's square lies on the slices of a volume: in their middle, or around the head.
+
+    A slice may be larger than the square where there is more air around the head than in the run's scans.
+
+    Raises:
+        BadFile: If the head is too large for the square; `pixel_mm` is 0 where it is not known.
+    """
+    corner = [-((native_size - side) // 2) for side in stack.shape[1:]]
+    if max(stack.shape[1:]) <= native_size:
+        return tuple(corner)
+    middle = np.percentile(stack, 90, axis=0)  # of which noise in the air is no part
+    inside = decoding.head(middle, max(1, native_size // 32))
+    lit = [np.flatnonzero(inside.any(axis=1 - axis)) for axis in (0, 1)]
+    longest = max(ends[-1] - ends[0] + 1 for ends in lit)
+    if longest > native_size and pixel_mm:
+        rim = np.nanmean([head_shape(image, pixel_mm)[0] for image in stack[:: max(1, len(stack) // 8)]])
+        if rim > SKULL and native_size * pixel_mm < SHORTEST_HEAD_MM:
+            raise BadFile(path, f"looks like a whole head ({longest * pixel_mm:.0f} mm long), and {OF_BRAINS}")
+    if longest > native_size:
+        raise BadFile(path, f"its head is {longest} pixels wide, and the run's slices hold {native_size}: crop it")
+    for axis, (ends, side) in enumerate(zip(lit, stack.shape[1:], strict=True)):
+        if side > native_size:
+            corner[axis] = int(np.clip((ends[0] + ends[-1] + 1 - native_size) // 2, 0, side - native_size))
+    return tuple(corner)
+
+
+def head_shape(image, pixel_mm):
+    """Which share of the rim of a head is dark, as its skull is, 0 to 1, and how long the head is in mm.
+
+    NaN and 0 where a slice has no head. The rim lies `RIM_MM` below the outline; dark is what has less than half the
+    brightness of what lies deeper.
+    """
+    inside = metrics.head_mask(image)
+    depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1] * pixel_mm
+    rim, deeper = image[(depth > RIM_MM[0]) & (depth <= RIM_MM[1])], image[depth > RIM_MM[1]]
+    lit = [np.flatnonzero(inside.any(axis=axis)) for axis in (0, 1)]
+    longest = max(np.ptp(places) + 1 if len(places) else 0 for places in lit) * pixel_mm
+    return (float((rim < np.median(deeper) / 2).mean()) if len(deeper) else np.nan), float(longest)
 
 
 def _by(sizes):
-    return " x ".join(f"{size:.3g}" for size in sizes)
+    return " x ".join(f"{size:.3g}" if size < 100 else f"{size:.0f}" for size in sizes)
 
 
 def _overlaps(shape, corner, side):
@@ -241,19 +345,69 @@ def _squared(stack, corner, native_size, image_size):
 
 
 def read_mask(path, scan):
-    """A mask image of the size of a scan's image, True where it is bright: as it is, and as a square, (S, S).
+    """What of an image is to be drawn anew, by a mask image of its size: bool, shape (height, width), and notices.
+
+    Of labels (few values) and of black and white all that is not 0; of many grey levels what is above half of the
+    brightest; of an image with a hole what is transparent.
 
     Raises:
-        BadFile: If it is not an image of that size.
+        UserError: If it is not an image of that size, or covers nothing, or all.
     """
-    source = _source(path)
-    pixels = decoding.read_image(path, decoding.inspect_source(source, decoding.How()).get("scale"), decoding.How())
-    pixels = pixels > pixels.max() // 2
-    if pixels.shape != scan.pixels.shape:
-        raise BadFile(path, f"a mask of {_by(pixels.shape)} pixels, for an image of {_by(scan.pixels.shape)}")
-    on_slice = pixels if scan.shape == pixels.shape else resize(pixels, scan.shape, order=0)
-    square = _squared(on_slice[None].astype("uint8") * 255, scan.corner, scan.native_size, scan.images.shape[1])
-    return pixels, square[0] > 0
+    try:
+        decoding.read_image(path, decoding.inspect_source(_source(path), decoding.How()).get("scale"), decoding.How())
+    except BadFile as error:
+        raise UserError(f"{path}: {error.reason}") from error
+    stored, notices = _stored(path), []
+    channels = stored.shape[2] if stored.ndim == 3 else 1
+    values = np.nan_to_num(stored.reshape(*stored.shape[:2], channels)[..., : channels - 1 + channels % 2]).max(axis=2)
+    opaque = stored[..., -1] > 0 if channels in (2, 4) else np.full(values.shape, True)
+    kinds = np.unique(values[opaque])
+    if not opaque.all() and (len(kinds) > MOST_LABELS or not kinds.any()):
+        mask = ~opaque
+        notices.append("the mask is transparent in part: what is transparent is drawn anew")
+    elif len(kinds) > MOST_LABELS or path.suffix.lower() in (".jpg", ".jpeg"):
+        mask = opaque & (values > values.max() / 2)
+        notices.append("the mask has many grey levels: what is above half of its brightest is drawn anew")
+    else:
+        mask = opaque & (values != 0)
+    if mask.shape != scan.stored.shape[:2]:
+        raise UserError(f"{path}: a mask of {_by(mask.shape)} pixels, for an image of {_by(scan.stored.shape[:2])}")
+    if mask.all() or not mask.any():
+        raise UserError(
+            f"{path}: the mask covers {'all' if mask.any() else 'nothing'} of the image: nothing to complete"
+        )
+    return mask, notices
+
+
+def hide(scan, mask, config):
+    """An image read again as if all under a mask were like the nearest pixel beside it: nothing of it is left.
+
+    That is done to the values of its file, before they are scaled, the background made black and the image shrunk.
+
+    Args:
+        scan: The `Scan` of an image.
+        mask: bool, shape (height, width): what is hidden.
+        config: config.json of the run.
+
+    Returns:
+        The `Scan`, and which pixels of its square the mask touches, bool, shape (S, S).
+    """
+    nearest = ndimage.distance_transform_edt(mask, return_distances=False, return_indices=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "filled.tif"
+        PIL.Image.fromarray(scan.stored[tuple(nearest)]).save(path)
+        try:
+            filled = read(scan.name, _source(path), config)
+        except BadFile as error:
+            raise UserError(f"{scan.path}: outside of the mask {error.reason}") from error
+    size, touches = scan.images.shape[1], []
+    for side, on_slice, corner in zip(mask.shape, filled.shape, filled.corner, strict=True):
+        edges = (np.arange(side + 1) * on_slice / side - corner) * size / filled.native_size  # of pixels, on the square
+        pixels = np.arange(size)[:, None]
+        overlaps = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+        touches.append((overlaps > 1e-6).astype("float32"))
+    square = touches[0] @ mask.astype("float32") @ touches[1].T > 0
+    return dataclasses.replace(filled, path=scan.path, stored=scan.stored), square
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -271,33 +425,71 @@ def slices_of(scan, squares, order=1):
     return whole
 
 
-def write_image(scan, square, path, order=1, only=None):
-    """Writes a square, float in [0, 1], as an 8-bit grey PNG of the size of the input; outside `only` the input."""
-    pixels = resize(slices_of(scan, square[None], order)[0], scan.pixels.shape, order=order)
-    pixels = (np.clip(pixels, 0, 1) * 255).round().astype("uint8")
-    if only is not None:
-        pixels = np.where(only, pixels, scan.pixels)
-    files.write_whole(path, PIL.Image.fromarray(pixels).save)
+def write_image(scan, square, path, order=1):
+    """Writes a square, float in [0, 1], as an 8-bit grey PNG of the size of the input."""
+    pixels = resize(slices_of(scan, square[None], order)[0], scan.stored.shape[:2], order=order)
+    files.write_whole(path, PIL.Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype("uint8")).save)
 
 
-def write_volume(scan, squares, path, order=1):
-    """Writes squares of a volume's slices, (n, S, S), as NIfTI, float32, with the shape and the affine of the input.
+def write_completion(scan, square, mask, path):
+    """Writes an image as it is in its file, but under a mask, (height, width), what a square holds there, in grey."""
+    whole, (low, high) = scan.stored.copy(), scan.values
+    drawn = low + resize(slices_of(scan, square[None])[0], mask.shape)[mask].clip(0, 1) * (high - low)
+    drawn = drawn.round() if whole.dtype.kind in "iu" else drawn
+    whole[mask] = (drawn if whole.ndim == 2 else drawn[:, None]).astype(whole.dtype)
+    if whole.ndim == 3 and whole.shape[2] in (2, 4):
+        whole[mask, -1] = 255  # not transparent
+    files.write_whole(path, PIL.Image.fromarray(whole).save)
 
-    Voxels outside the slices are 0. Where slices were resampled, `order` 1 interpolates and 0 takes the nearest.
+
+def in_volume(scan, squares, order=1):
+    """Squares (n, S, S) in the voxels of the scan's file: float32, NaN outside the slices.
+
+    Where slices were resampled, `order` 1 interpolates and 0 takes the nearest.
     """
-    (own_shape, own_affine), (shape, affine) = scan.volume
+    file, (shape, affine) = nibabel.load(scan.path), scan.grid
     axis = decoding.PLANES[scan.plane]
     across = [size for i, size in enumerate(shape) if i != axis]
     stack = slices_of(scan, squares, order)
     if stack.shape[1:] != (across[1], across[0]):
         stack = np.stack([resize(one, (across[1], across[0]), order=order) for one in stack])
-    whole = np.zeros((*across, shape[axis]), "float32")
-    whole[:, :, scan.numbers] = np.rot90(stack.transpose(1, 2, 0), -1)
-    volume = nibabel.Nifti1Image(np.moveaxis(whole, 2, axis), affine)
-    volume = resample_from_to(volume, (own_shape, own_affine), order=order)
+    whole = np.zeros((2, *across, shape[axis]), "float32")  # the values, and where there are any
+    whole[0][:, :, scan.numbers] = np.rot90(stack.transpose(1, 2, 0), -1)
+    whole[1][:, :, scan.numbers] = 1
+    values, share = (
+        resample_from_to(nibabel.Nifti1Image(np.moveaxis(part, 2, axis), affine), (file.shape[:3], file.affine), order)
+        for part in whole
+    )
+    values, share = np.asarray(values.dataobj), np.asarray(share.dataobj)
+    return np.divide(values, share, out=np.full_like(values, np.nan), where=share > 0.5 - 1e-3)
+
+
+def write_volume(scan, voxels, path):
+    """Writes voxels of the scan's file as NIfTI, float32, with its affine and the codes of its sform and qform."""
+    file = nibabel.load(scan.path)
+    volume = nibabel.Nifti1Image(voxels.astype("float32"), file.affine)
+    if isinstance(file, nibabel.Nifti1Pair):
+        volume.set_qform(file.get_qform(), int(file.header["qform_code"]))
+        volume.set_sform(file.get_sform(), int(file.header["sform_code"]))
     volume.header["descrip"] = "made by a VQ-VAE"
     volume.header.set_xyzt_units("mm")
     files.write_whole(path, lambda partial: nibabel.save(volume, partial))
+
+
+def write_reconstruction(scan, outputs, folder):
+    """Writes what a model made of a volume's slices, (n, S, S), in the file's values, and less the file's own.
+
+    Where the run sees black, what the model makes is added to the file's own value: a background stays what it is.
+    Outside the slices reconstruction.nii.gz is as the background is, and difference.nii.gz 0.
+    """
+    low, high = scan.values
+    made, seen = in_volume(scan, outputs), in_volume(scan, scan.images)
+    own = np.asanyarray(nibabel.load(scan.path).dataobj, dtype="float32").reshape(made.shape)
+    own, inside, black = np.nan_to_num(own, nan=low), np.isfinite(made), seen == 0
+    background = np.median(own[black]) if black.any() else low
+    reconstruction = np.where(inside, np.where(black, own, low) + made * (high - low), background)
+    write_volume(scan, reconstruction, folder / "reconstruction.nii.gz")
+    write_volume(scan, np.where(inside, reconstruction - own, 0), folder / "difference.nii.gz")
 
 
 def write_head(slices, path, plane, voxel_mm, orientation):
@@ -317,6 +509,7 @@ def write_head(slices, path, plane, voxel_mm, orientation):
     volume = nibabel.Nifti1Image(np.ascontiguousarray(voxels), affine)
     turned = nibabel.orientations.axcodes2ornt(orientation)
     volume = volume.as_reoriented(nibabel.orientations.ornt_transform(nibabel.io_orientation(affine), turned))
+    volume.set_qform(volume.affine, int(volume.header["sform_code"]))
     volume.header["descrip"] = "synthetic: made by a VQ-VAE and a PixelCNN"
     volume.header.set_xyzt_units("mm")
     files.write_whole(path, lambda partial: nibabel.save(volume, partial))
