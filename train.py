@@ -206,7 +206,7 @@ def train_sharp(run_dir, data, options):
         models.load_decoders(run_dir, "sharp")  # raises if it belongs to another VQ-VAE
     models.set_precision(options["precision"])
     keras.utils.set_random_seed(seed)
-    vqvae = trained.with_fine_blocks(training["fine_blocks"])  # at the run's precision
+    vqvae = sharpening.with_fine_blocks(trained, training["fine_blocks"])  # at the run's precision
     fit(
         "sharp",
         sharpening.Sharpener(vqvae, training["adversarial_weight"], training["lecam_weight"]),

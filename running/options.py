@@ -167,13 +167,11 @@ class VQVAE:
     activation: str = option("auto", "auto is relu up to a downsampling of 4", ("auto", "relu", "leaky_relu"))
     num_embeddings: int = option(256, "entries of the codebook", least=2, most=2**16)
     embedding_dim: int = option(16, "length of each entry", least=1)
-    codebook_update: str = option("gradient", "how the codebook learns; ema is moving averages", ("gradient", "ema"))
-    decay: float = option(0.99, "of the moving averages, below 1", least=0, most=0.9999)
     restart_threshold: float = option(
         0.02, "an entry used less than this share of the even use is moved; 0 never moves one", least=0
     )
     commitment_cost: float = option(0.25, "weight of the commitment term, beta", least=0)
-    loss: str = option("l1_ssim", "what reconstructions are compared by", ("l1", "l2", "l1_ssim"))
+    reconstruction_loss: str = option("l1_ssim", "what reconstructions are compared by", ("l1", "l2", "l1_ssim"))
     ssim_weight: float = option(0.3, "weight of (1 - SSIM) in l1_ssim", least=0)
 
 
@@ -269,11 +267,10 @@ PRESETS = {
         "num_embeddings": 512,
         "embedding_dim": 64,
         "base_filters": 128,
-        "codebook_update": "gradient",
-        "loss": "l2",
+        "reconstruction_loss": "l2",
     },
     # Three convolutions each way and 32 entries of 128, at 256 x 256 x 1.
-    "three-conv": {"num_embeddings": 32, "embedding_dim": 128, "num_residual_blocks": 0, "loss": "l2"},
+    "three-conv": {"num_embeddings": 32, "embedding_dim": 128, "num_residual_blocks": 0, "reconstruction_loss": "l2"},
 }
 
 # Without --data-dir: a few minutes on two cores. `downsampling` gives way to any preset.

@@ -76,7 +76,13 @@ def quietly():
 
 
 def with_progress(batches, number, description, unit):
-    """Yields batches; progress goes to standard error, every ten seconds where that is no terminal."""
+    """Yields batches; progress goes to standard error, every ten seconds where that is no terminal.
+
+    Without a description there is none.
+    """
+    if description is None:
+        yield from batches
+        return
     pause = 0.1 if sys.stderr.isatty() else 10
     with tqdm(total=number, desc=description, unit=unit, leave=False, delay=1, mininterval=pause) as bar:
         for batch in batches:

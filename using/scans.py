@@ -373,9 +373,8 @@ def read_mask(path, scan):
     if mask.shape != scan.stored.shape[:2]:
         raise UserError(f"{path}: a mask of {_by(mask.shape)} pixels, for an image of {_by(scan.stored.shape[:2])}")
     if mask.all() or not mask.any():
-        raise UserError(
-            f"{path}: the mask covers {'all' if mask.any() else 'nothing'} of the image: nothing to complete"
-        )
+        covered = "all" if mask.any() else "nothing"
+        raise UserError(f"{path}: the mask covers {covered} of the image: nothing to complete")
     return mask, notices
 
 
