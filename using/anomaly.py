@@ -88,12 +88,10 @@ def map_inputs(model, args, folder, footer):
     try:
         for scan, is_shown in read_scans(args.input, model.config):
             made = describe(model, scan, args)
-            described = made.codes, made.coarse, made.told, made.bits, made.coarse_bits
-            found = _map_of(model, scan.images, *restore_codes(model, *described, seed=args.seed))
+            found = _map_of(model, scan.images, *restore_codes(model, *made.described, *made.bits, seed=args.seed))
             (folder / scan.name).mkdir(parents=True, exist_ok=True)
             if scan.grid:
-                voxels = np.nan_to_num(scans.in_volume(scan, found))
-                scans.write_volume(scan, voxels, folder / scan.name / "anomaly.nii.gz")
+                scans.write_volume(scan, scans.in_volume(scan, found), folder / scan.name / "anomaly.nii.gz")
             else:
                 scans.write_image(scan, found[0] / UNCOMMON_OF_WHITE, folder / scan.name / "anomaly.png")
             if is_shown or not shown:

@@ -1,6 +1,6 @@
 """Scans of one's own: reconstructed, told in bits, compared with what is usual for the run."""
 
-import dataclasses
+import collections
 import sys
 
 import numpy as np
@@ -18,7 +18,11 @@ from using import scans
 BITS_OF_WHITE = 16  # bits of a code that are white in bits.png
 MOST_SHOWN = 8  # rows of inputs.png
 JUDGED = {"ssim_head": ("SSIM inside the head", -1), "bits_per_code": ("bits per code", 1)}  # and which side is bad
-BEYOND = 0.001  # of new people are beyond a limit, if people are normally distributed
+BEYOND = 0.001  # share of new people who are beyond a limit, if people are normally distributed
+
+# What the models make of a scan: what `TrainedModel.describe` and `bits_of` say, the decoded slices, a dictionary of
+# metrics for each, and the scan's row of inputs.csv.
+Made = collections.namedtuple("Made", "described bits outputs per_slice row")
 
 
 def read_scans(paths, config):
@@ -45,43 +49,36 @@ def read_scans(paths, config):
         raise UserError(f"{bad} of {len(found)} inputs could not be used; the others are done")
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# What is usual
-# ----------------------------------------------------------------------------------------------------------------
-
-
 def judged(per_slice, images, about):
-    """What scans are judged by: `JUDGED`, and for slices of known size how dark the rim of the head is.
+    """What scans are judged by: `JUDGED`, and for slices of known size `scans.head_shape`.
 
     Args:
-        per_slice: Dictionaries of metrics and `bits_per_code`.
+        per_slice: A dictionary of metrics and `bits_per_code` for each slice.
         images: The slices, in order.
         about: What config.json says of the run's data.
 
     Returns:
-        One dictionary for each slice, as `run_folder.write_ranges` takes them of the test people.
+        A dictionary for each slice, as `run_folder.write_ranges` takes them of the test people.
     """
-    kept = [{name: values[name] for name in JUDGED} for values in per_slice]
+    found = [{name: values[name] for name in JUDGED} for values in per_slice]
     if about.get("pixel_mm"):
-        for values, image in zip(kept, images, strict=True):
+        for values, image in zip(found, images, strict=True):
             values["dark_rim"], values["head_mm"] = scans.head_shape(image, about["pixel_mm"])
-    return kept
+    return found
 
 
 def limit(usual, side):
     """Beyond what a value is unlike the run's data, above (`side` 1) or below (-1).
 
-    The limit of a prediction interval: one in a thousand new people would be beyond it. No test person is.
+    That of a prediction interval for new people (`BEYOND`), or the test person's who is farthest out.
     """
-    number, quantiles = usual["people"], usual["quantiles"]
-    if number < 2:
-        return side * np.inf
-    away = stats.t.ppf(1 - BEYOND, number - 1) * usual["sd"] * np.sqrt(1 + 1 / number)
-    return max(side * usual["mean"] + away, max(side * q for q in quantiles)) * side
+    number = usual["people"]
+    away = stats.t.ppf(1 - BEYOND, number - 1) * usual["sd"] * np.sqrt(1 + 1 / number) if number > 1 else np.inf
+    return side * max(side * usual["mean"] + away, *(side * q for q in usual["quantiles"]))
 
 
 def compare(values, ranges, kind):
-    """What is unlike the run's test people, as lines, and the percentiles among them.
+    """Lines on what is unlike the run's test people, and the percentiles among them.
 
     Args:
         values: What `judged` says, of a slice or as the mean of a volume's slices.
@@ -90,52 +87,22 @@ def compare(values, ranges, kind):
     """
     lines, percentiles = [], {}
     for name, (words, side) in JUDGED.items():
-        usual = ranges.get(name, {}).get(kind)
-        if usual and np.isfinite(values[name]):
-            quantiles = usual["quantiles"]
-            percentiles[f"{name}_percentile"] = np.interp(values[name], quantiles, np.linspace(0, 100, len(quantiles)))
-            most, value = round(limit(usual, side), 3), round(values[name], 3)
+        usual, value = ranges.get(name, {}).get(kind), round(values[name], 3)
+        if usual and np.isfinite(value):
+            quantiles, most = usual["quantiles"], round(limit(usual, side), 3)
+            percentiles[f"{name}_percentile"] = np.interp(value, quantiles, np.linspace(0, 100, len(quantiles)))
             if side * value > side * most:
-                where = f"{'above' if side > 0 else 'below'} the limit of {most:.3f}"
-                lines.append(f"{words} {value:.3f}, {where} (test {kind} {quantiles[0]:.3f} to {quantiles[-1]:.3f})")
-    usual = ranges.get("dark_rim", {}).get(kind)
-    if usual and kind == "people":
-        rim, least, most = values.get("dark_rim", np.nan), usual["quantiles"][0], usual["quantiles"][-1]
-        if most < scans.SKULL < rim:
-            lines.append(f"looks like a whole head ({values['head_mm']:.0f} mm long), and {scans.OF_BRAINS}")
-        if rim < scans.SKULL < least:
-            lines.append(
-                "looks like a brain without skull, and the run's slices are of whole heads: give the scan as it was "
-                "before, or use a run of brains"
-            )
+                which = f"{'above' if side > 0 else 'below'} the limit of {most:.3f}"
+                lines.append(f"{words} {value:.3f}, {which} (test {kind} {quantiles[0]:.3f} to {quantiles[-1]:.3f})")
+    usual, rim = ranges.get("dark_rim", {}).get(kind), values.get("dark_rim")
+    if usual and rim is not None:
+        least, middle, most = (usual["quantiles"][i] for i in (0, 10, -1))
+        if rim > max(scans.SKULL, most) and middle < scans.SKULL:
+            long = f" ({values['head_mm']:.0f} mm long)" if kind == "people" else ""
+            lines.append(f"looks like a whole head{long}, and {scans.OF_BRAINS}")
+        if rim < min(scans.SKULL, least) and middle > scans.SKULL:
+            lines.append("looks like a brain without skull, the run's slices are of whole heads: give one")
     return lines, percentiles
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# One scan after the other
-# ----------------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Made:
-    """What the models make of a scan.
-
-    Attributes:
-        codes, coarse, told: What `TrainedModel.describe` says.
-        bits, coarse_bits: What `TrainedModel.bits_of` says.
-        outputs: The decoded slices, shape (n, S, S).
-        per_slice: A dictionary of metrics for each slice.
-        row: The scan's row of inputs.csv.
-    """
-
-    codes: np.ndarray
-    coarse: np.ndarray
-    told: dict
-    bits: np.ndarray
-    coarse_bits: np.ndarray
-    outputs: np.ndarray
-    per_slice: list
-    row: dict
 
 
 def describe(model, scan, args, mask=None):
@@ -149,16 +116,19 @@ def describe(model, scan, args, mask=None):
     """
     counted = np.ones((1, *scan.images.shape[1:]), bool) if mask is None else ~mask[None]
     heights = args.slice_position if scan.slice_positions is None else scan.slice_positions
-    codes, coarse, told = model.describe(scan.images, args.label, heights)
-    bits, coarse_bits = model.bits_of(codes, coarse, told)
-    outputs = model.decode(codes)
+    described = model.describe(scan.images, args.label, heights)
+    bits = model.bits_of(*described)
+    outputs = model.decode(described[0])
     per_slice = metrics.batch_metrics(scan.images, np.where(counted, outputs, scan.images))
-    share, coarse_share = (dataset.shrink(counted, grid.shape[1])[0] for grid in (codes, coarse))
-    for values, of_codes, of_coarse in zip(per_slice, bits, coarse_bits, strict=True):
-        values["bits_per_code"] = float(((of_codes * share).sum() + (of_coarse * coarse_share).sum()) / share.sum())
-    heads = pd.DataFrame(judged(per_slice, scan.images, model.config["data"]["about"])).drop(columns=list(JUDGED))
-    table = pd.concat([pd.DataFrame(per_slice), heads], axis=1)[scan.lit].replace([np.inf, -np.inf], np.nan)
-    values = table.mean().to_dict() | table[heads.columns[1:]].max().to_dict()
+    shares = [dataset.shrink(counted, grids.shape[1]) for grids in bits]
+    taken = sum((grids * share).sum(axis=(1, 2)) for grids, share in zip(bits, shares, strict=True))
+    for values, of_slice in zip(per_slice, taken, strict=True):
+        values["bits_per_code"] = float(of_slice / shares[0].sum())
+    more = judged(per_slice, scan.images, model.config["data"]["about"])
+    table = pd.DataFrame([{**one, **also} for one, also in zip(per_slice, more, strict=True)])[scan.lit]
+    values = table.replace([np.inf, -np.inf], np.nan).mean().to_dict()
+    if "head_mm" in values:
+        values["head_mm"] = table.head_mm.max()
     ranges = run_folder.read_ranges(model.run_dir, model.decoder)
     unlike, percentiles = compare(values, ranges, "people" if scan.grid else "slices")
     for line in scan.notices:
@@ -167,27 +137,21 @@ def describe(model, scan, args, mask=None):
         print(f"warning: {scan.name} is unlike the run's data: {line}")
     row = {"input": scan.name, "path": scan.path, "slices": len(table), **values, **percentiles}
     row |= {"outside": "; ".join(unlike), "notices": "; ".join(scan.notices)}
-    return Made(codes, coarse, told, bits, coarse_bits, outputs, per_slice, row)
+    return Made(described, bits, outputs, per_slice, row)
 
 
-def write_made(model, scan, made, folder):
-    """Writes codes.npz, and as images or volumes reconstruction, difference and bits."""
+def write(model, scan, made, folder):
+    """Writes codes.npz, and reconstruction, difference and bits as images or volumes."""
     folder.mkdir(parents=True, exist_ok=True)
+    kept = dict(zip(("codes", "coarse"), (codes.astype("uint16") for codes in made.described[:2]), strict=True))
+    kept |= dict(zip(("bits", "coarse_bits"), made.bits, strict=True))
     run_folder.save(
-        lambda partial: np.savez_compressed(
-            partial,
-            codes=made.codes.astype("uint16"),
-            coarse=made.coarse.astype("uint16"),
-            bits=made.bits,
-            coarse_bits=made.coarse_bits,
-            slice_numbers=scan.numbers,
-        ),
-        folder / "codes.npz",
+        lambda partial: np.savez_compressed(partial, **kept, slice_numbers=scan.numbers), folder / "codes.npz"
     )
-    by_pixel = made.bits.repeat(model.vqvae.downsampling, axis=1).repeat(model.vqvae.downsampling, axis=2)
+    by_pixel = made.bits[0].repeat(model.vqvae.downsampling, axis=1).repeat(model.vqvae.downsampling, axis=2)
     if scan.grid:
         scans.write_reconstruction(scan, made.outputs, folder)
-        scans.write_volume(scan, np.nan_to_num(scans.in_volume(scan, by_pixel, order=0)), folder / "bits.nii.gz")
+        scans.write_volume(scan, scans.in_volume(scan, by_pixel, order=0), folder / "bits.nii.gz")
     else:
         scans.write_image(scan, made.outputs[0], folder / "reconstruction.png")
         scans.write_image(scan, (made.outputs - scan.images)[0] / 2 + 0.5, folder / "difference.png")
@@ -199,45 +163,37 @@ def reconstruct_all(model, args, folder, footer):
     rows, shown = [], []
     if not run_folder.read_ranges(model.run_dir, model.decoder):
         print(f"note: to know what is usual for the run's test people: python evaluate.py --run-dir {args.run_dir}")
-
-    def write():
-        table = pd.DataFrame(rows)
-        files.write_text(folder / "inputs.csv", table.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
-        each = max(1, min(4, MOST_SHOWN // len(shown)))  # slices of a volume
-        images, outputs, bits, titles = zip(*(one for slices in shown for one in slices[:each]), strict=True)
-        of = f"{len(shown)} of {len(rows)} inputs"
-        figures.inputs(folder / "inputs.png", images, outputs, bits, titles, f"{of}\n{footer}")
-        print(f"written to {folder}; look at {folder / 'inputs.png'}: {of}")
-
     try:
         for scan, is_shown in read_scans(args.input, model.config):
             made = describe(model, scan, args)
-            write_made(model, scan, made, folder / scan.name)
+            write(model, scan, made, folder / scan.name)
             rows.append(made.row)
             if is_shown or not shown:
-                shown.append(_to_show(scan, made))
-            print(f"{scan.name}: {_in_words(made.row)}")
+                lit = np.flatnonzero(scan.lit)
+                shown.append(
+                    [
+                        (
+                            scan.images[i],
+                            made.outputs[i],
+                            made.bits[0][i],
+                            f"{scan.name[:24]}\nhead {made.per_slice[i]['ssim_head']:.3f}, "
+                            f"{made.bits[0][i].mean():.2f} bits a code",
+                        )
+                        for i in ([lit[len(lit) * tenth // 10] for tenth in (6, 4, 2, 8)] if scan.grid else lit)
+                    ]
+                )
+            texts = [f"{scan.name}: {len(scan.images)} slices, SSIM {made.row['ssim']:.4f}"]
+            for name, (words, _) in JUDGED.items():
+                percentile = made.row.get(f"{name}_percentile")
+                among = "" if percentile is None else f" (percentile {percentile:.0f} of the run's test people)"
+                texts.append(f"{words} {made.row[name]:.4g}{among}")
+            print(", ".join(texts))
     finally:
         if rows:
-            write()
-
-
-def _to_show(scan, made):
-    """Input, output, bits and title of up to four slices of a scan, the middle one first."""
-    lit = np.flatnonzero(scan.lit)
-    places = [lit[len(lit) * tenth // 10] for tenth in (6, 4, 2, 8)] if scan.grid else lit
-    titles = [
-        f"{scan.name[:24]}\nhead {made.per_slice[i]['ssim_head']:.3f}, {made.bits[i].mean():.2f} bits a code"
-        for i in places
-    ]
-    return list(zip(scan.images[places], made.outputs[places], made.bits[places], titles, strict=True))
-
-
-def _in_words(row):
-    """What the screen says of a row of inputs.csv."""
-    texts = [f"{row['slices']} slices", f"SSIM {row['ssim']:.4f}", f"PSNR {row['psnr_db']:.2f} dB"]
-    for name, (words, _) in JUDGED.items():
-        percentile = row.get(f"{name}_percentile")
-        among = "" if percentile is None else f" (percentile {percentile:.0f} of the run's test people)"
-        texts.append(f"{words} {row[name]:.4g}{among}")
-    return ", ".join(texts)
+            table = pd.DataFrame(rows)
+            files.write_text(folder / "inputs.csv", table.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
+            each = max(1, min(4, MOST_SHOWN // len(shown)))  # slices of a volume
+            columns = zip(*(one for slices in shown for one in slices[:each]), strict=True)
+            of = f"{len(shown)} of {len(rows)} inputs"
+            figures.inputs(folder / "inputs.png", *columns, f"{of}\n{footer}")
+            print(f"written to {folder}; look at {folder / 'inputs.png'}: {of}")

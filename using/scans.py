@@ -35,7 +35,7 @@ from system.console import UserError
 ALIKE = 0.02  # voxel sizes that differ by less are one
 MOST_LABELS = 16  # values of a mask whose labels are all drawn anew
 RIM_MM = (8, 14)  # below the outline of a head, where its skull is dark; that of a brain is bright there
-SKULL = 0.4  # share of a rim that is dark: of brains 0.1 to 0.3, of heads 0.5 to 0.9
+SKULL = 0.3  # share of a rim that is dark: of people's brains 0.1 to 0.25, of whole heads 0.4 to 0.8
 CUT_ABOVE = 0.2  # share of the largest area of a slice that the top one has where the top of the head is not shown
 SHORTEST_HEAD_MM = 200  # that slices must hold for whole heads of adults
 OF_BRAINS = (
@@ -109,26 +109,23 @@ def find(paths):
     Raises:
         UserError: For a path that is not there, holds nothing, or is of a kind that is not read.
     """
-    found, notices = [], []
+    found, named, notices = [], {}, []
+    endings = sorted((*layouts.IMAGE_SUFFIXES, *layouts.VOLUME_SUFFIXES), key=len, reverse=True)
     for path in paths:
         if path.is_dir():
-            sources, more = _sources_in(path)
-            notices += more
-            scales = _scales(sources)
+            sources, left_out = _sources_in(path)
+            scales, notices = _scales(sources), notices + left_out
             for source in sources:
                 scale = scales.get((source.subject_id, source.session))
                 found.append((source.path.relative_to(path).as_posix(), source, scale))
         elif not path.exists():
             raise UserError(f"{path}: no such file or folder")
         elif not layouts.kind_of(path.name):
-            endings = ", ".join((*layouts.IMAGE_SUFFIXES, *layouts.VOLUME_SUFFIXES))
-            raise UserError(f"{path}: not a kind of file that is read; its name must end in {endings}")
+            raise UserError(f"{path}: not a kind of file that is read; its name must end in {', '.join(endings[::-1])}")
         else:
             found.append((path.name, _source(path), None))
-    named = {}
     for name, source, scale in found:
         stem = re.sub(r"[^\w.-]+", "_", name)
-        endings = sorted((*layouts.IMAGE_SUFFIXES, *layouts.VOLUME_SUFFIXES), key=len, reverse=True)
         stem = stem[: -len(next(ending for ending in endings if stem.lower().endswith(ending)))]
         number = 1
         while (unlike := stem + f"_{number}" * (number > 1)) in named:
@@ -138,27 +135,26 @@ def find(paths):
 
 
 def _sources_in(folder):
-    """Sources of all images and volumes in a folder, whose they are where its layout is known, and what is left out."""
-    everything, notices = layouts.walk(folder), []
+    """Sources of all images and volumes in a folder, whose they are where its layout is known; what is left out."""
+    everything, notices, known, aside, aside_is = layouts.walk(folder), [], {}, "", ""
     names = [name for name in everything if layouts.kind_of(name)]
-    sources, aside = {}, re.compile("(?!)")
     try:
-        layout, known, _ = layouts.find(folder)
-        sources = {source.path: source for source in known}
+        layout, sources, _ = layouts.find(folder)
+        known = {source.path: source for source in sources}
         if layout in layouts.LAYOUTS:
-            aside = re.compile(layouts.LAYOUTS[layout].aside or "(?!)", re.DOTALL)
+            aside, aside_is = layouts.LAYOUTS[layout].aside, layouts.LAYOUTS[layout].aside_is
     except UserError:
         if not names:
             raise
-    left = [name for name in names if folder / name not in sources and aside.fullmatch(name)]
+    left = [name for name in names if aside and re.fullmatch(aside, name) and folder / name not in known]
     if left:
-        notices.append(f"{folder}: {layouts.LAYOUTS[layout].aside_is} are left out: {len(left)} ({left[0]} the first)")
+        notices.append(f"{folder}: {aside_is} are left out: {len(left)} ({left[0]} the first)")
     kinds = collections.Counter(end for name in everything for end in layouts.NOT_READ if name.lower().endswith(end))
     if kinds:
         listed = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
         notices.append(f"{folder}: files of kinds that are not read: {listed}")
     paths = [folder / name for name in names if name not in left]
-    return [sources.get(path) or _source(path) for path in paths], notices
+    return [known.get(path) or _source(path) for path in paths], notices
 
 
 def _scales(sources):
@@ -172,7 +168,7 @@ def _scales(sources):
 
 
 def _source(path):
-    return layouts.Source(path, path.name, slice_index=None if layouts.kind_of(path.name) == "volume" else 0)
+    return layouts.Source(path, str(path), slice_index=None if layouts.kind_of(path.name) == "volume" else 0)
 
 
 def read(name, source, config, scale=None):
@@ -357,19 +353,18 @@ def read_mask(path, scan):
         decoding.read_image(path, decoding.inspect_source(_source(path), decoding.How()).get("scale"), decoding.How())
     except BadFile as error:
         raise UserError(f"{path}: {error.reason}") from error
-    stored, notices = _stored(path), []
-    channels = stored.shape[2] if stored.ndim == 3 else 1
-    values = np.nan_to_num(stored.reshape(*stored.shape[:2], channels)[..., : channels - 1 + channels % 2]).max(axis=2)
-    opaque = stored[..., -1] > 0 if channels in (2, 4) else np.full(values.shape, True)
-    kinds = np.unique(values[opaque])
-    if not opaque.all() and (len(kinds) > MOST_LABELS or not kinds.any()):
-        mask = ~opaque
+    stored, notices = np.atleast_3d(np.nan_to_num(_stored(path))), []
+    transparent = stored[..., -1] == 0 if stored.shape[2] in (2, 4) else np.zeros(stored.shape[:2], bool)
+    values = np.where(transparent, 0, stored[..., : 3 if stored.shape[2] > 2 else 1].max(axis=2))
+    kinds = len(np.unique(values[~transparent]))
+    if transparent.any() and (kinds > MOST_LABELS or not values.any()):
+        mask = transparent
         notices.append("the mask is transparent in part: what is transparent is drawn anew")
-    elif len(kinds) > MOST_LABELS or path.suffix.lower() in (".jpg", ".jpeg"):
-        mask = opaque & (values > values.max() / 2)
-        notices.append("the mask has many grey levels: what is above half of its brightest is drawn anew")
+    elif kinds > MOST_LABELS or path.suffix.lower() in (".jpg", ".jpeg"):
+        mask = values > values.max() / 2
+        notices.append("the mask has many grey levels: what is above half of the brightest is drawn anew")
     else:
-        mask = opaque & (values != 0)
+        mask = values != 0
     if mask.shape != scan.stored.shape[:2]:
         raise UserError(f"{path}: a mask of {_by(mask.shape)} pixels, for an image of {_by(scan.stored.shape[:2])}")
     if mask.all() or not mask.any():
@@ -464,9 +459,9 @@ def in_volume(scan, squares, order=1):
 
 
 def write_volume(scan, voxels, path):
-    """Writes voxels of the scan's file as NIfTI, float32, with its affine and the codes of its sform and qform."""
+    """Writes voxels of the scan's file as NIfTI, float32, with its sform and qform; NaN becomes 0."""
     file = nibabel.load(scan.path)
-    volume = nibabel.Nifti1Image(voxels.astype("float32"), file.affine)
+    volume = nibabel.Nifti1Image(np.nan_to_num(voxels).astype("float32"), file.affine)
     if isinstance(file, nibabel.Nifti1Pair):
         volume.set_qform(file.get_qform(), int(file.header["qform_code"]))
         volume.set_sform(file.get_sform(), int(file.header["sform_code"]))
