@@ -12,6 +12,7 @@ from conftest import write_adni, write_bids, write_image, write_oasis, write_vol
 
 import dataset
 import predict
+from evaluation import figures
 from reading.decoding import BadFile
 from running import run_folder
 from system.console import UserError
@@ -135,14 +136,7 @@ def test_a_larger_image_is_shrunk_and_written_back_at_its_size(tmp_path, rng):
 
 
 def test_all_of_a_folder_is_done_and_what_is_left_out_is_named(tmp_path):
-    for name in (
-        "IXI059-HH-1284-T1.nii.gz",
-        "patient_A.nii.gz",
-        "sub/patient_B.nii",
-        "a.bmp",
-        "1.dcm",
-        "notes.txt",
-    ):
+    for name in ("IXI059-HH-1284-T1.nii.gz", "patient_A.nii.gz", "sub/patient_B.nii", "a.bmp", "1.dcm", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"0")
     found, notices = scans.find([tmp_path])
@@ -272,9 +266,8 @@ def test_new_people_of_a_cohort_are_hardly_ever_unlike_it(tmp_path):
         assert "dark_rim" not in ranges  # which none of the slices has
     assert warned <= 1
     run_folder.write_ranges(tmp_path, "sharp", own[:8], people[:8])  # one person gives no limit
-    assert not inputs.compare(
-        {"ssim_head": 0.0, "bits_per_code": 9.0}, run_folder.read_ranges(tmp_path, "sharp"), "people"
-    )[0]
+    ranges = run_folder.read_ranges(tmp_path, "sharp")
+    assert not inputs.compare({"ssim_head": 0.0, "bits_per_code": 9.0}, ranges, "people")[0]
     (tmp_path / "ranges.json").write_text('{"plain": {"ssim": {"slices": [0.1, 0.2]}}}')
     with pytest.raises(UserError, match="run evaluate.py again"):
         run_folder.read_ranges(tmp_path, "plain")
@@ -285,30 +278,35 @@ def head_like(size, pixel_mm, skull):
     """An oval slice of bright tissue, 200 mm long with scalp and skull around it, else 165 mm without."""
     y, x = (np.mgrid[:size, :size] + 0.5 - size / 2) * pixel_mm
     depth = (1 - np.hypot(x / 75, y / 100)) * 80
-    return np.where(skull & (depth > 5) & (depth < 15), 20, np.where(depth > (0 if skull else 15), 180, 0)).astype(
-        "uint8"
-    )
+    lit = (depth > 15) | (skull & (depth > 0) & (depth < 5))
+    return (lit * 160 + skull * (depth > 0) * 20).astype("uint8")
 
 
 def test_a_head_with_skull_is_told_from_a_brain():
-    wholes, brains = ([inputs.scans.head_shape(head_like(128, 2.0, skull), 2.0) for _ in range(2)] for skull in (1, 0))
-    assert wholes[0] == (pytest.approx(0.8, abs=0.2), pytest.approx(200, abs=4))
-    assert brains[0] == (pytest.approx(0, abs=0.1), pytest.approx(165, abs=6))
-    values = {"ssim_head": np.nan, "bits_per_code": np.nan}
-    for run, shape, expected in (
-        (
-            "ds002748",
-            wholes[0],
-            "looks like a whole head (200 mm long), and the run's slices are of brains without skull",
-        ),
-        ("ixi", brains[0], "looks like a brain without skull"),
-        ("ds002748", brains[0], ""),
-        ("ixi", wholes[0], ""),
+    rims = {skull: scans.head_shape(head_like(128, 2.0, skull), 2.0) for skull in (True, False)}
+    assert rims[True] == (pytest.approx(0.8, abs=0.2), pytest.approx(200, abs=4))
+    assert rims[False] == (pytest.approx(0, abs=0.1), pytest.approx(165, abs=6))
+    for run, skull, expected in (
+        ("ds002748", True, "looks like a whole head (200 mm long), and the run's slices are of brains without skull"),
+        ("ixi", False, "looks like a brain without skull"),
+        ("ds002748", False, ""),
+        ("ixi", True, ""),
     ):
-        ranges = run_folder.read_ranges(IXI.parent / run, "sharp")
-        lines, _ = inputs.compare({**values, "dark_rim": shape[0], "head_mm": shape[1]}, ranges, "people")
+        values = {"ssim_head": np.nan, "bits_per_code": np.nan, "dark_rim": rims[skull][0], "head_mm": rims[skull][1]}
+        lines, _ = inputs.compare(values, run_folder.read_ranges(IXI.parent / run, "sharp"), "people")
         assert " ".join(lines).startswith(expected)
         assert bool(expected) == bool(lines)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_heads_of_few_slices_are_written_and_shown(tmp_path, number):
+    head = np.stack([head_like(32, 8.0, True)] * number)
+    scans.write_head(head, tmp_path / "head.nii.gz", "axial", (8.0, 8.0, 5.0), "LPS")
+    volume = nibabel.load(tmp_path / "head.nii.gz")
+    assert volume.shape == (32, 32, number)
+    assert volume.header["sform_code"] == volume.header["qform_code"] > 0
+    figures.heads(tmp_path / "heads.png", [figures.views(head, "axial", (8.0, 8.0, 5.0))], ["a"], 8.0, "")
+    figures.flight(tmp_path / "heads.gif", head, "axial", (8.0, 8.0, 5.0))
 
 
 def test_a_head_that_is_too_large_for_a_run_of_brains_says_what_to_do(tmp_path):

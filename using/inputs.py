@@ -87,11 +87,11 @@ def compare(values, ranges, kind):
     """
     lines, percentiles = [], {}
     for name, (words, side) in JUDGED.items():
-        usual, value = ranges.get(name, {}).get(kind), round(values[name], 3)
+        usual, value = ranges.get(name, {}).get(kind), values[name]
         if usual and np.isfinite(value):
-            quantiles, most = usual["quantiles"], round(limit(usual, side), 3)
+            quantiles, most = usual["quantiles"], limit(usual, side)
             percentiles[f"{name}_percentile"] = np.interp(value, quantiles, np.linspace(0, 100, len(quantiles)))
-            if side * value > side * most:
+            if side * (value - most) > 0.001:  # of rounding
                 which = f"{'above' if side > 0 else 'below'} the limit of {most:.3f}"
                 lines.append(f"{words} {value:.3f}, {which} (test {kind} {quantiles[0]:.3f} to {quantiles[-1]:.3f})")
     usual, rim = ranges.get("dark_rim", {}).get(kind), values.get("dark_rim")

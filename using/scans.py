@@ -56,37 +56,21 @@ TOLD = {  # of one file, what `cache.FOUND` says of many
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """A file as a run's models take it.
+    """A file as a run's models take it."""
 
-    Attributes:
-        name: Of the file or, in a folder, of its path below; unlike that of any other scan of a call.
-        path: Of the file.
-        images: float32 in [0, 1], shape (n, S, S): one image, or the slices of a volume, lowest first.
-        slice_positions: float32, shape (n,), from 0 to 1; None for an image, of which it is not known.
-        numbers: Which slices of the volume these are, in the canonical orientation.
-        notices: Lines on what differs from the run's own scans, or was done to this one.
-        stored: An image as it is in its file, shape (height, width) or (height, width, channels); None for a volume.
-        shape: Height and width in pixels of a slice before it was made square.
-        corner: Row and column of the square's corner on it; negative where it was padded.
-        native_size: Side of the square before it was resized.
-        values: (low, high) of the file, what became 0 and 1.
-        grid: Shape and affine of the canonical volume that the slices were taken from; None for an image.
-        plane: Of the slices.
-    """
-
-    name: str
+    name: str  # of the file or, in a folder, of its path below; unlike that of any other scan of a call
     path: Path
-    images: np.ndarray
-    slice_positions: np.ndarray | None
-    numbers: list[int]
-    notices: list[str]
-    stored: np.ndarray | None
-    shape: tuple[int, int]
-    corner: tuple[int, int]
-    native_size: int
-    values: tuple[float, float]
-    grid: tuple | None
-    plane: str
+    images: np.ndarray  # float32 in [0, 1], shape (n, S, S): one image, or the slices of a volume, lowest first
+    slice_positions: np.ndarray | None  # float32, shape (n,), from 0 to 1; None for an image, of which it is not known
+    numbers: list[int]  # which slices of the volume these are, in the canonical orientation
+    notices: list[str]  # what differs from the run's own scans, or was done to this one
+    stored: np.ndarray | None  # an image as it is in its file, (height, width[, channels]); None for a volume
+    shape: tuple[int, int]  # height and width in pixels of a slice before it was made square
+    corner: tuple[int, int]  # row and column of the square's corner on it; negative where it was padded
+    native_size: int  # side of the square before it was resized
+    values: tuple[float, float]  # of the file, what became 0 and 1
+    grid: tuple | None  # shape and affine of the canonical volume that the slices are of; None for an image
+    plane: str  # of the slices
 
     @property
     def lit(self):
@@ -226,10 +210,8 @@ def _stored(path):
     with PIL.Image.open(path) as image:
         if image.mode == "PA" or "transparency" in image.info:
             image = image.convert("RGBA")
-        elif image.mode == "1":
-            image = image.convert("L")
         elif image.mode not in ("L", "LA", "RGB", "RGBA", "F") and not image.mode.startswith("I"):
-            image = image.convert("RGB")
+            image = image.convert("L" if image.mode == "1" else "RGB")
         values = np.asarray(image)
     return values.astype(values.dtype.newbyteorder("="))
 
@@ -252,7 +234,9 @@ def _read_volume(name, source, how, about, image_size, native_size):
         raise BadFile(path, error.reason.partition("; --num-slices")[0]) from error
     notices += [TOLD[kind] for kind in kinds]
     canonical, _, _ = decoding.open_volume(path)
-    if how.plane == "axial" and _is_cut_above(canonical):
+    voxels = np.nan_to_num(np.asanyarray(canonical.dataobj, dtype="float32")[::2, ::2])
+    area = (voxels > threshold_otsu(voxels)).mean(axis=(0, 1))
+    if how.plane == "axial" and area[-1] > CUT_ABOVE * area.max():
         notices.append("the top of the head is not in the image: the slices lie lower in the head than the run's")
     corner = _corner(path, stack, native_size, (about.get("pixel_mm") or 0) * image_size / native_size)
     if max(stack.shape[1:]) > native_size:
@@ -272,27 +256,16 @@ def _read_volume(name, source, how, about, image_size, native_size):
     return Scan(name, path, images, positions, numbers, notices, *where, values, grid, how.plane)
 
 
-def _is_cut_above(volume):
-    """Whether a canonical volume ends well below the top of the head."""
-    voxels = np.nan_to_num(np.asanyarray(volume.dataobj, dtype="float32")[::2, ::2])
-    area = (voxels > threshold_otsu(voxels)).mean(axis=(0, 1))
-    return area[-1] > CUT_ABOVE * area.max()
-
-
 def _corner(path, stack, native_size, pixel_mm):
-    """Row and column at which the run's square lies on the slices of a volume: in their middle, or around the head.
-
-    A slice may be larger than the square where there is more air around the head than in the run's scans.
-
-    Raises:
-        BadFile: If the head is too large for the square; `pixel_mm` is 0 where it is not known.
+    """Row and column of the run's square on the slices of a volume: in their middle, or where they are larger than it,
+    since they hold more air, around the head. Raises BadFile for too large a head; `pixel_mm` is 0 if not known.
     """
     corner = [-((native_size - side) // 2) for side in stack.shape[1:]]
     if max(stack.shape[1:]) <= native_size:
-        return tuple(corner)
+        return corner
     middle = np.percentile(stack, 90, axis=0)  # of which noise in the air is no part
     inside = decoding.head(middle, max(1, native_size // 32))
-    lit = [np.flatnonzero(inside.any(axis=1 - axis)) for axis in (0, 1)]
+    lit = [np.flatnonzero(inside.any(axis=1 - axis)) if inside.any() else [0] for axis in (0, 1)]
     longest = max(ends[-1] - ends[0] + 1 for ends in lit)
     if longest > native_size and pixel_mm:
         rim = np.nanmean([head_shape(image, pixel_mm)[0] for image in stack[:: max(1, len(stack) // 8)]])
@@ -303,7 +276,7 @@ def _corner(path, stack, native_size, pixel_mm):
     for axis, (ends, side) in enumerate(zip(lit, stack.shape[1:], strict=True)):
         if side > native_size:
             corner[axis] = int(np.clip((ends[0] + ends[-1] + 1 - native_size) // 2, 0, side - native_size))
-    return tuple(corner)
+    return corner
 
 
 def head_shape(image, pixel_mm):
@@ -374,17 +347,10 @@ def read_mask(path, scan):
 
 
 def hide(scan, mask, config):
-    """An image read again as if all under a mask were like the nearest pixel beside it: nothing of it is left.
+    """The `Scan` of an image read again, with nothing left of what lies under a mask, bool, (height, width).
 
-    That is done to the values of its file, before they are scaled, the background made black and the image shrunk.
-
-    Args:
-        scan: The `Scan` of an image.
-        mask: bool, shape (height, width): what is hidden.
-        config: config.json of the run.
-
-    Returns:
-        The `Scan`, and which pixels of its square the mask touches, bool, shape (S, S).
+    There the values of its file become those of the nearest pixel beside the mask, before they are scaled, the
+    background is made black and the image is shrunk. Also returned: which pixels of the square it touches, (S, S).
     """
     nearest = ndimage.distance_transform_edt(mask, return_distances=False, return_indices=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -465,7 +431,11 @@ def write_volume(scan, voxels, path):
     if isinstance(file, nibabel.Nifti1Pair):
         volume.set_qform(file.get_qform(), int(file.header["qform_code"]))
         volume.set_sform(file.get_sform(), int(file.header["sform_code"]))
-    volume.header["descrip"] = "made by a VQ-VAE"
+    _save(volume, path, "made by a VQ-VAE")
+
+
+def _save(volume, path, description):
+    volume.header["descrip"] = description
     volume.header.set_xyzt_units("mm")
     files.write_whole(path, lambda partial: nibabel.save(volume, partial))
 
@@ -487,14 +457,9 @@ def write_reconstruction(scan, outputs, folder):
 
 
 def write_head(slices, path, plane, voxel_mm, orientation):
-    """Writes the slices of a new head as NIfTI: uint8, the middle of the volume at 0, 0, 0 mm.
+    """Writes the slices of a new head, uint8, (s, S, S), as NIfTI, the middle of the volume at 0, 0, 0 mm.
 
-    Args:
-        slices: uint8, shape (s, S, S), as the run's slices are.
-        path: Ends in .nii.gz.
-        plane: Of the slices.
-        voxel_mm: Pixels and distance of the slices: (across, along, between).
-        orientation: Axes of the file, as "RAS".
+    `plane` and `voxel_mm`, (across, along, between), are those of the slices, `orientation` the file's, as "RAS".
     """
     axis = decoding.PLANES[plane]
     voxels = np.moveaxis(np.rot90(slices.transpose(1, 2, 0), -1), 2, axis)
@@ -504,6 +469,4 @@ def write_head(slices, path, plane, voxel_mm, orientation):
     turned = nibabel.orientations.axcodes2ornt(orientation)
     volume = volume.as_reoriented(nibabel.orientations.ornt_transform(nibabel.io_orientation(affine), turned))
     volume.set_qform(volume.affine, int(volume.header["sform_code"]))
-    volume.header["descrip"] = "synthetic: made by a VQ-VAE and a PixelCNN"
-    volume.header.set_xyzt_units("mm")
-    files.write_whole(path, lambda partial: nibabel.save(volume, partial))
+    _save(volume, path, "synthetic: made by a VQ-VAE and a PixelCNN")
