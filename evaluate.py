@@ -29,6 +29,7 @@ from evaluation.measure import find_faults, measure, without_black
 from predict import TrainedModel
 from running import opening, run_folder
 from using import heads as drawn_heads
+from using import inputs
 
 FEWEST_JUDGED = 100  # samples
 ALONE = 4  # heads whose slices are drawn alone
@@ -167,7 +168,9 @@ def write_results(folder, args, model, data, result, measured, footer):
 
 def write_ranges(folder, args, model, data, measured):
     """Keeps in the run folder what is usual for test people; in the output folder where the other cannot be written."""
-    what = (model.decoder, measured.metrics, data.of("test").subject_id)
+    test = data.of("test")
+    per_slice = inputs.judged(measured.metrics, (data.images[row] for row in test.row), data.about)
+    what = (model.decoder, per_slice, test.subject_id)
     try:
         run_folder.write_ranges(args.run_dir, *what)
     except (OSError, UserError) as error:

@@ -81,11 +81,11 @@ def completions(path, image, mask, drawn, footer):
 
 def anomalies(path, images, maps, titles, footer):
     """Slices above the maps of what is uncommon in them, a column each."""
-    figure, axes = _image_axes(2, len(images))
+    figure, axes = _image_axes(2, len(images), size=max(1.7, 4 / len(images)))
     most = max(found.max() for found in maps)
     for column, (image, found, title) in enumerate(zip(images, maps, titles, strict=True)):
         axes[0, column].imshow(image, **GREY)
-        axes[0, column].set_title(title, fontsize=7)
+        axes[0, column].set_title(title, fontsize=6)
         shown = axes[1, column].imshow(found, cmap="magma", vmin=0, vmax=most, interpolation="nearest")
     axes[0, 0].set_ylabel("input")
     axes[1, 0].set_ylabel("uncommon")
