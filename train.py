@@ -249,7 +249,7 @@ def run(command):
         data = dataset.prepare(**options["data"])
         progress.tell(data, run_dir)
         if devices.is_first():
-            stack.enter_context(run_folder.alone_in(run_dir))
+            stack.enter_context(run_folder.alone_in(run_dir, "train.py"))
         new = not (run_dir / "config.json").exists()
         if not (command.dry_run and new):
             opening.open_run(run_dir, options, data)  # which refuses other data or settings than those of the run

@@ -12,9 +12,8 @@ import dataset
 from running.config import refuse_if_different
 from running.models import build, fingerprint
 from running.run_folder import PRIORS, VQVAES, save, write_splits
-from system import devices
+from system import devices, files
 from system.console import UserError
-from system.files import write_text
 
 
 def open_run(run_dir, options, data):
@@ -48,18 +47,17 @@ def open_run(run_dir, options, data):
     if not devices.is_first():
         return
     run_dir.mkdir(parents=True, exist_ok=True)
-    for left in run_dir.glob("*.partial*"):  # by a process that was killed while it wrote
-        left.unlink()
+    files.remove_old(run_dir, files.PARTIAL)
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
         if old["options"].get("sharp_training") != options["sharp_training"]:  # set when that phase begins
             old["options"]["sharp_training"] = options["sharp_training"]
-            write_text(path, json.dumps(old, indent=2) + "\n")
+            files.write_text(path, json.dumps(old, indent=2) + "\n")
         return
     packages = (keras.backend.backend(), "keras", "numpy", "scipy", "scikit-image", "pillow", "nibabel", "nilearn")
     config["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     write_splits(run_dir, data)
-    write_text(path, json.dumps(config, indent=2) + "\n")
+    files.write_text(path, json.dumps(config, indent=2) + "\n")
 
 
 def data_are_at_hand(config, cache_dir=None):
