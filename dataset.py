@@ -145,7 +145,7 @@ def prepare(data_dir, seed=0, validation_fraction=0.1, test_fraction=0.15, cache
         A `Data`, its notices those of both.
     """
     if data_dir is None:
-        import phantom  # which loads nilearn
+        from reading import phantom  # which loads nilearn
 
         cohort = Path(cache_dir) / "demo" / f"v{phantom.VERSION}"
         phantom.make_cohort(cohort)

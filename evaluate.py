@@ -15,7 +15,6 @@ import sys
 
 from running import options
 from system import console, files
-from system.console import with_progress
 
 if __name__ == "__main__":
     options.evaluate()  # --help and wrong options are answered here, before TensorFlow is imported, which takes seconds
@@ -63,9 +62,7 @@ def draw_pictures(folder, model, data, found, footer):
 def draw_samples(folder, args, model, footer):
     """Draws the samples that are judged, and pictures of them; returns them and their slice positions."""
     labels, positions = model.conditions(args.num_samples, args.seed)
-    images = np.concatenate(
-        list(with_progress(model.draw(labels, positions, args.seed), args.num_samples, "samples", "slice"))
-    )
+    images = np.concatenate(list(model.draw(labels, positions, args.seed, description="samples")))
     pictures.show_samples(folder / "samples.png", images, labels, positions, model.labels, footer)
     pictures.show_positions(folder / "positions.png", model, args.seed, footer)
     return images, positions
@@ -109,7 +106,8 @@ def judge_heads(folder, args, data, model, footer):
         return None
     if not real or len(heads.of_people(data, "train", number)) < 2:
         return None
-    drawn = list(drawn_heads.with_bar(model, args.num_heads, args.seed))
+    stacks = drawn_heads.sample(model, args.num_heads, args.seed, description="heads")
+    drawn = [head for some in stacks for head in some]
     labels, _ = model.conditions(ALONE, args.seed + 1)
     positions = drawn_heads.positions(model)
     alone = []

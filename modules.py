@@ -3,23 +3,22 @@
 Read from top to bottom:
 
 1. the VQ-VAE: `VectorQuantizer`, encoder, decoder, `VQVAE`      (van den Oord et al. 2017);
-2. the prior: `MaskedConv2D`, `GatedBlock`, `PixelCNN`           (van den Oord et al. 2016),
-   with `RowAttention`                                           (Chen et al. 2018);
-   `CodeMap` tells it a grid of codes drawn before               (ibid. 2016, section 2.3).
+2. the prior: `MaskedConv2D`, `GatedBlock`, `PixelCNN`           (van den Oord et al. 2016).
 
-Both models are used twice. A small VQ-VAE of the slice shrunk to 32 x 32 writes its coarse codes, 8 x 8 codes: outline,
-ventricles, where what lies; a small PixelCNN draws layouts. The large PixelCNN draws the slice's own codes, given the
-coarse. `sampling.py` draws from both.
+What is of neither paper stands in `extensions/`: the losses by which reconstructions are compared, row attention and
+maps of known codes in the prior, the fine end of the sharp decoder. `sampling.py` draws from the prior.
 
-Everything is written in `keras.ops`, so the models run under every Keras backend.
+Everything is written in `keras.ops`, so the models run under TensorFlow and JAX.
 Images are float32 in [0, 1], shape (batch, height, width, 1); grids of codes are int32, shape
 (batch, height / factor, width / factor). Comments at the ends of lines give shapes: B slices a batch, S pixels and H
 (or W) codes along a side, D numbers in a codebook entry, K entries, F filters.
 
+Both models are used twice. A small VQ-VAE of the slice shrunk to 32 x 32 encodes it as 8 x 8 coarse codes: outline,
+ventricles, rough positions. A small PixelCNN draws coarse codes; the large one draws the slice's own codes, given them.
+
 References
     van den Oord, Vinyals, Kavukcuoglu: Neural Discrete Representation Learning, NeurIPS 2017, arXiv:1711.00937.
     van den Oord et al.: Conditional Image Generation with PixelCNN Decoders, NeurIPS 2016, arXiv:1606.05328.
-    Chen et al.: PixelSNAIL: An Improved Autoregressive Generative Model, ICML 2018, arXiv:1712.09763.
 """
 
 import functools
@@ -30,16 +29,15 @@ import numpy as np
 from keras import layers, ops
 from tqdm import tqdm
 
+from extensions import losses
 from extensions.attention import CodeMap, RowAttention
-from extensions.losses import reconstruction_loss
+from extensions.sharpening import fine_end
 
 PACKAGE = "brain_vqvae"
-CHANGES = 3  # numbers that say how a slice was changed before it was encoded: mirrored, moved down, moved right
-AT_ONCE = 32  # images encoded and grids decoded: one size, so that an image is rounded in the same way in every batch
 
 
 def _arguments(given):
-    """What a constructor was called with, from its first `locals()`; `get_config` returns it."""
+    """What a constructor was called with, from its first `locals()`: config.json keeps it, defaults included."""
     return {name: value for name, value in given.items() if name not in ("self", "kwargs", "__class__")}
 
 
@@ -52,11 +50,8 @@ class VectorQuantizer(layers.Layer):
     """Replaces each vector by the nearest entry of a learned codebook.
 
     The forward pass is `z_q(x) = e_k, k = argmin_j |z_e(x) - e_j|` (van den Oord et al. 2017, eq. 1 and 2); the
-    backward pass copies the gradient of `z_q` to `z_e` (straight-through). The codebook learns in one of two ways:
-
-    - `update="gradient"`: by the codebook term of the objective (ibid., eq. 3), which the model adds.
-    - `update="ema"`: each entry follows the mean of the vectors assigned to it (ibid., appendix A.1). Counts start
-      at one and sums at the codebook itself, so entries not chosen stay where they are.
+    backward pass copies the gradient of `z_q` to `z_e` (straight-through). The codebook learns by the codebook term of
+    the objective (ibid., eq. 3).
 
     An entry used less than `restart_threshold` times its even share (a moving average) is dead: it moves to a
     vector of the present batch. Arithmetic is float32 under every precision policy, and no variable changes outside
@@ -65,15 +60,12 @@ class VectorQuantizer(layers.Layer):
     Args:
         num_embeddings: Number of codebook entries, K.
         embedding_dim: Length of each entry, D.
-        update: "gradient" or "ema".
-        decay: Decay of the moving averages, in [0, 1).
-        epsilon: Laplace smoothing of the counts, so that no sum is divided by zero.
         restart_threshold: Share of the even use below which an entry is moved; 0 never moves one.
         seed: Seed of the restarts.
 
     Call arguments:
         z_e: Encoder output, shape (batch, height, width, D).
-        training: Whether to update the moving averages and restart dead entries.
+        training: Whether to count the use of the entries and to move dead ones.
 
     Returns:
         Three tensors: the straight-through output, shape of `z_e`; `z_q`, the chosen codebook entries, shape of
@@ -83,28 +75,14 @@ class VectorQuantizer(layers.Layer):
         ValueError: For an argument out of range, or a last axis that is not D.
     """
 
-    def __init__(
-        self,
-        num_embeddings,
-        embedding_dim,
-        update="gradient",
-        decay=0.99,
-        epsilon=1e-5,
-        restart_threshold=0.02,
-        seed=0,
-        **kwargs,
-    ):
+    DECAY = 0.99  # of the moving average of the entries' use
+
+    def __init__(self, num_embeddings, embedding_dim, restart_threshold=0.02, seed=0, **kwargs):
         kwargs.pop("dtype", None)
         super().__init__(dtype="float32", autocast=False, **kwargs)
         if num_embeddings < 2 or embedding_dim < 1:
             raise ValueError(f"a codebook needs 2 entries of 1 number or more, not {num_embeddings} of {embedding_dim}")
-        if update not in ("gradient", "ema"):
-            raise ValueError(f'update must be "gradient" or "ema", not {update!r}')
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), not {decay}")
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.update = update
-        self.decay, self.epsilon = decay, epsilon
         self.restart_threshold = restart_threshold
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
@@ -115,28 +93,55 @@ class VectorQuantizer(layers.Layer):
         shape = (self.num_embeddings, self.embedding_dim)
         limit = 1.0 / self.num_embeddings
         uniform = keras.initializers.RandomUniform(-limit, limit, seed=self.seed)
-        self.entries = self.add_weight(shape, uniform, trainable=self.update == "gradient", name="entries")
-        self.ema_counts = self.add_weight(shape[:1], "ones", trainable=False, name="ema_counts")
-        if self.update == "ema":
-            self.ema_sums = self.add_weight(shape=shape, trainable=False, name="ema_sums")
-            self.ema_sums.assign(ops.copy(self.entries))  # JAX would let both be one buffer
-        else:
-            # How far restarts have moved the entries; apart, since JAX lets only the optimiser assign what it trains.
-            self.moved = self.add_weight(shape=shape, initializer="zeros", trainable=False, name="moved")
+        self.entries = self.add_weight(shape, uniform, name="entries")
+        self.use = self.add_weight(shape[:1], "ones", trainable=False, name="use")
+        # How far restarts have moved the entries; apart, since JAX lets only the optimiser assign what it trains.
+        self.moved = self.add_weight(shape, "zeros", trainable=False, name="moved")
 
     @property
     def codebook(self):
         """The entries as they are now, shape (K, D)."""
-        return self.entries + self.moved if self.update == "gradient" else self.entries.value
+        return self.entries + self.moved
+
+    def call(self, z_e, training=False):
+        z_e = ops.cast(z_e, "float32")
+        code_indices = self.nearest(z_e)  # (B, H, W, D) -> (B, H, W)
+        z_q = ops.take(self.codebook, code_indices, axis=0)  # (B, H, W, D)
+        if training:
+            vectors = ops.reshape(z_e, (-1, self.embedding_dim))  # (N, D) with N = B H W
+            self._restart(ops.stop_gradient(vectors), ops.reshape(code_indices, (-1,)))
+        return z_e + ops.stop_gradient(z_q - z_e), z_q, code_indices  # the gradient of the first is copied to z_e
+
+    def nearest(self, z_e):
+        """Indices of the nearest entries, int32, shape of `z_e` without its last axis."""
+        # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 is the same for every entry.
+        codebook = self.codebook  # (K, D)
+        distances = ops.sum(ops.square(codebook), axis=1) - 2.0 * ops.matmul(z_e, ops.transpose(codebook))  # (..., K)
+        return ops.cast(ops.argmin(distances, axis=-1), "int32")  # (...)
+
+    @staticmethod
+    def codebook_and_commitment(z_e, z_q):
+        """The second and the third term of eq. 3, without its weight: |sg[z_e] - e|^2 and |z_e - sg[e]|^2, means."""
+        codebook = ops.mean(ops.square(ops.stop_gradient(z_e) - z_q))
+        return codebook, ops.mean(ops.square(z_e - ops.stop_gradient(z_q)))
+
+    def _restart(self, vectors, chosen):
+        """Counts the use of the entries and moves dead ones to randomly chosen vectors (N, D); chosen: (N,)."""
+        counts = ops.sum(ops.one_hot(chosen, self.num_embeddings, dtype="float32"), axis=0)  # (K,)
+        use = self.DECAY * self.use + (1 - self.DECAY) * counts
+        even_share = ops.sum(use) / self.num_embeddings
+        dead = use < self.restart_threshold * even_share
+        picks = keras.random.uniform((self.num_embeddings,), seed=self.seed_generator)
+        number = ops.cast(ops.shape(vectors)[0], "float32")
+        replacements = ops.take(vectors, ops.cast(ops.floor(picks * number), "int32"), axis=0)  # (K, D)
+        self.moved.assign(ops.where(dead[:, None], replacements - self.entries, self.moved.value))
+        self.use.assign(ops.where(dead, even_share, use))
 
     def set_codebook(self, codebook):
-        """Sets the entries, shape (K, D), and forgets how they came to be what they were."""
+        """Sets the entries, NumPy (K, D), and resets the averages of their use."""
         self.entries.assign(codebook)
-        self.ema_counts.assign(np.ones(self.num_embeddings, "float32"))
-        if self.update == "ema":
-            self.ema_sums.assign(codebook)
-        else:
-            self.moved.assign(np.zeros_like(codebook))
+        self.moved.assign(np.zeros_like(codebook))
+        self.use.assign(np.ones(self.num_embeddings, "float32"))
 
     def initialise(self, z_e):
         """Sets the codebook to randomly chosen encoder outputs, NumPy (..., D), so that it starts at their scale."""
@@ -146,53 +151,17 @@ class VectorQuantizer(layers.Layer):
         rows = np.random.default_rng(self.seed).choice(len(vectors), self.num_embeddings, replace=False)
         self.set_codebook(vectors[rows])
 
-    def nearest(self, z_e):
-        """Indices of the nearest entries, int32, shape of `z_e` without its last axis."""
-        # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 is the same for every entry.
-        codebook = self.codebook  # (K, D)
-        distances = ops.sum(ops.square(codebook), axis=1) - 2.0 * ops.matmul(z_e, ops.transpose(codebook))  # (..., K)
-        return ops.cast(ops.argmin(distances, axis=-1), "int32")  # (...)
-
-    def call(self, z_e, training=False):
-        z_e = ops.cast(z_e, "float32")
-        code_indices = self.nearest(z_e)  # (B, H, W, D) -> (B, H, W)
-        z_q = ops.take(self.codebook, code_indices, axis=0)  # (B, H, W, D)
-        if training:
-            vectors = ops.reshape(z_e, (-1, self.embedding_dim))  # (N, D) with N = B H W
-            self._learn(ops.stop_gradient(vectors), ops.reshape(code_indices, (-1,)))
-        return z_e + ops.stop_gradient(z_q - z_e), z_q, code_indices  # the gradient of the first is copied to z_e
-
-    def _learn(self, vectors, chosen):
-        """A step of the moving averages (appendix A.1, eq. 6 to 8) and of the restarts; vectors (N, D), chosen (N,)."""
-        assignment = ops.one_hot(chosen, self.num_embeddings, dtype="float32")  # (N, K)
-        counts = self.decay * self.ema_counts + (1 - self.decay) * ops.sum(assignment, axis=0)  # (K,)
-        total = ops.sum(counts)
-        even_share = total / self.num_embeddings
-        dead = counts < self.restart_threshold * even_share
-        picks = keras.random.uniform((self.num_embeddings,), seed=self.seed_generator)
-        number = ops.cast(ops.shape(vectors)[0], "float32")
-        replacements = ops.take(vectors, ops.cast(ops.floor(picks * number), "int32"), axis=0)  # (K, D)
-        if self.update == "ema":
-            members = ops.matmul(ops.transpose(assignment), vectors)  # (K, N) (N, D) -> (K, D)
-            sums = self.decay * self.ema_sums + (1 - self.decay) * members
-            smoothed = (counts + self.epsilon) / (total + self.num_embeddings * self.epsilon) * total
-            self.entries.assign(ops.where(dead[:, None], replacements, sums / smoothed[:, None]))
-            self.ema_sums.assign(ops.where(dead[:, None], replacements * even_share, sums))
-        else:
-            self.moved.assign(ops.where(dead[:, None], replacements - self.entries, self.moved.value))
-        self.ema_counts.assign(ops.where(dead, even_share, counts))
-
 
 ACTIVATIONS = {"relu": layers.ReLU, "leaky_relu": functools.partial(layers.LeakyReLU, negative_slope=0.1)}
 
 
-def residual_block(x, name, activation="relu", last="glorot_uniform"):
+def residual_block(x, name, activation="relu", last_initializer="glorot_uniform"):
     """x + conv1x1(relu(conv3x3(relu(x)))), with half the channels inside (van den Oord et al. 2017, section 4.1)."""
     filters = x.shape[-1]
     y = ACTIVATIONS[activation](name=f"{name}_activation1")(x)
     y = layers.Conv2D(filters // 2, 3, padding="same", name=f"{name}_conv3x3")(y)
     y = ACTIVATIONS[activation](name=f"{name}_activation2")(y)
-    y = layers.Conv2D(filters, 1, kernel_initializer=last, name=f"{name}_conv1x1")(y)
+    y = layers.Conv2D(filters, 1, kernel_initializer=last_initializer, name=f"{name}_conv1x1")(y)
     return layers.Add(name=f"{name}_add")([x, y])
 
 
@@ -203,7 +172,7 @@ def clip_to_unit(x):
     With none at all, as from a ReLU, a pixel can be stuck at black; with all of it, values drift away from 0 unbounded.
     """
 
-    def gradient(*args, upstream=None):
+    def gradient(*args, upstream=None):  # TensorFlow gives it by name, JAX by place
         upstream = args[0] if upstream is None else upstream
         outward = ops.logical_or(ops.logical_and(x < 0, upstream > 0), ops.logical_and(x > 1, upstream < 0))
         return ops.where(outward, ops.zeros_like(upstream), upstream)
@@ -231,8 +200,8 @@ def build_decoder(
     The images end in `clip_to_unit`: the background of a slice is exactly 0, and a network that ends in a sigmoid or in
     nothing can only come near it, at a price in SSIM that has nothing to do with the brain.
 
-    `fine_blocks` residual blocks follow at each finer size, for texture. They begin as nothing: their last weights are
-    0, so that a decoder that is given them by `VQVAE.with_fine_blocks` goes on from where it was.
+    The sharp decoder has `fine_blocks` more residual blocks at each finer size, and a fine end; see
+    `extensions.sharpening.with_fine_blocks`. They begin as nothing: their last weights are 0.
     """
     grid = image_size // downsampling
     stages = int(math.log2(downsampling))
@@ -249,10 +218,7 @@ def build_decoder(
     x = ACTIVATIONS[activation](name="up0_activation")(x)
     y = layers.Conv2DTranspose(1, 4, 2, padding="same", name="up0")(x)  # (B, S, S, 1)
     if fine_blocks:
-        x = layers.Conv2DTranspose(base_filters // 2, 4, 2, padding="same", name="fine0")(x)  # (B, S, S, F / 2)
-        x = ACTIVATIONS[activation](name="fine0_activation")(x)
-        x = layers.Conv2D(1, 3, padding="same", kernel_initializer="zeros", name="fine0_conv3x3")(x)
-        y = layers.Add(name="fine0_add")([y, x])
+        y = fine_end(x, y, base_filters // 2, ACTIVATIONS[activation])
     images = layers.Activation(clip_to_unit, dtype="float32", name="image")(y)
     return keras.Model(inputs, images, name="decoder")
 
@@ -284,8 +250,7 @@ class VQVAE(keras.Model):
     """Vector-quantised variational autoencoder (van den Oord et al. 2017).
 
     The objective is eq. 3 of the paper, with means in place of sums:
-    `reconstruction + |sg[z_e] - e|^2 + commitment_cost * |z_e - sg[e]|^2`; the middle term is left out when the
-    codebook follows moving averages.
+    `reconstruction + |sg[z_e] - e|^2 + commitment_cost * |z_e - sg[e]|^2`.
 
     Args:
         image_size: Side of the square images in pixels, a multiple of `downsampling`.
@@ -296,9 +261,9 @@ class VQVAE(keras.Model):
         activation: "relu", "leaky_relu" (slope 0.1 below 0), or "auto": the first up to a downsampling of 4, where it
             is a little better; the second beyond, where whole networks of ReLUs die and leave every slice black.
         fine_blocks: Residual blocks of the decoder at each size finer than the code grid: see `build_decoder`.
-        num_embeddings, embedding_dim, codebook_update, decay, restart_threshold: See `VectorQuantizer`.
+        num_embeddings, embedding_dim, restart_threshold: See `VectorQuantizer`.
         commitment_cost: Weight of the commitment term, beta.
-        loss: "l1", "l2" or "l1_ssim".
+        reconstruction_loss: "l1", "l2" or "l1_ssim".
         ssim_weight: Weight of (1 - SSIM) in "l1_ssim".
         seed: Seed of the codebook's restarts.
 
@@ -323,11 +288,9 @@ class VQVAE(keras.Model):
         fine_blocks=0,
         num_embeddings=256,
         embedding_dim=16,
-        codebook_update="gradient",
-        decay=0.99,
         restart_threshold=0.02,
         commitment_cost=0.25,
-        loss="l1_ssim",
+        reconstruction_loss="l1_ssim",
         ssim_weight=0.3,
         seed=0,
         **kwargs,
@@ -345,17 +308,15 @@ class VQVAE(keras.Model):
             activation = "relu" if downsampling <= 4 else "leaky_relu"
         if activation not in ACTIVATIONS:
             raise ValueError(f'activation must be "auto", "relu" or "leaky_relu", not {activation!r}')
-        if loss not in ("l1", "l2", "l1_ssim"):
-            raise ValueError(f'loss must be "l1", "l2" or "l1_ssim", not {loss!r}')
+        if reconstruction_loss not in ("l1", "l2", "l1_ssim"):
+            raise ValueError(f'reconstruction_loss must be "l1", "l2" or "l1_ssim", not {reconstruction_loss!r}')
         self._config = _arguments(locals())
         self.image_size, self.downsampling, self.grid_size = image_size, downsampling, image_size // downsampling
         self.commitment_cost = commitment_cost
-        self.loss_kind, self.ssim_weight = loss, ssim_weight
+        self.reconstruction_loss, self.ssim_weight = reconstruction_loss, ssim_weight
         sizes = (image_size, downsampling, base_filters, num_residual_blocks, embedding_dim, activation)
         self.encoder = build_encoder(*sizes)
-        self.quantizer = VectorQuantizer(
-            num_embeddings, embedding_dim, codebook_update, decay, restart_threshold=restart_threshold, seed=seed
-        )
+        self.quantizer = VectorQuantizer(num_embeddings, embedding_dim, restart_threshold, seed)
         self.decoder = build_decoder(*sizes, fine_blocks)
         self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction_loss")
         self.commitment_tracker = keras.metrics.Mean(name="commitment_loss")
@@ -369,29 +330,14 @@ class VQVAE(keras.Model):
         reconstruction = self.decoder(straight_through, training=training)
         return {"reconstruction": reconstruction, "z_e": z_e, "z_q": z_q, "code_indices": code_indices}
 
-    def with_fine_blocks(self, number):
-        """The same model, same codes, same images, whose decoder has so many fine blocks to be trained further."""
-        finer = VQVAE(**self.get_config() | {"fine_blocks": number})
-        finer.encoder.set_weights(self.encoder.get_weights())
-        finer.quantizer.set_weights(self.quantizer.get_weights())
-        for layer in self.decoder.layers:
-            finer.decoder.get_layer(layer.name).set_weights(layer.get_weights())
-        return finer
-
-    def distance(self, images, reconstructions):
-        """The reconstruction term, a scalar."""
-        return reconstruction_loss(images, reconstructions, self.loss_kind, self.ssim_weight)
-
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        reconstruction = self.distance(x, y_pred["reconstruction"])
-        z_e, z_q = y_pred["z_e"], y_pred["z_q"]
-        commitment = ops.mean(ops.square(z_e - ops.stop_gradient(z_q)))
-        loss = reconstruction + self.commitment_cost * commitment
-        if self.quantizer.update == "gradient":
-            loss = loss + ops.mean(ops.square(ops.stop_gradient(z_e) - z_q))
+        reconstruction = losses.reconstruction_loss(
+            x, y_pred["reconstruction"], self.reconstruction_loss, self.ssim_weight
+        )
+        codebook, commitment = self.quantizer.codebook_and_commitment(y_pred["z_e"], y_pred["z_q"])
         self.reconstruction_tracker.update_state(reconstruction)
         self.commitment_tracker.update_state(commitment)
-        return loss
+        return reconstruction + codebook + self.commitment_cost * commitment
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         self.usage_tracker.update_state(y_pred["code_indices"])
@@ -402,20 +348,30 @@ class VQVAE(keras.Model):
         return self._in_batches(lambda x: self.quantizer.nearest(self.encoder.predict_on_batch(x)), images)
 
     def decode(self, code_indices):
-        """Images of NumPy codes (n, grid, grid): NumPy float32 in [0, 1], shape (n, image_size, image_size, 1)."""
+        """Images of NumPy codes (n, grid, grid): NumPy float32 in [0, 1], shape (n, image_size, image_size, 1).
+
+        Raises:
+            ValueError: For codes of another shape, or that the codebook does not have.
+        """
+        grid, most = (self.grid_size, self.grid_size), self.quantizer.num_embeddings - 1
+        if code_indices.shape[1:] != grid:
+            raise ValueError(f"codes have shape (n, {grid[0]}, {grid[1]}), not {code_indices.shape}")
+        if len(code_indices) and not 0 <= code_indices.min() <= code_indices.max() <= most:
+            raise ValueError(f"codes are 0 to {most}, not {code_indices.min()} to {code_indices.max()}")
         return self.decode_vectors(ops.convert_to_numpy(self.quantizer.codebook)[code_indices])
 
     def decode_vectors(self, z_q):
         """Images of NumPy vectors (n, grid, grid, D), which are codebook entries, or means of some."""
         return self._in_batches(self.decoder.predict_on_batch, z_q)
 
-    @staticmethod
-    def _in_batches(function, x):
+    AT_ONCE = 32  # images encoded and grids decoded: one size, so that an image is rounded alike in every batch
+
+    def _in_batches(self, function, x):
         """Applies a function to `AT_ONCE` rows of x at a time, the last ones filled up with zeros."""
         done = []
-        for start in range(0, len(x), AT_ONCE):
-            batch = x[start : start + AT_ONCE]
-            filled = np.pad(batch, ((0, AT_ONCE - len(batch)), *[(0, 0)] * (x.ndim - 1)))
+        for start in range(0, max(1, len(x)), self.AT_ONCE):
+            batch = x[start : start + self.AT_ONCE]
+            filled = np.pad(batch, ((0, self.AT_ONCE - len(batch)), *[(0, 0)] * (x.ndim - 1)))
             done.append(ops.convert_to_numpy(function(filled))[: len(batch)])
         return np.concatenate(done)
 
@@ -489,6 +445,12 @@ class MaskedConv2D(layers.Layer):
             pads = ((0, 0), ((columns - 1) * self.dilation + shift, 0))
         return self._convolve(ops.pad(x, ((0, 0), *pads, (0, 0))))  # the kernel's reach wider -> (B, H, W, F)
 
+    def _convolve(self, x):
+        kernel = ops.reshape(self.kernel, (*self.patch_size, self.filters))  # (rows, columns, C, F)
+        return ops.conv(x, kernel, padding="valid", dilation_rate=(1, self.dilation)) + self.bias
+
+    # For sampling.py: the same for one row, and for one code.
+
     def row(self, window):
         """One row of a vertical stack, from the `rows` input rows under its kernel: (B, rows, W, C) -> (B, 1, W, F)."""
         side = self.kernel_size[1] // 2
@@ -497,10 +459,6 @@ class MaskedConv2D(layers.Layer):
     def position(self, inputs):
         """One code of a horizontal stack, from those under its kernel, left to right: `columns` (B, C) -> (B, F)."""
         return ops.matmul(ops.concatenate(inputs, axis=-1), self.kernel) + self.bias
-
-    def _convolve(self, x):
-        kernel = ops.reshape(self.kernel, (*self.patch_size, self.filters))  # (rows, columns, C, F)
-        return ops.conv(x, kernel, padding="valid", dilation_rate=(1, self.dilation)) + self.bias
 
 
 def gate(x):
@@ -540,30 +498,19 @@ class GatedBlock(layers.Layer):
         self, filters, vertical_kernel, horizontal_kernel, mask_type, dilation=1, dropout=0.0, seed=0, **kwargs
     ):
         super().__init__(**kwargs)
-        self.filters = filters
         self.mask_type = mask_type
-        self.vertical_conv = MaskedConv2D(2 * filters, vertical_kernel, "vertical", mask_type, dtype=self.dtype_policy)
-        self.horizontal_conv = MaskedConv2D(
-            2 * filters, (1, horizontal_kernel), "horizontal", mask_type, dilation, dtype=self.dtype_policy
-        )
-        self.vertical_to_horizontal = layers.Dense(2 * filters, dtype=self.dtype_policy)
-        self.vertical_out = layers.Dense(filters, dtype=self.dtype_policy)
-        self.horizontal_out = layers.Dense(filters, dtype=self.dtype_policy)
-        self.condition = layers.Dense(4 * filters, use_bias=False, dtype=self.dtype_policy)
-        self.vertical_dropout = layers.Dropout(dropout, seed=seed, dtype=self.dtype_policy)
-        self.horizontal_dropout = layers.Dropout(dropout, seed=seed + 1, dtype=self.dtype_policy)
-
-    def build(self, v_shape, h_shape, condition_shape):
-        self.vertical_conv.build(v_shape)
-        self.horizontal_conv.build(h_shape)
-        self.vertical_to_horizontal.build((*v_shape[:-1], 2 * self.filters))
-        self.vertical_out.build((*v_shape[:-1], self.filters))
-        self.horizontal_out.build((*h_shape[:-1], self.filters))
-        self.condition.build(condition_shape)
+        self.vertical_conv = MaskedConv2D(2 * filters, vertical_kernel, "vertical", mask_type)
+        self.horizontal_conv = MaskedConv2D(2 * filters, (1, horizontal_kernel), "horizontal", mask_type, dilation)
+        self.vertical_to_horizontal = layers.Dense(2 * filters)
+        self.vertical_out = layers.Dense(filters)
+        self.horizontal_out = layers.Dense(filters)
+        self.condition_projection = layers.Dense(4 * filters, use_bias=False)
+        self.vertical_dropout = layers.Dropout(dropout, seed=seed)
+        self.horizontal_dropout = layers.Dropout(dropout, seed=seed + 1)
 
     def conditioning(self, condition):
         """What is added before the two gates: (B, features) -> two of (B, 2 filters)."""
-        return ops.split(self.condition(condition), 2, axis=-1)
+        return ops.split(self.condition_projection(condition), 2, axis=-1)
 
     def vertical(self, convolved, v, bias, training=False):
         """The vertical stack after its convolution; returns its output and its message to the horizontal stack."""
@@ -579,6 +526,21 @@ class GatedBlock(layers.Layer):
         v_bias, h_bias = (bias[:, None, None] for bias in self.conditioning(condition))  # (B, 1, 1, 2 F)
         v, message = self.vertical(self.vertical_conv(v), v, v_bias, training)
         return v, self.horizontal(self.horizontal_conv(h), h, message + h_bias, training)
+
+
+def dilations_of(grid_size, num_blocks, most=None):
+    """Dilations of the horizontal kernels, block by block: 1, 2, 4, 1, 2, 4, 1, 2 for a grid of 28 and 8 blocks.
+
+    They double up to `most`, a quarter of the grid where it is None, and start again.
+    """
+    most = max(1, grid_size // 4) if most is None else most
+    if most < 1:
+        raise ValueError(f"max_dilation must be 1 or more, not {most}")
+    return [2 ** (block % most.bit_length()) for block in range(num_blocks)]
+
+
+CHANGES = 3  # numbers that say how a slice was changed before it was encoded: mirrored, moved down, moved right
+WAVES = 16  # cosines that the slice position is told as
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -601,14 +563,13 @@ class PixelCNN(keras.Model):
         filters: Channels of both stacks.
         num_blocks: Gated blocks, the first of mask type A.
         vertical_kernel: (rows, columns) of the vertical stack's masked kernels.
-        max_dilation: The dilation of the horizontal kernels runs through 1, 2, 4 and so on up to this, block by block,
-            and starts again; None takes a quarter of the grid.
+        max_dilation: See `dilations_of`.
         horizontal_kernel: Columns of the horizontal stack's masked kernels; None takes the smallest from 3 on that
             reaches across a whole row.
         attention_every: A row attention after each so many blocks, but for the last; 0 for none.
         dropout: Share of gated features dropped in training.
-        vqvae_fingerprint: `models.fingerprint` of the VQ-VAE whose codes these are; kept with the weights, so that a
-            prior is not used with codes of another codebook.
+        vqvae_fingerprint: `running.models.fingerprint` of the VQ-VAE whose codes these are; kept with the weights, so
+            that a prior is not used with codes of another codebook.
         seed: Seed of the dropout.
 
     Call arguments:
@@ -646,71 +607,54 @@ class PixelCNN(keras.Model):
         super().__init__(autocast=False, **kwargs)  # slice positions stay float32
         if num_blocks < 2:
             raise ValueError(f"num_blocks must be 2 or more, not {num_blocks}")
-        if max_dilation is None:
-            max_dilation = max(1, grid_size // 4)
-        if max_dilation < 1:
-            raise ValueError(f"max_dilation must be 1 or more, not {max_dilation}")
-        self.dilations = [2 ** (block % max_dilation.bit_length()) for block in range(num_blocks)]
-        if horizontal_kernel is None:  # a block of dilation d reaches d (k - 1) codes to the left, the first one more
-            horizontal_kernel = max(3, 1 + math.ceil((grid_size - 2) / sum(self.dilations)))
-        vertical_kernel = tuple(vertical_kernel)  # a list, once it has been JSON
         self._config = _arguments(locals())
         self.vqvae_fingerprint = vqvae_fingerprint
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.grid_size, self.num_labels, self.filters = grid_size, num_labels, filters
-        self.vertical_kernel, self.horizontal_kernel = vertical_kernel, horizontal_kernel
+        self.vertical_kernel = tuple(vertical_kernel)  # a list, once it has been JSON
+        self.dilations = dilations_of(grid_size, num_blocks, max_dilation)
+        # A block of dilation d reaches d (k - 1) codes to the left, the first one more.
+        across = max(3, 1 + math.ceil((grid_size - 2) / sum(self.dilations)))
+        self.horizontal_kernel = horizontal_kernel or across
+        small, wide = keras.initializers.RandomNormal(0, 0.02), keras.initializers.RandomNormal(0, 1)
+        self.codebook = self.add_weight((num_embeddings, embedding_dim), wide, trainable=False, name="codebook")
+        self.row_embedding = self.add_weight((grid_size, 1, filters), small, name="rows")
+        self.column_embedding = self.add_weight((1, grid_size, filters), small, name="columns")
         self.code_embedding = layers.Embedding(num_embeddings, filters, name="code_embedding")
         self.codebook_projection = layers.Dense(filters, use_bias=False, name="codebook_projection")
-        # At Keras's own start, of 0.05, labels are drowned by the position's features for many epochs.
-        wide = keras.initializers.RandomNormal(0, 1)
+        # At Keras's own start, of 0.05, labels are drowned by the slice position's features for many epochs.
         self.label_embedding = layers.Embedding(num_labels + 1, filters, wide, name="label_embedding")
-        self.position_features = layers.Dense(filters, name="position_features")
-        self.change_features = layers.Dense(filters, use_bias=False, name="change_features")
+        self.slice_position_projection = layers.Dense(filters, name="slice_position_projection")
+        self.change_projection = layers.Dense(filters, use_bias=False, name="change_projection")
         self.maps = {
             name: CodeMap(**sizes, output_size=grid_size, filters=filters, name=name)
             for name, sizes in (maps or {}).items()
         }
         self.blocks = [
             GatedBlock(
-                *(filters, vertical_kernel, horizontal_kernel, "B" if block else "A", self.dilations[block]),
-                *(dropout, seed + 2 * block),
+                filters,
+                self.vertical_kernel,
+                self.horizontal_kernel,
+                mask_type="B" if block else "A",
+                dilation=dilation,
+                dropout=dropout,
+                seed=seed + 2 * block,
                 name=f"block{block}",
             )
-            for block in range(num_blocks)
+            for block, dilation in enumerate(self.dilations)
         ]
-        self.attentions = {
-            str(block): RowAttention(name=f"attention{block}")
-            for block in range(num_blocks - 1)
+        self.attentions = [  # None after a block that has none
+            RowAttention(grid_size, filters, name=f"attention{block}")
             if attention_every and (block + 1) % attention_every == 0
-        }
+            else None
+            for block in range(num_blocks - 1)
+        ] + [None]
         self.hidden = layers.Dense(filters, activation="relu", name="hidden")
         self.logits = layers.Dense(num_embeddings, dtype="float32", name="logits")
         self._assert_receptive_field()
         self.bits_tracker = keras.metrics.Mean(name="bits_per_code")
-        self.build(None)
-
-    def build(self, input_shape):
-        if self.built:
-            return
-        filters, grid, normal = self.filters, (None, self.grid_size, self.grid_size), keras.initializers.RandomNormal
-        codebook_shape = (self.num_embeddings, self.embedding_dim)
-        self.codebook = self.add_weight(codebook_shape, normal(0, 1), trainable=False, name="codebook")
-        self.row_embedding = self.add_weight((self.grid_size, 1, filters), normal(0, 0.02), name="rows")
-        self.column_embedding = self.add_weight((1, self.grid_size, filters), normal(0, 0.02), name="columns")
-        self.code_embedding.build(grid)
-        self.codebook_projection.build(codebook_shape)
-        self.label_embedding.build((None,))
-        self.position_features.build((None, 16))
-        self.change_features.build((None, CHANGES))
-        for code_map in self.maps.values():
-            code_map.build((None, code_map.grid_size, code_map.grid_size))
-        for block in self.blocks:
-            block.build((*grid, filters), (*grid, filters), (None, filters))
-        for attention in self.attentions.values():
-            attention.build((*grid, filters))
-        self.hidden.build((*grid, filters))
-        self.logits.build((*grid, filters))
-        self.built = True
+        grid = keras.Input((grid_size, grid_size), dtype="int32")
+        self({"codes": grid, "label": keras.Input((), dtype="int32"), "slice_position": keras.Input(())})  # builds all
 
     def set_codebook(self, codebook):
         """Takes over a VQ-VAE's codebook, NumPy (K, D), moved and scaled to mean 0 and variance 1."""
@@ -721,35 +665,35 @@ class PixelCNN(keras.Model):
         return self.code_embedding(codes) + self.codebook_projection(ops.take(self.codebook, codes, axis=0))
 
     def condition(self, inputs):
-        """Label (B,), slice position (B,) and change (B, 3) as one vector (B, filters); the position as 16 cosines."""
-        waves = ops.cos(math.pi * inputs["slice_position"][:, None] * ops.arange(16, dtype="float32"))  # (B, 16)
-        found = self.label_embedding(inputs["label"]) + self.position_features(waves)
+        """Label (B,), slice position (B,) and change (B, 3) as one vector (B, filters); the position as cosines."""
+        waves = ops.cos(math.pi * inputs["slice_position"][:, None] * ops.arange(WAVES, dtype="float32"))  # (B, 16)
+        features = self.label_embedding(inputs["label"]) + self.slice_position_projection(waves)
         change = inputs["change"] if "change" in inputs else ops.zeros((1, CHANGES))
-        return ops.silu(found + self.change_features(change))
+        return ops.silu(features + self.change_projection(change))
 
-    def place(self, inputs):
+    def place_features(self, inputs):
         """What is known of each place: a learned embedding of it, and the maps. (B or 1, grid, grid, filters)."""
-        place = ops.cast(self.row_embedding + self.column_embedding, self.compute_dtype)[None]
+        features = ops.cast(self.row_embedding + self.column_embedding, self.compute_dtype)[None]
         for name, code_map in self.maps.items():
             unknown = ops.full((1, code_map.grid_size, code_map.grid_size), -1, "int32")
-            place = place + code_map(inputs.get(name, unknown))
-        return place
+            features = features + code_map(inputs.get(name, unknown))
+        return features
 
-    def head(self, v, h):
+    def to_logits(self, v, h):
         """Logits, float32, from the features of both stacks."""
         return self.logits(self.hidden(ops.relu(v + h)))
 
     def call(self, inputs, training=False):
         condition = self.condition(inputs)  # (B, F)
-        place = self.place(inputs)  # (B, H, W, F)
+        places = self.place_features(inputs)  # (B, H, W, F)
         v = h = self.embed(inputs["codes"])  # (B, H, W) -> (B, H, W, F)
-        for index, block in enumerate(self.blocks):
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
             v, h = block(v, h, condition, training=training)  # each (B, H, W, F)
-            if index == 0:
-                v, h = v + place, h + place
-            if str(index) in self.attentions:
-                v = self.attentions[str(index)](v)
-        return self.head(v, h)  # (B, H, W, K)
+            if block is self.blocks[0]:  # whose input is the codes alone, and which hands nothing of it on
+                v, h = v + places, h + places
+            if attention:
+                v = attention(v)
+        return self.to_logits(v, h)  # (B, H, W, K)
 
     def distribution(self, inputs):
         """The distribution of the codes, given those before each: what `call` gives the logits of.
@@ -783,7 +727,7 @@ class PixelCNN(keras.Model):
         rows, columns = self.vertical_kernel
         left = 1 + sum(dilation * (self.horizontal_kernel - 1) for dilation in self.dilations)
         up, sideways = 1 + blocks * (rows - 1), blocks * (columns // 2)
-        if left < last or not (self.attentions or (up >= last and sideways >= last)):
+        if left < last or not (any(self.attentions) or (up >= last and sideways >= last)):
             raise ValueError(
                 f"the receptive field does not cover a {self.grid_size} x {self.grid_size} grid: take more blocks, a "
                 "larger kernel or attention"

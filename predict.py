@@ -43,7 +43,6 @@ from running.config import read_config
 from system.console import UserError
 from using import anomaly, completion, heads, inputs
 
-AT_ONCE = 32  # slices drawn
 HEIGHTS = np.linspace(0, 1, 17, dtype="float32")  # slice positions that are tried where none is given
 
 
@@ -87,15 +86,15 @@ class TrainedModel:
 
     def encode(self, images):
         """Codes of images: int32, shape (n, grid, grid)."""
-        return self.vqvae.encode(self._checked(images))
+        return self.vqvae.encode(self.checked(images))
 
     def encode_coarse(self, images):
         """Coarses of images, the codes of what they are when shrunk: int32, shape (n, 8, 8) by default."""
         coarse = self.models.coarse
-        return coarse.encode(dataset.shrink(self._checked(images)[..., 0], coarse.image_size)[..., None])
+        return coarse.encode(dataset.shrink(self.checked(images)[..., 0], coarse.image_size)[..., None])
 
     def decode(self, codes):
-        """Images of codes (n, grid, grid)."""
+        """Images of codes (n, grid, grid); ValueError for codes that the codebook does not have."""
         return self.vqvae.decode(np.asarray(codes))[..., 0]
 
     def bits(self, images, label=None, slice_position=None):
@@ -130,7 +129,7 @@ class TrainedModel:
         Where `known` is given, bool (n, h, w), only the bits of those codes count. That a label tells a slice in fewer
         bits is no diagnosis.
         """
-        number = len(coarse)
+        number, slice_position = len(coarse), self.checked_position(slice_position)
         kinds = range(1, len(self.labels) + 1) if self.labels and label is None else [self._number(label)]
         heights = HEIGHTS if slice_position is None else [None]
         tried = [(kind, height) for kind in kinds for height in heights]
@@ -156,10 +155,19 @@ class TrainedModel:
             raise UserError(f"label {label}: {self.run_dir} knows {', '.join(self.labels) or 'no labels'}")
         return self.labels.index(label) + 1 if label else 0
 
-    def _checked(self, images):
+    @staticmethod
+    def checked_position(slice_position):
+        """A slice position, or several; raises UserError unless None or within [0, 1]."""
+        if slice_position is not None and not np.all(
+            (np.asarray(slice_position) >= 0) & (np.asarray(slice_position) <= 1)
+        ):
+            raise UserError(f"slice position {slice_position}: from 0, the lowest, to 1, the highest")
+        return slice_position
+
+    def checked(self, images):
         """Images as the models take them, (n, S, S, 1); raises UserError where they are none."""
         images, size = np.asarray(images), self.image_size
-        if images.shape[1:] != (size, size) or images.dtype.kind != "f":
+        if images.ndim != 3 or images.shape[1:] != (size, size) or images.dtype.kind != "f":
             raise UserError(f"images are floats of shape (n, {size}, {size}), not {images.dtype} of {images.shape}")
         if len(images) and not 0 <= images.min() <= images.max() <= 1:
             raise UserError(f"images are in [0, 1], not {images.min():g} to {images.max():g}")
@@ -177,6 +185,8 @@ class TrainedModel:
         Returns:
             Labels as indices, int32, and slice positions, float32, each of shape (number,).
         """
+        if number < 1:
+            raise UserError(f"{number} samples: must be 1 or more")
         slices = run_folder.read_splits(self.run_dir)
         training = slices[slices.split == "train"]
         chosen = training.iloc[[np.random.default_rng([seed, i, 1]).integers(len(training)) for i in range(number)]]
@@ -184,9 +194,9 @@ class TrainedModel:
         positions = chosen.slice_position if slice_position is None else [slice_position] * number
         return np.array([self._number(name) for name in names], "int32"), np.array(positions, "float32")
 
-    def draw(self, labels, slice_positions, seed=0, noise_index=None):
-        """Yields new images, a batch at a time; the arguments are those of `SliceSampler.sample`."""
-        for codes in self.sampler.sample(labels, slice_positions, seed, noise_index, AT_ONCE):
+    def draw(self, labels, slice_positions, seed=0, noise_index=None, description=None):
+        """Yields new images, a batch at a time; the arguments are those of `sampling.SliceSampler.sample`."""
+        for codes in self.sampler.sample(labels, slice_positions, seed, noise_index, description=description):
             yield self.decode(codes)
 
     def sample(self, number, seed=0, label=None, slice_position=None):
@@ -242,7 +252,7 @@ def write_samples(batches, folder):
 def draw_new(model, args, folder, footer):
     """New slices, pictures of them, and reconstructions of test people where the run's data are at hand."""
     labels, positions = model.conditions(args.num_samples, args.seed, args.label, args.slice_position)
-    drawn = console.with_progress(model.draw(labels, positions, args.seed), args.num_samples, "samples", "slice")
+    drawn = model.draw(labels, positions, args.seed, description="samples")
     kept = [image for i, image in enumerate(write_samples(drawn, folder / "samples")) if i < 32]
     pictures.show_samples(folder / "samples.png", kept, labels, positions, model.labels, footer)
     pictures.show_positions(folder / "positions.png", model, args.seed, footer, args.label)

@@ -11,6 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from system.console import with_progress
+
 
 def draw_codes(logits, uniform, temperature, top_k=0, top_p=1.0):
     """Draws one code from each row of logits by inverting its cumulative distribution.
@@ -78,10 +80,10 @@ class PixelCNNSampler(keras.Model):
     the horizontal stack once a code; each layer keeps the last inputs under its kernel, the attention its keys and
     values, and the conditioning is computed once. The layers, their weights and their maths are the prior's own.
 
-    Codes that are given are taken as they are, and those drawn before them know nothing of them. With `particles` they
-    do: the grids of a batch are particles of one draw, weighted by the probability of each given code and resampled
-    after each row (sequential importance resampling; Gordon, Salmond & Smith 1993), so that those go on in which the
-    given codes are likely.
+    Codes that are given are kept; codes drawn before them do not depend on them. With `particles` they do: the grids of
+    a batch are particles of one draw, weighted by the probability of each given code and resampled after each row
+    (sequential importance resampling; Gordon, Salmond & Smith 1993), so that those go on in which the given codes are
+    likely.
 
     Args:
         prior: A `PixelCNN`, built under the float32 policy.
@@ -117,104 +119,117 @@ class PixelCNNSampler(keras.Model):
 
     def call(self, inputs):
         prior, size = self.prior, self.prior.grid_size
-        uniform, known = inputs["uniform"], inputs["known"]
-        batch = ops.shape(uniform)[0]
+        batch = ops.shape(inputs["uniform"])[0]
         condition = prior.condition(inputs)
         biases = [block.conditioning(condition) for block in prior.blocks]
-        whole_place = prior.place(inputs)  # (B or 1, H, W, filters)
-        if self.particles:
-            whole_place = ops.broadcast_to(whole_place, (batch, *whole_place.shape[1:]))
+        places = prior.place_features(inputs)  # (B or 1, H, W, filters)
 
         def zeros(*shape):
             return ops.zeros((batch, *shape), "float32")
 
-        rows, filters = prior.vertical_kernel[0], whole_place.shape[-1]
-        # Cached inputs of each layer: the rows above the present one, starting with the blank above the image.
-        row_caches = [zeros(rows if i == 0 else rows - 1, size, filters) for i in range(len(prior.blocks))]
-        attention_caches = [
-            tuple(zeros(a.num_heads, size * a.row_keys, a.head_dim) for _ in ("keys", "values"))
-            for a in prior.attentions.values()
-        ]
+        rows = prior.vertical_kernel[0]
+        state = {
+            "codes": ops.zeros((batch, size, size), "int32"),
+            # Cached inputs of each block: the rows above the present one, starting with the blank above the image.
+            "above": tuple(zeros(rows - (i > 0), size, prior.filters) for i in range(len(prior.blocks))),
+            "attended": tuple(  # keys and values of each attention
+                (zeros(a.num_heads, size * a.row_keys, a.head_dim), zeros(a.num_heads, size * a.row_keys, a.head_dim))
+                for a in prior.attentions
+                if a
+            ),
+        }
+        if self.particles:  # each has its own map of coarse codes, and a weight
+            state |= {"places": ops.broadcast_to(places, (batch, *places.shape[1:])), "weights": zeros()}
 
         def draw_row(row, state):
-            codes, row_caches, attention_caches, *filtered = state  # with particles: place, log weights
-            place, weights = filtered if self.particles else (whole_place, None)
-            row_caches, attention_caches = list(row_caches), list(attention_caches)
-            row_place = ops.take(place, row, axis=1)  # (B or 1, W, filters)
-            v, messages, attention_index = None, [], 0
-            for i, block in enumerate(prior.blocks):  # the vertical stack: the whole row at once
-                window = row_caches[i] if i == 0 else ops.concatenate([row_caches[i], v], axis=1)
-                if i > 0:
-                    row_caches[i] = window[:, 1:]
-                v_bias, h_bias = biases[i]
-                v, message = block.vertical(block.vertical_conv.row(window), v, v_bias[:, None, None])
-                messages.append(message[:, 0] + h_bias[:, None])  # (B, W, 2 filters)
-                if i == 0:
-                    v = v + row_place[:, None]
-                if str(i) in prior.attentions:
-                    attention = prior.attentions[str(i)]
-                    query, key, value = attention.queries_keys_values(v)
-                    key_row = ops.repeat(ops.arange(size), attention.row_keys)
-                    here = ops.equal(key_row, row)[:, None]
-                    # Each row's keys and values, repeated down the grid and kept where the row is this one.
-                    keys, values = (
-                        ops.where(here, ops.tile(new, (1, 1, size, 1)), old)
-                        for new, old in zip((key, value), attention_caches[attention_index], strict=True)
-                    )
-                    attention_caches[attention_index] = (keys, values)
-                    attention_index += 1
-                    v = attention.attend(v, query, keys, values, (key_row <= row)[None])
-            messages = ops.transpose(ops.stack(messages), (2, 0, 1, 3))  # (W, blocks, B, 2 filters)
-            above = ops.transpose(v[:, 0], (1, 0, 2))  # (W, B, filters)
-            row_uniform = ops.transpose(ops.take(uniform, row, axis=1))  # (W, B)
-            row_known = ops.transpose(ops.take(known, row, axis=1))
-
-            def draw_code(column, state):
-                row_codes, caches, *weights = state
-                caches = list(caches)
-                message = ops.unstack(ops.take(messages, column, axis=0), len(prior.blocks))  # each (B, 2 filters)
-                h = None
-                for i, block in enumerate(prior.blocks):  # the horizontal stack: one code
-                    taps = [caches[i][j] for j in range(0, caches[i].shape[0], prior.dilations[i])]
-                    if i > 0:
-                        taps.append(h)
-                        caches[i] = ops.concatenate([caches[i][1:], h[None]], axis=0)
-                    h = block.horizontal(block.horizontal_conv.position(taps), h, message[i])
-                    if i == 0:
-                        h = h + ops.take(row_place, column, axis=1)
-                logits = prior.head(ops.take(above, column, axis=0), h)
-                noise = ops.take(row_uniform, column, axis=0)
-                drawn = draw_codes(logits, noise, self.temperature, self.top_k, self.top_p)
-                given = ops.take(row_known, column, axis=0)
-                code = ops.where(given >= 0, given, drawn)
-                if self.particles:
-                    gain = ops.take_along_axis(ops.log_softmax(logits / self.temperature), code[:, None], axis=1)[:, 0]
-                    weights = [weights[0] + ops.where(given >= 0, gain, 0.0)]
-                row_codes = ops.where(ops.equal(ops.arange(size), column), code[:, None], row_codes)
-                caches[0] = ops.concatenate([caches[0][1:], prior.embed(code)[None]], axis=0)
-                return row_codes, tuple(caches), *weights
-
-            reach = [(prior.horizontal_kernel - 1) * dilation for dilation in prior.dilations]
-            caches = tuple(ops.zeros((n + 1 if i == 0 else n, batch, filters), "float32") for i, n in enumerate(reach))
-            state = (ops.zeros((batch, size), "int32"), caches, *[weights] * self.particles)
-            row_codes, _, *weights = ops.fori_loop(0, size, draw_code, state)
-            codes = ops.where(ops.equal(ops.arange(size), row)[:, None], row_codes[:, None], codes)
-            row_caches[0] = ops.concatenate([row_caches[0][:, 1:], prior.embed(row_codes)[:, None]], axis=1)
-            state = codes, tuple(row_caches), tuple(attention_caches)
+            around = ops.take(state.get("places", places), row, axis=1)  # (B or 1, W, filters)
+            v, messages, state = self._vertical(row, state, biases, around)
+            drawn = self._horizontal(row, v, messages, around, inputs, state.get("weights"))
+            newest = ops.concatenate([state["above"][0][:, 1:], prior.embed(drawn["codes"])[:, None]], axis=1)
+            here = ops.equal(ops.arange(size), row)[:, None]
+            state |= {"codes": ops.where(here, drawn["codes"][:, None], state["codes"])}
+            state |= {"above": (newest, *state["above"][1:])}
             if self.particles:
-                going_on, weights = resample(weights[0], ops.take(inputs["resampling"], row))
-                state = keras.tree.map_structure(lambda x: ops.take(x, going_on, axis=0), (*state, place))
-                state = (*state, weights)
+                going_on, weights = resample(drawn["weights"], ops.take(inputs["resampling"], row))
+                state = keras.tree.map_structure(lambda x: ops.take(x, going_on, axis=0), state)
+                state |= {"weights": weights}
             return state
 
-        start = (ops.zeros((batch, size, size), "int32"), tuple(row_caches), tuple(attention_caches))
-        if self.particles:
-            start = (*start, whole_place, zeros())
-        end = ops.fori_loop(0, size, draw_row, start)
-        return (end[0], end[-1]) if self.particles else end[0]
+        end = ops.fori_loop(0, size, draw_row, state)
+        return (end["codes"], end["weights"]) if self.particles else end["codes"]
 
-    def sample(self, label, slice_position, seed, known=None, noise_index=None, batch_size=32, level=0, **maps):
-        """Draws one grid of codes for each label and slice position.
+    def _vertical(self, row, state, biases, around):
+        """The vertical stack, a whole row at once.
+
+        Returns:
+            Its features, (B, W, filters); messages to the horizontal stack with its biases, (blocks, B, W, 2 filters);
+            the state with this row in the caches.
+        """
+        prior, above, attended = self.prior, list(state["above"]), list(state["attended"])
+        v, messages, place = None, [], 0
+        for i, (block, attention) in enumerate(zip(prior.blocks, prior.attentions, strict=True)):
+            window = above[i] if i == 0 else ops.concatenate([above[i], v], axis=1)
+            if i > 0:
+                above[i] = window[:, 1:]
+            v_bias, h_bias = biases[i]
+            v, message = block.vertical(block.vertical_conv.row(window), v, v_bias[:, None, None])
+            messages.append(message[:, 0] + h_bias[:, None])
+            if i == 0:
+                v = v + around[:, None]
+            if attention:
+                query, *new = attention.queries_keys_values(v)
+                key_row = ops.repeat(ops.arange(prior.grid_size), attention.row_keys)
+                here = ops.equal(key_row, row)[:, None]
+                # Each row's keys and values, repeated down the grid and kept where the row is this one.
+                attended[place] = tuple(
+                    ops.where(here, ops.tile(one, (1, 1, prior.grid_size, 1)), old)
+                    for one, old in zip(new, attended[place], strict=True)
+                )
+                v = attention.attend(v, query, *attended[place], (key_row <= row)[None])
+                place += 1
+        return v[:, 0], ops.stack(messages), state | {"above": tuple(above), "attended": tuple(attended)}
+
+    def _horizontal(self, row, v, messages, around, inputs, weights):
+        """The horizontal stack, one code after the other: the row's `codes`, (B, W), and with particles `weights`."""
+        prior, size, batch = self.prior, self.prior.grid_size, ops.shape(v)[0]
+        by_column = ops.transpose(messages, (2, 0, 1, 3))  # (W, blocks, B, 2 filters)
+        noise, known = (ops.take(inputs[name], row, axis=1) for name in ("uniform", "known"))  # (B, W)
+        reach = [(prior.horizontal_kernel - 1) * dilation for dilation in prior.dilations]
+
+        def draw_code(column, state):
+            left = list(state["left"])
+            message = ops.unstack(ops.take(by_column, column, axis=0), len(prior.blocks))  # each (B, 2 filters)
+            h = None
+            for i, block in enumerate(prior.blocks):
+                taps = [left[i][j] for j in range(0, left[i].shape[0], prior.dilations[i])]
+                if i > 0:
+                    taps.append(h)
+                    left[i] = ops.concatenate([left[i][1:], h[None]], axis=0)
+                h = block.horizontal(block.horizontal_conv.position(taps), h, message[i])
+                if i == 0:
+                    h = h + ops.take(around, column, axis=1)
+            logits = prior.to_logits(ops.take(v, column, axis=1), h)
+            given = ops.take(known, column, axis=1)
+            drawn = draw_codes(logits, ops.take(noise, column, axis=1), self.temperature, self.top_k, self.top_p)
+            code = ops.where(given >= 0, given, drawn)
+            left[0] = ops.concatenate([left[0][1:], prior.embed(code)[None]], axis=0)
+            codes = ops.where(ops.equal(ops.arange(size), column), code[:, None], state["codes"])
+            after = {"codes": codes, "left": tuple(left)}
+            if self.particles:
+                gain = ops.take_along_axis(ops.log_softmax(logits / self.temperature), code[:, None], axis=1)[:, 0]
+                after["weights"] = state["weights"] + ops.where(given >= 0, gain, 0.0)
+            return after
+
+        state = {
+            "codes": ops.zeros((batch, size), "int32"),
+            "left": tuple(ops.zeros((n + (i == 0), batch, prior.filters), "float32") for i, n in enumerate(reach)),
+        }
+        if self.particles:
+            state["weights"] = weights
+        return ops.fori_loop(0, size, draw_code, state)
+
+    def draw(self, label, slice_position, seed, noise_index=None, known=None, batch_size=32, level=0, **maps):
+        """Draws one grid of codes for each label and slice position, in one batch.
 
         Sample i of a seed is always the same: its noise depends on the seed and on i alone, and every batch is filled
         up to one size, so that it is rounded in the same way however many are drawn.
@@ -223,56 +238,53 @@ class PixelCNNSampler(keras.Model):
             label: Integers, shape (n,); 0 where the label is not known.
             slice_position: Numbers in [0, 1], shape (n,).
             seed: Non-negative integer.
-            known: Codes that are given, int, shape (n, grid, grid), -1 where a code is to be drawn; None draws all.
             noise_index: Which noise each sample takes, integers of shape (n,); None takes 0, 1, 2 and so on. Samples
                 of equal noise differ by their label and slice position alone.
-            batch_size: Samples computed at a time.
+            known: Codes that are given, int, shape (n, grid, grid), -1 where a code is to be drawn; None draws all.
+            batch_size: What the batch is filled up to, n or more.
             level: See `sample_noise`.
             maps: What the prior is told beforehand, by name, each of shape (n, h, h).
 
-        Yields:
-            NumPy int32 codes of at most `batch_size` samples at a time, shape (m, grid, grid).
+        Returns:
+            NumPy int32, shape (n, grid, grid).
 
         Raises:
-            ValueError: For a label, position or known code that the prior cannot have, or lengths that differ.
+            ValueError: For a label, position or known code that the prior cannot have, or lengths that do not fit.
         """
-        size, number = self.prior.grid_size, len(label)
+        size, number, prior = self.prior.grid_size, len(label), self.prior
         label, slice_position = np.asarray(label), np.asarray(slice_position)
         noise_index = range(number) if noise_index is None else noise_index
-        if not len(slice_position) == len(noise_index) == number:
-            raise ValueError(f"{number} labels, {len(slice_position)} slice positions, {len(noise_index)} noises")
-        if number and not 0 <= label.min() <= label.max() <= self.prior.num_labels:
-            raise ValueError(f"labels are 0 to {self.prior.num_labels}, not {label.min()} to {label.max()}")
-        if number and not 0 <= slice_position.min() <= slice_position.max() <= 1:
+        if not 1 <= len(slice_position) == len(noise_index) == number <= batch_size:
+            lengths = f"{number} labels, {len(slice_position)} slice positions, {len(noise_index)} noises"
+            raise ValueError(f"{lengths}: as many of each, 1 to {batch_size}")
+        if not 0 <= label.min() <= label.max() <= prior.num_labels:
+            raise ValueError(f"labels are 0 to {prior.num_labels}, not {label.min()} to {label.max()}")
+        if not 0 <= slice_position.min() <= slice_position.max() <= 1:
             raise ValueError(f"slice positions are 0 to 1, not {slice_position.min()} to {slice_position.max()}")
-        if known is not None and known.shape != (number, size, size):
+        known = np.full((number, size, size), -1) if known is None else known
+        if known.shape != (number, size, size):
             raise ValueError(f"known codes have shape {known.shape}, not {(number, size, size)}")
-        if known is not None and number and not -1 <= known.min() <= known.max() < self.prior.num_embeddings:
-            raise ValueError(f"known codes are -1 to {self.prior.num_embeddings - 1}, not up to {known.max()}")
-        for start in range(0, number, batch_size):
-            part = slice(start, min(start + batch_size, number))
-            size_of_part = part.stop - start
-            fill = (0, batch_size - size_of_part)
-            noise = [sample_noise(seed, i, size, level) for i in noise_index[part]]
-            given = np.full((size_of_part, size, size), -1) if known is None else known[part]
-            batch = {
-                "uniform": np.pad(np.stack(noise), (fill, (0, 0), (0, 0))),
-                "known": np.pad(given, (fill, (0, 0), (0, 0))).astype("int32"),
-                "label": np.pad(label[part].astype("int32"), fill),
-                "slice_position": np.pad(slice_position[part].astype("float32"), fill),
-                **{name: np.pad(codes[part].astype("int32"), (fill, (0, 0), (0, 0))) for name, codes in maps.items()},
-            }
-            codes = self.predict_on_batch(batch)
-            yield ops.convert_to_numpy(codes)[:size_of_part]
+        if not -1 <= known.min() <= known.max() < prior.num_embeddings:
+            raise ValueError(f"known codes are -1 to {prior.num_embeddings - 1}, not up to {known.max()}")
+        batch = {
+            "uniform": np.stack([sample_noise(seed, i, size, level) for i in noise_index]),
+            "known": known.astype("int32"),
+            "label": label.astype("int32"),
+            "slice_position": slice_position.astype("float32"),
+            **{name: codes.astype("int32") for name, codes in maps.items()},
+        }
+        fill = (0, batch_size - number)
+        filled = {name: np.pad(x, (fill, *[(0, 0)] * (x.ndim - 1))) for name, x in batch.items()}
+        return ops.convert_to_numpy(self.predict_on_batch(filled))[:number]
 
 
 class SliceSampler:
-    """Draws the coarse codes of a slice from one prior, then the slice's codes, given the coarse codes, from another.
+    """Draws the coarse codes of a slice from one prior, then the slice's codes, given those, from another.
 
     Args:
         coarse_prior: A `PixelCNN` of coarse codes.
         prior: A `PixelCNN` whose `maps` has `coarse`.
-        coarse_temperature: Of the coarse codes. Below 1 their anatomy is more common, and the texture keeps its grain.
+        coarse_temperature: Of the coarse codes. Below 1 anatomy is more common, and the texture keeps its grain.
         temperature, top_k, top_p: Of the slice's codes: see `draw_codes`.
 
     Raises:
@@ -285,28 +297,50 @@ class SliceSampler:
         self.coarse_filter = PixelCNNSampler(coarse_prior, coarse_temperature, particles=True)
         self.code_filter = PixelCNNSampler(prior, temperature, top_k, top_p, particles=True)
 
-    def sample(self, label, slice_position, seed, noise_index=None, batch_size=32, known=None, known_coarse=None):
-        """Draws one grid of codes for each label and slice position, as `PixelCNNSampler.sample` does.
+    def draw(self, label, slice_position, seed, noise_index, batch_size, given=None, beside=None):
+        """Codes and coarse codes of one batch, as `PixelCNNSampler.draw` has them.
 
-        `known` and `known_coarse` hold codes that are given, of the slice and of its coarse codes.
+        `given` are known codes of the slices and of their coarse codes; `beside`, by map, those of slices beside them.
+        """
+        told = (label, slice_position, seed, noise_index)
+        (known, known_coarse), (by_map, coarse_by_map) = given or (None, None), beside or ({}, {})
+        coarse = self.coarse.draw(*told, known_coarse, batch_size, level=1, **coarse_by_map)
+        return self.codes.draw(*told, known, batch_size, coarse=coarse, **by_map), coarse
+
+    def sample(
+        self,
+        label,
+        slice_position,
+        seed,
+        noise_index=None,
+        batch_size=32,
+        known=None,
+        known_coarse=None,
+        description=None,
+    ):
+        """Draws one grid of codes for each label and slice position, a batch at a time.
+
+        Args:
+            label, slice_position, seed, noise_index: As for `PixelCNNSampler.draw`, of any length.
+            batch_size: Samples computed at a time.
+            known, known_coarse: Codes that are given, of the slices and of their coarse codes.
+            description: What is drawn, for a line of progress; None shows none.
+
+        Yields:
+            NumPy int32 codes of at most `batch_size` samples at a time, shape (m, grid, grid).
         """
         noise_index = np.arange(len(label)) if noise_index is None else np.asarray(noise_index)
         label, slice_position = np.asarray(label), np.asarray(slice_position)
-        for start in range(0, len(label), batch_size):
-            part = slice(start, start + batch_size)
-            given, given_coarse = (None if codes is None else codes[part] for codes in (known, known_coarse))
-            how = {"seed": seed, "batch_size": batch_size, "noise_index": noise_index[part]}
-            yield self.draw(label[part], slice_position[part], given, given_coarse, how)[0]
 
-    def draw(self, label, slice_position, known, known_coarse, how, beside=None, coarse_beside=None):
-        """Codes and coarse of one batch; `beside` and `coarse_beside` are those of slices beside them, by map."""
-        (coarse,) = self.coarse.sample(
-            label, slice_position, known=known_coarse, level=1, **how, **(coarse_beside or {})
-        )
-        (codes,) = self.codes.sample(label, slice_position, known=known, coarse=coarse, **how, **(beside or {}))
-        return codes, coarse
+        def batches():
+            for start in range(0, len(label), batch_size):
+                part = slice(start, start + batch_size)
+                given = [None if codes is None else codes[part] for codes in (known, known_coarse)]
+                yield self.draw(label[part], slice_position[part], seed, noise_index[part], batch_size, given)[0]
 
-    def sample_heads(self, label, slice_positions, seed, first=0, batch_size=16, noise_index=None):
+        return with_progress(batches(), len(label), description, "slice")
+
+    def sample_heads(self, label, slice_positions, seed, first=0, batch_size=16, noise_index=None, description=None):
         """Draws all slices of some heads, each given the one drawn before it, below or above; for priors told those.
 
         Args:
@@ -316,6 +350,7 @@ class SliceSampler:
             first: Which slice is drawn first; those above it follow upwards, then those below it downwards.
             batch_size: Heads drawn at a time.
             noise_index: Which noise each head takes; None takes 0, 1, 2 and so on.
+            description: As for `sample`.
 
         Yields:
             NumPy int32 codes of at most `batch_size` heads at a time, shape (m, s, grid, grid).
@@ -330,15 +365,19 @@ class SliceSampler:
         order = [(first, None, None)]
         order += [(i, i - 1, "below") for i in range(first + 1, number)]
         order += [(i, i + 1, "above") for i in range(first - 1, -1, -1)]
-        for start in range(0, len(label), batch_size):
-            part = slice(start, start + batch_size)
-            drawn = {}
-            for i, other, name in order:
-                how = {"seed": seed, "batch_size": batch_size, "noise_index": noise_index[part] * number + i}
-                position = np.full(len(label[part]), slice_positions[i], "float32")
-                beside = [{} if other is None else {name: codes} for codes in drawn.get(other, (None, None))]
-                drawn[i] = self.draw(label[part], position, None, None, how, *beside)
-            yield np.stack([drawn[i][0] for i in range(number)], axis=1)
+
+        def batches():
+            for start in range(0, len(label), batch_size):
+                part = slice(start, start + batch_size)
+                drawn = {}
+                for i, other, name in order:
+                    beside = None if other is None else [{name: codes} for codes in drawn[other]]
+                    position = np.full(len(label[part]), slice_positions[i], "float32")
+                    noises = noise_index[part] * number + i
+                    drawn[i] = self.draw(label[part], position, seed, noises, batch_size, beside=beside)
+                yield np.stack([drawn[i][0] for i in range(number)], axis=1)
+
+        return with_progress(batches(), len(label), description, "head")
 
     def complete(self, known, known_coarse, label, slice_position, number, seed, particles=32):
         """Draws the rest of a slice of which some codes are known, wherever they are.

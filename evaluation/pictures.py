@@ -3,7 +3,6 @@
 import numpy as np
 
 from evaluation import figures, metrics
-from system.console import with_progress
 
 
 def one_of_each(slices, position, most):
@@ -26,8 +25,7 @@ def show_positions(path, model, seed, footer, label=None):
     kinds = list(kinds) or [0]
     heights = np.tile(np.linspace(0, 1, 8, dtype="float32"), len(kinds))
     labels = np.repeat(np.array(kinds, "int32"), 8)
-    drawn = model.draw(labels, heights, seed, np.zeros(len(labels), int))
-    drawn = with_progress(drawn, len(labels), "positions", "slice")
+    drawn = model.draw(labels, heights, seed, np.zeros(len(labels), int), "positions")
     figures.image_grid(
         path,
         np.concatenate(list(drawn)),

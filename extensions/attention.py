@@ -19,6 +19,7 @@ class RowAttention(layers.Layer):
     values are averages of neighbouring columns, a few in each row.
 
     Args:
+        width, filters: Columns and channels of the features.
         num_heads: Number of heads.
         head_dim: Length of each head's queries, keys and values.
         keys_per_row: Keys in each row, at most: the row is cut into parts of equal length.
@@ -30,22 +31,15 @@ class RowAttention(layers.Layer):
         v plus what it attended to, same shape.
     """
 
-    def __init__(self, num_heads=2, head_dim=32, keys_per_row=8, **kwargs):
+    def __init__(self, width, filters, num_heads=2, head_dim=32, keys_per_row=8, **kwargs):
         super().__init__(**kwargs)
-        self.num_heads, self.head_dim, self.keys_per_row = num_heads, head_dim, keys_per_row
-        self.norm = layers.LayerNormalization(dtype=self.dtype_policy)
-        self.query = layers.Dense(num_heads * head_dim, use_bias=False, dtype=self.dtype_policy)
-        self.key_value = layers.Dense(2 * num_heads * head_dim, use_bias=False, dtype=self.dtype_policy)
-
-    def build(self, input_shape):
-        width = input_shape[2]
-        self.row_keys = max(n for n in range(1, self.keys_per_row + 1) if width % n == 0)
-        self.pool = layers.AveragePooling2D((1, width // self.row_keys), dtype=self.dtype_policy)
-        self.norm.build(input_shape)
-        self.query.build(input_shape)
-        self.key_value.build(input_shape)
-        self.out = layers.Dense(input_shape[-1], dtype=self.dtype_policy)
-        self.out.build((*input_shape[:-1], self.num_heads * self.head_dim))
+        self.num_heads, self.head_dim = num_heads, head_dim
+        self.row_keys = max(n for n in range(1, keys_per_row + 1) if width % n == 0)
+        self.pool = layers.AveragePooling2D((1, width // self.row_keys))
+        self.norm = layers.LayerNormalization()
+        self.query = layers.Dense(num_heads * head_dim, use_bias=False)
+        self.key_value = layers.Dense(2 * num_heads * head_dim, use_bias=False)
+        self.out = layers.Dense(filters)
 
     def queries_keys_values(self, v):
         """(B, rows, W, C) -> (B, heads, rows * W, head_dim) and twice (B, heads, rows * row_keys, head_dim)."""
@@ -62,10 +56,10 @@ class RowAttention(layers.Layer):
         """Adds to v (B, rows, W, C) what its queries find among the visible keys; visible: (queries or 1, keys)."""
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) / math.sqrt(self.head_dim)
         scores = ops.where(visible, scores, ops.cast(-1e4, scores.dtype))  # (B, heads, queries, keys)
-        found = ops.matmul(ops.softmax(scores), value)  # (B, heads, rows * W, head_dim)
-        found = ops.transpose(found, (0, 2, 1, 3))  # (B, rows * W, heads, head_dim)
-        found = ops.reshape(found, (-1, *v.shape[1:3], self.num_heads * self.head_dim))
-        return v + self.out(found)  # (B, rows, W, C)
+        attended = ops.matmul(ops.softmax(scores), value)  # (B, heads, rows * W, head_dim)
+        attended = ops.transpose(attended, (0, 2, 1, 3))  # (B, rows * W, heads, head_dim)
+        attended = ops.reshape(attended, (-1, *v.shape[1:3], self.num_heads * self.head_dim))
+        return v + self.out(attended)  # (B, rows, W, C)
 
     def call(self, v):
         height, width = v.shape[1:3]
@@ -95,20 +89,11 @@ class CodeMap(layers.Layer):
 
     def __init__(self, num_embeddings, grid_size, output_size, filters, **kwargs):
         super().__init__(**kwargs)
-        self.grid_size, self.output_size = grid_size, output_size
-        policy = {"dtype": self.dtype_policy}
-        self.embedding = layers.Embedding(num_embeddings + 1, filters, **policy)  # the first row: not known
-        self.convolutions = [layers.Conv2D(filters, 3, padding="same", **policy) for _ in range(4)]
-        self.out = layers.Conv2D(filters, 3, padding="same", **policy)
-
-    def build(self, input_shape):
-        filters = self.embedding.output_dim
-        self.embedding.build(input_shape)
-        for convolution in self.convolutions:
-            convolution.build((None, self.grid_size, self.grid_size, filters))
-        self.out.build((None, self.output_size, self.output_size, filters))
-        # Row r of the output lies over row `nearest[r]` of the known grid.
-        self.nearest = np.arange(self.output_size) * self.grid_size // self.output_size
+        self.grid_size = grid_size
+        self.embedding = layers.Embedding(num_embeddings + 1, filters)  # the first row: not known
+        self.convolutions = [layers.Conv2D(filters, 3, padding="same") for _ in range(4)]
+        self.out = layers.Conv2D(filters, 3, padding="same")
+        self.nearest = np.arange(output_size) * grid_size // output_size  # row of the known grid under each row
 
     def call(self, codes):
         x = self.embedding(codes + 1)  # (B, h, w) -> (B, h, w, F)

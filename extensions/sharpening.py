@@ -23,6 +23,24 @@ from keras import layers, ops
 from extensions import losses
 
 
+def fine_end(x, image, filters, activation):
+    """Adds fine detail to the last layer of a decoder: x, (B, S / 2, S / 2, F), its features; image, (B, S, S, 1)."""
+    x = layers.Conv2DTranspose(filters, 4, 2, padding="same", name="fine0")(x)  # (B, S, S, filters)
+    x = activation(name="fine0_activation")(x)
+    x = layers.Conv2D(1, 3, padding="same", kernel_initializer="zeros", name="fine0_conv3x3")(x)
+    return layers.Add(name="fine0_add")([image, x])
+
+
+def with_fine_blocks(vqvae, number):
+    """A VQ-VAE of the same codes and the same images, whose decoder has so many fine blocks to be trained further."""
+    finer = type(vqvae)(**vqvae.get_config() | {"fine_blocks": number})
+    finer.encoder.set_weights(vqvae.encoder.get_weights())
+    finer.quantizer.set_weights(vqvae.quantizer.get_weights())
+    for layer in vqvae.decoder.layers:
+        finer.decoder.get_layer(layer.name).set_weights(layer.get_weights())
+    return finer
+
+
 def build_discriminator(image_size, filters=32):
     """Functional model: images (B, S, S, 1) -> logits of patches, float32, (B, S / 8, S / 8, 1); above 0 is real."""
     x = inputs = keras.Input((image_size, image_size, 1), name="image")

@@ -121,7 +121,13 @@ def quietly():
 
 
 def with_progress(batches, number, description, unit):
-    """Yields batches, and tells on standard error how far they are: by a bar, or in a file by a line now and then."""
+    """Yields batches, and tells on standard error how far they are: by a bar, or in a file by a line now and then.
+
+    Without a description nothing is told.
+    """
+    if description is None:
+        yield from batches
+        return
     terminal = sys.stderr is not None and sys.stderr.isatty()
     told, done = time.monotonic(), 0
     with tqdm(total=number, desc=description, unit=unit, leave=False, delay=1, disable=not terminal) as bar:

@@ -12,7 +12,7 @@ import dataset
 from evaluation import figures
 from running import run_folder
 from running.models import BESIDE
-from system.console import UserError, with_progress
+from system.console import UserError
 from using import scans
 
 SMOOTHING_ALONG_MM = 0.8  # sigma along a head's axis
@@ -31,7 +31,7 @@ def positions(model):
     return np.linspace(0, 1, int(number), dtype="float32")
 
 
-def sample(model, number, seed=0, label=None, first=FIRST_SLICE, batch_size=16):
+def sample(model, number, seed=0, label=None, first=FIRST_SLICE, batch_size=16, description=None):
     """Yields new heads, some at a time: uint8, shape (m, s, S, S), the lowest slice first.
 
     Args:
@@ -41,6 +41,7 @@ def sample(model, number, seed=0, label=None, first=FIRST_SLICE, batch_size=16):
         label: One of `labels`; None takes labels as often as in training.
         first: Where the first slice lies, as a share of the height; the others follow upwards, then downwards.
         batch_size: Heads drawn at a time.
+        description: What is drawn, for a line of progress; None shows none.
 
     Raises:
         UserError: If the run was not trained with --neighbours.
@@ -49,14 +50,9 @@ def sample(model, number, seed=0, label=None, first=FIRST_SLICE, batch_size=16):
         raise UserError(f"{model.run_dir}: its slices belong to nobody; heads need a run of train.py --neighbours")
     labels, _ = model.conditions(number, seed, label)
     heights = positions(model)
-    for codes in model.sampler.sample_heads(labels, heights, seed, round(first * (len(heights) - 1)), batch_size):
+    start = round(first * (len(heights) - 1))
+    for codes in model.sampler.sample_heads(labels, heights, seed, start, batch_size, description=description):
         yield np.stack([(decode(model, head) * 255).round().astype("uint8") for head in codes])
-
-
-def with_bar(model, number, seed, label=None):
-    """The heads that `sample` yields, one by one, with their progress."""
-    for some in with_progress(sample(model, number, seed, label), number, "heads", "head"):
-        yield from some
 
 
 def decode(model, codes, smoothing_mm=SMOOTHING_ALONG_MM):
@@ -81,7 +77,8 @@ def write_heads(model, args, folder, footer):
         old.unlink()
     labels, _ = model.conditions(args.volumes, args.seed, args.label)
     shown = []
-    for number, head in enumerate(with_bar(model, args.volumes, args.seed, args.label)):
+    drawn = sample(model, args.volumes, args.seed, args.label, description="heads")
+    for number, head in enumerate(head for some in drawn for head in some):
         path = folder / "volumes" / f"volume_{number:03d}.nii.gz"
         scans.write_head(head, path, plane, model.voxel_mm, orientation)
         shown += [head] * (number < 6)
