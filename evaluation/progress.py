@@ -120,11 +120,11 @@ def tell(data, run_dir, options):
     sample = data.images[slices.row[:: max(1, len(slices) // 200)]]
     print(f"      values {low:.4g} to {high:.4g} before, 0 to 255 after (mean {sample.mean():.0f})")
     skipped = f"{len(data.bad_files)} unusable files are left out, listed in {run_dir / 'bad_files.txt'}"
-    for notice in [*data.notices, *[skipped] * bool(data.bad_files), *_unlike_start(about, options)]:
+    for notice in [*data.notices, *[skipped] * bool(data.bad_files), *unlike_start(about, options)]:
         print(f"note: {notice}" if len(notice) < 400 else f"note: {notice[:360]} … (all of it in config.json)")
 
 
-def _unlike_start(about, options):
+def unlike_start(about, options):
     """Lines on how the data differ from those of the run of --start-from."""
     if not options["start_from"]:
         return []

@@ -509,7 +509,7 @@ def _flag(prefix, name):
     return f"--{prefix}{name}".replace("_", "-")
 
 
-def _flags(groups):
+def flags(groups):
     """The fields of some groups that are flags, each by its flag."""
     return {
         _flag(prefix, field.name): field
@@ -530,7 +530,7 @@ def _build(description, groups, everything):
     parser.add_argument("--help-all", action="store_true", help="show every option and exit")
     for (prefix, place), group in groups.items():
         title = parser.add_argument_group(group.__doc__)
-        for flag, field in _flags({(prefix, place): group}).items():
+        for flag, field in flags({(prefix, place): group}).items():
             about = field.metadata
             if field.type is bool:
                 how = {"action": "store_true"}
@@ -560,7 +560,7 @@ def _read(description, groups, argv, check):
     if given.pop("help_all", False):
         _build(description, groups, everything=True).print_help()
         raise SystemExit(0)
-    known = _flags(groups)
+    known = flags(groups)
     if others:
         unknown = others[0].partition("=")[0]
         alike = [flag for flag in known if flag.endswith(f"-{unknown.lstrip('-')}")]

@@ -3,7 +3,6 @@
 import itertools
 import json
 
-import keras
 import nibabel
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ import predict
 import train
 from evaluation import figures, heads
 from predict import TrainedModel
-from running import models, opening, options, run_folder
+from running import models, opening
 from running.config import read_config
 from using import scans
 
@@ -136,61 +135,6 @@ def test_a_run_without_neighbours_draws_no_heads(tmp_path, capsys):
     assert "heads need a run of train.py --neighbours" in capsys.readouterr().err
 
 
-# -- Starting from a trained run ----------------------------------------------------------------------------------
-
-
-def test_a_run_begins_as_the_one_that_it_starts_from(place, data):
-    """Before its first step; also a prior that is told more, and people of other labels."""
-    args = options.train(call(place, "next", "--start-from", place / "run"))
-    opening.open_run(args.run_dir, args.options, data)
-    for name in (*run_folder.VQVAES, *run_folder.PRIORS):
-        model = models.build(name, data.image_size, len(data.labels), args.options)
-        models.start(name, model, args.run_dir, place / "run")
-        theirs = keras.saving.load_model(place / "run" / f"{name}.keras", compile=False)
-        for a, b in zip(model.get_weights(), theirs.get_weights(), strict=True):
-            np.testing.assert_array_equal(a, b)
-    told = dataset.prior_inputs(data.of("test"), data.labels)
-    grid = models.build("prior", data.image_size, 2, args.options).grid_size
-    told |= {"codes": np.zeros((len(data.of("test")), grid, grid), "int32")}
-    coarse = np.zeros((len(data.of("test")), 8, 8), "int32")
-    plain = models.build("prior", data.image_size, 2, {**args.options, "heads": {"neighbours": False}})
-    (place / "plain").mkdir()
-    plain.save(place / "plain" / "prior.keras")
-    config = json.loads((place / "run" / "config.json").read_text())
-    config["models"]["prior"] = plain.get_config()
-    (place / "plain" / "config.json").write_text(json.dumps(config))
-    wider = models.build("prior", data.image_size, 2, args.options)
-    models.start("prior", wider, args.run_dir, place / "plain")
-    beside = np.ones_like(told["codes"])
-    logits = [
-        keras.ops.convert_to_numpy(model({**told, "coarse": coarse, **more}))
-        for model, more in ((plain, {}), (wider, {"below": beside}))
-    ]
-    np.testing.assert_allclose(*logits, atol=1e-5)
-
-
-def test_a_stage_alone_borrows_the_others(place):
-    arguments = call(place, "borrowed", "--start-from", place / "run", "--stage", "prior")
-    assert train.main(arguments) == 0
-    for name in ("vqvae", "coarse", "coarse_prior"):
-        there, here = ((place / run / f"{name}.keras").read_bytes() for run in ("run", "borrowed"))
-        assert there == here
-    assert (place / "run" / "prior.keras").read_bytes() != (place / "borrowed" / "prior.keras").read_bytes()
-    drawn = ["--run-dir", str(place / "borrowed"), "--num-samples", "1", "--output-dir", str(place / "one")]
-    assert predict.main(drawn) == 0
-
-
-def test_a_run_that_started_from_another_goes_on_stage_by_stage(place):
-    """All stages, then the sharp decoder; and a stage that was borrowed is trained when it is asked for."""
-    assert train.main(call(place, "whole", "--start-from", place / "run")) == 0
-    assert train.main(call(place, "whole", "--start-from", place / "run", "--stage", "sharp")) == 0
-    assert (place / "whole" / "sharp.keras").exists()
-    assert train.main(call(place, "parts", "--start-from", place / "run", "--stage", "coarse_prior")) == 0
-    borrowed = (place / "parts" / "prior.keras").read_bytes()
-    assert train.main(call(place, "parts", "--start-from", place / "run", "--stage", "prior")) == 0
-    assert (place / "parts" / "prior.keras").read_bytes() != borrowed
-
-
 def test_two_volumes_of_a_session_are_two_scans():
     slices = make_slices(2, per_scan=6)
     slices["path"] = [f"{p}_run-{i // 3}" for p, i in zip(slices.subject_id, slices.slice_index, strict=True)]
@@ -198,22 +142,6 @@ def test_two_volumes_of_a_session_are_two_scans():
     assert dataset.scan_of(slices).nunique() == 4
     found = dataset.neighbours(slices)
     assert found["below"].tolist() == [-1, 0, 1, -1, 3, 4, -1, 6, 7, -1, 9, 10]
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--start-from", "RUN", "--preset", "1mm"], "--preset 1mm: the sizes are those of --start-from"),
-        (["--start-from", "RUN", "--prior-filters", "12"], "its prior has other sizes"),
-        (["--start-from", "RUN", "--prior-num-blocks", "3"], "its prior lacks"),
-        (["--start-from", "nowhere"], "--start-from nowhere: no run here"),
-        (["--start-from", "RUN", "--num-embeddings", "17"], "its vqvae has other sizes"),
-    ],
-)
-def test_what_cannot_be_started_from_is_a_line(place, capsys, more, message):
-    more = [str(place / "run") if part == "RUN" else part for part in more]
-    assert train.main(call(place, f"refused-{more[-1]}", *more)) == 1
-    assert message in capsys.readouterr().err
 
 
 # -- What is measured of heads ------------------------------------------------------------------------------------
