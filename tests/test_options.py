@@ -82,7 +82,7 @@ def test_train_says_what_is_wrong_in_one_line(monkeypatch, capsys, arguments, me
     ("arguments", "message"),
     [
         (["--output-dir", ""], "argument --output-dir: an empty path"),
-        (["--label", "MCI"], "--label MCI: the run knows control, depression"),
+        (["--label", "MCI"], "--label MCI: the run knows control, depr"),
         (["--decoder", "blunt"], "--decoder blunt: must be one of plain, sharp"),
         (["--volumes", "2", "--num-samples", "3"], "--num-samples: has no effect on --volumes; leave it out"),
         (["--volumes", "2", "--slice-position", "0.5"], "--slice-position: has no effect on --volumes"),
