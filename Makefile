@@ -62,6 +62,8 @@ results: demo
 	$(BIN)/python -m benchmarks.ventricles --run-dir runs/demo --output results/demo/ventricles.json
 ifdef DS
 	$(call fit,ds002748,--data-dir $(DS) $(DS_RUN))
+	mkdir -p runs/heads
+	cp $(foreach name,vqvae coarse sharp,runs/ds002748/$(name).keras runs/ds002748/$(name)_history.csv) runs/heads
 	$(BIN)/python train.py --run-dir runs/heads --data-dir $(DS) $(DS_HEADS) --stage coarse_prior
 	$(BIN)/python train.py --run-dir runs/heads --data-dir $(DS) $(DS_HEADS) --stage prior
 	$(call measure,ds002748,ds002748)

@@ -41,9 +41,9 @@ class Contestant(worker.Contestant):
 
     def __init__(self, name, variant, batches, seconds):
         super().__init__(COMPILED_AFTER, seconds if variant.scheduled else None)
-        models.set_precision(models.resolve_precision(variant.precision))
         keras.utils.set_random_seed(0)
-        self.name, self.variant, self.batches, self.model = name, variant, batches, variant.build()
+        with models.precision(models.resolve_precision(variant.precision)):
+            self.name, self.variant, self.batches, self.model = name, variant, batches, variant.build()
         self.model.compile(optimizer=variant.optimizer(variant.learning_rate))
 
     def warm_up(self):

@@ -4,7 +4,6 @@ import itertools
 import json
 from types import SimpleNamespace
 
-import keras
 import nibabel
 import numpy as np
 import pytest
@@ -177,40 +176,6 @@ def test_a_run_without_neighbours_draws_no_heads_and_none_are_read():
     assert evaluate.compare_heads(None, SimpleNamespace(num_heads=4), model, data, "") is None
 
 
-# -- Starting from a trained run ----------------------------------------------------------------------------------
-
-
-def test_a_run_begins_as_the_one_that_it_starts_from(place, data, model):
-    """Before its first step; also a prior that is told more."""
-    wanted, theirs = asked(place, "next"), model.models
-    opening.open_run(place / "next", wanted, data)
-    for name, other in (("vqvae", theirs.vqvae), ("prior", theirs.prior)):
-        new = models.build(name, data.image_size, len(data.labels), wanted)
-        assert not all(np.array_equal(*pair) for pair in zip(new.get_weights(), other.get_weights(), strict=True))
-        models.start(name, new, place / "next", place / "run")
-        for a, b in zip(new.get_weights(), other.get_weights(), strict=True):
-            np.testing.assert_array_equal(a, b)
-    told = dataset.prior_inputs(data.of("test"), data.labels)
-    told["codes"] = np.zeros((len(data.of("test")), *[model.grid_size] * 2), "int32")
-    coarse = np.zeros((len(data.of("test")), 8, 8), "int32")
-    plain, wider = (
-        models.build("prior", data.image_size, 2, {**wanted, "heads": {"neighbours": told_more}})
-        for told_more in (False, True)
-    )
-    (place / "plain").mkdir()
-    plain.save(place / "plain" / "prior.keras")
-    config = json.loads((place / "run" / "config.json").read_text())
-    config["models"]["prior"] = plain.get_config()
-    (place / "plain" / "config.json").write_text(json.dumps(config))
-    models.start("prior", wider, place / "next", place / "plain")
-    beside = np.ones_like(told["codes"])
-    logits = [
-        keras.ops.convert_to_numpy(prior({**told, "coarse": coarse, **more}))
-        for prior, more in ((plain, {}), (wider, {"below": beside}))
-    ]
-    np.testing.assert_allclose(*logits, atol=1e-5)
-
-
 def test_two_volumes_of_a_session_are_two_scans():
     slices = make_slices(2, per_scan=6)
     slices["path"] = [f"{p}_run-{i // 3}" for p, i in zip(slices.subject_id, slices.slice_index, strict=True)]
@@ -218,12 +183,6 @@ def test_two_volumes_of_a_session_are_two_scans():
     assert dataset.scan_of(slices).nunique() == 4
     found = dataset.neighbours(slices)
     assert found["below"].tolist() == [-1, 0, 1, -1, 3, 4, -1, 6, 7, -1, 9, 10]
-
-
-def test_a_model_of_other_sizes_cannot_be_started_from(place, data):
-    wider = models.build("vqvae", data.image_size, 0, asked(place, "other", vqvae={"num_embeddings": 17}))
-    with pytest.raises(UserError, match="its vqvae has other sizes"):
-        models.start("vqvae", wider, place / "run", place / "run")
 
 
 # -- What is measured of heads ------------------------------------------------------------------------------------
