@@ -183,10 +183,14 @@ def run(args):
     model = TrainedModel(args.run_dir, args.decoder, args.coarse_temperature, args.temperature, args.top_k, args.top_p)
     data, faults = without_black(opening.find_data(args.run_dir, model.config, args.data_dir, args.cache_dir))
     folder = args.output_dir or args.run_dir / f"evaluation{'_sharp' * (model.decoder == 'sharp')}"
-    predict.empty(folder, report.PICTURES)
-    footer = run_folder.footer(data.title, data.credit)
     print(f"data: {data.title}")
+    with predict.output(folder, report.PICTURES, "evaluate.py"):
+        evaluate(folder, args, model, data, faults)
 
+
+def evaluate(folder, args, model, data, faults):
+    """Everything, in this order: measured, drawn, compared, written, told; `faults` are those of the data."""
+    footer = run_folder.footer(data.title, data.credit)
     result, measured = measure(model, data)
     draw_pictures(folder, model, data, measured, footer)
     images, positions = draw_samples(folder, args, model, footer)

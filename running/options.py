@@ -314,7 +314,7 @@ def _values(given):
 
 
 def _of_start(given):
-    """What the run of --start-from was trained with, by group; of its data, the size alone."""
+    """What --start-from says by group: sizes of models and slices; and how the stages that are not trained were."""
     start = given.get("start_from")
     if not start:
         return {}
@@ -326,7 +326,10 @@ def _of_start(given):
         config = read_config(start)
     except UserError as error:
         raise UserError(f"--start-from {error}") from error
-    groups = {place: config["options"].get(place, {}) for _, place in TRAIN if place not in ("command", "heads")}
+    places = ["vqvae", "coarse", "coarse_prior", "prior"]
+    if given.get("stage", "all") != "all":  # the others' models are copied
+        places += [f"{stage}_training" for stage in (*places, "sharp") if stage != given["stage"]]
+    groups = {place: config["options"].get(place, {}) for place in places}
     return groups | {"data": {"image_size": config["data"]["image_size"]}}
 
 
@@ -417,11 +420,6 @@ class Evaluation:
         "whole heads drawn and measured (half an hour), of a run trained with --neighbours; 0 for none",
         least=0,
         most=2000,
-    )
-    features: str = everyday(
-        "texture",
-        "what samples are judged by: log-Gabor energies, or InceptionV3, whose weights (84 MB) are fetched once",
-        ("texture", "inception"),
     )
 
 
