@@ -314,7 +314,7 @@ def _values(given):
 
 
 def _of_start(given):
-    """What --start-from says by group: sizes of models and slices; and how the stages that are not trained were."""
+    """What the run of --start-from was trained with, by group: it stands in for defaults. Of its data, the size alone."""
     start = given.get("start_from")
     if not start:
         return {}
@@ -326,10 +326,7 @@ def _of_start(given):
         config = read_config(start)
     except UserError as error:
         raise UserError(f"--start-from {error}") from error
-    places = ["vqvae", "coarse", "coarse_prior", "prior"]
-    if given.get("stage", "all") != "all":  # the others' models are copied
-        places += [f"{stage}_training" for stage in (*places, "sharp") if stage != given["stage"]]
-    groups = {place: config["options"].get(place, {}) for place in places}
+    groups = {place: config["options"].get(place, {}) for _, place in TRAIN if place not in ("command", "heads")}
     return groups | {"data": {"image_size": config["data"]["image_size"]}}
 
 
