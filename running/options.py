@@ -314,7 +314,7 @@ def _values(given):
 
 
 def _of_start(given):
-    """What the run of --start-from was trained with, by group: it stands in for defaults. Of its data, the size alone."""
+    """What the run of --start-from was trained with, by group, in place of defaults; of its data, the size alone."""
     start = given.get("start_from")
     if not start:
         return {}
