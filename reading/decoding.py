@@ -157,7 +157,7 @@ def voxel_sizes(volume):
 def head(voxels, gap):
     """What is inside the head: bool, shape of `voxels`, a volume or a slice.
 
-    For what is kept of a scan: generous, where `evaluation.metrics.head_mask`, which figures are made within, is tight.
+    This mask is generous: it decides what is kept of a scan. `evaluation.metrics.head_mask`, for metrics, is tight.
     The smoothed image above half of Otsu's threshold, closed over gaps of so many elements on either side (bone lies
     between brain and scalp), its largest piece, holes filled in every plane, and one more element all around.
     """

@@ -1,4 +1,4 @@
-"""Scans of one's own: files made into what a run's models take, and what the models make of them turned into files.
+"""Scans of one's own: read as a run read its own files; results are written as files of the same shape.
 
     found, notices = scans.find([Path("scan.nii.gz")])
     for name, (source, scale) in found.items():
