@@ -1,4 +1,4 @@
-"""Scans of one's own: files made into what a run's models take, and what the models make of them turned into files.
+"""Scans of one's own: reads your files as the run read its own, and writes results as files.
 
     found, notices = scans.find([Path("scan.nii.gz")])
     for name, (source, scale) in found.items():
@@ -122,21 +122,21 @@ def _sources_in(folder):
     """Sources of all images and volumes in a folder, whose they are where its layout is known; what is left out."""
     everything, notices, known, aside, aside_is = layouts.walk(folder), [], {}, "", ""
     names = [name for name in everything if layouts.kind_of(name)]
-    try:
-        layout, sources, _ = layouts.find(folder)
-        known = {source.path: source for source in sources}
-        if layout in layouts.LAYOUTS:
-            aside, aside_is = layouts.LAYOUTS[layout].aside, layouts.LAYOUTS[layout].aside_is
-    except UserError:
-        if not names:
-            raise
-    left = [name for name in names if aside and re.fullmatch(aside, name) and folder / name not in known]
-    if left:
-        notices.append(f"{folder}: {aside_is} are left out: {len(left)} ({left[0]} the first)")
     kinds = collections.Counter(end for name in everything for end in layouts.NOT_READ if name.lower().endswith(end))
     if kinds:
         listed = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
         notices.append(f"{folder}: files of kinds that are not read: {listed}")
+    try:
+        layout, sources, _ = layouts.find(folder, subject_regex=None if names else "(.+)")  # which says what is read
+        known = {source.path: source for source in sources}
+        if layout in layouts.LAYOUTS:
+            aside, aside_is = layouts.LAYOUTS[layout].aside, layouts.LAYOUTS[layout].aside_is
+    except UserError as error:
+        if not names:
+            raise UserError("; ".join([str(error), *notices])) from error
+    left = [name for name in names if aside and re.fullmatch(aside, name) and folder / name not in known]
+    if left:
+        notices.append(f"{folder}: {aside_is} are left out: {len(left)} ({left[0]} the first)")
     paths = [folder / name for name in names if name not in left]
     return [known.get(path) or _source(path) for path in paths], notices
 
