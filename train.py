@@ -11,6 +11,7 @@ stopped; other settings in the same folder are refused.
 import contextlib
 import functools
 import io
+import shlex
 import sys
 from pathlib import Path
 
@@ -34,41 +35,117 @@ INITIAL_SLICES = 128  # whose encoder outputs the codebook starts from
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# Fitting a stage
+# Stage 1: the VQ-VAE
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def vqvae_optimizer(learning_rate):
-    """AdamW (Loshchilov & Hutter 2019)."""
-    return keras.optimizers.AdamW(learning_rate, weight_decay=1e-4, clipnorm=1.0)
+def train_vqvae(run_dir, data, options, name="vqvae"):
+    """Fits a VQ-VAE to the training people's slices; `name` is "coarse" for that of shrunk slices."""
+    training, seed = options[f"{name}_training"], options["data"]["seed"]
+    model = models.build(name, data.image_size, len(data.labels), options)
+    size, batch_size = model.image_size, training["batch_size"]
+    batches = dataset.ChangedImages(data, size, batch_size, seed, **options["augmentation"])
+    if options["start_from"]:
+        models.start(name, model, run_dir, Path(options["start_from"]))
+    else:
+        initialise(model, batches, batch_size)
+    fit(
+        name,
+        model,
+        lambda rate, steps: vqvae_optimizer(rate),
+        batches,
+        dataset.image_batches(data, "validation", size, batch_size),
+        training,
+        run_dir,
+        [progress.Progress(data, run_dir, training["epochs"])] if name == "vqvae" else [],
+    )
 
 
-def prior_optimizer(learning_rate, average_steps):
-    """Muon (Liu et al. 2025, arXiv:2502.16982) for every matrix, AdamW for embeddings, biases and the logits' layer.
+def initialise(model, batches, batch_size):
+    """Gives the codebook encoder outputs: at another scale, two entries would win every vector for several epochs."""
+    batches.set_epoch(0)
+    images = batches.fetch(np.sort(batches.order[:INITIAL_SLICES]))
+    parts = range(0, len(images), batch_size)
+    z_e = np.concatenate([model.encoder.predict_on_batch(images[i : i + batch_size]) for i in parts])
+    try:
+        model.quantizer.initialise(z_e)
+    except ValueError as error:
+        raise UserError(f"{error}; give more slices, or a smaller --num-embeddings") from error
 
-    Weights are averaged over about `average_steps` steps.
+
+def train_sharp(run_dir, data, options):
+    """After stage 1, if wanted: fits the decoder against a discriminator; sharp.keras is a VQ-VAE of the same codes."""
+    training, seed = options["sharp_training"], options["data"]["seed"]
+    trained = models.load_vqvae(run_dir)
+    if (run_dir / "sharp.keras").exists():
+        models.load_decoders(run_dir, "sharp")  # raises if it belongs to another VQ-VAE
+    keras.utils.set_random_seed(seed)
+    vqvae = sharpening.with_fine_blocks(trained, training["fine_blocks"])  # at the run's precision
+    fit(
+        "sharp",
+        sharpening.Sharpener(vqvae, training["adversarial_weight"], training["lecam_weight"]),
+        lambda rate, steps: sharp_optimizer(rate, steps / 20),
+        dataset.ChangedImages(data, data.image_size, training["batch_size"], seed, **options["augmentation"]),
+        dataset.image_batches(data, "validation", data.image_size, training["batch_size"]),
+        training,
+        run_dir,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Stage 2: the prior
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def train_prior(run_dir, data, options, name="prior"):
+    """Fits a PixelCNN to the codes of the training people's slices; `name` is "coarse_prior" for that of coarse codes.
+
+    The prior of codes is told the coarse codes of the same slice, and at drawing those that the other prior has drawn.
     """
-    return keras.optimizers.Muon(
-        learning_rate,
-        weight_decay=1e-4,
-        adam_weight_decay=1e-4,
-        clipnorm=1.0,
-        exclude_layers=["logits"],
-        use_ema=True,
-        ema_momentum=1 - 1 / max(1.0, average_steps),
+    training, seed = options[f"{name}_training"], options["data"]["seed"]
+    encoders, codes = codes_of(name, run_dir, data)
+    if (run_dir / f"{name}.keras").exists():
+        models.load_prior(run_dir, name, *encoders.values())  # raises if it belongs to another VQ-VAE
+    model = models.build(name, data.image_size, len(data.labels), options, models.fingerprint(*encoders.values()))
+    if options["start_from"]:
+        models.start(name, model, run_dir, Path(options["start_from"]))
+    model.set_codebook(keras.ops.convert_to_numpy(encoders["codes"].quantizer.codebook))
+    train, validation, beside = data.of("train"), data.of("validation"), None
+    if options["heads"]["neighbours"]:
+        beside = dataset.neighbours(train)
+        if beside["below"].max() < 0:
+            raise UserError("--neighbours: no person has two slices, one above the other")
+        # Validated as whole heads are drawn, from the lowest slice upwards.
+        codes["below"] = dataset.codes_beside(codes["codes"], dataset.neighbours(validation)["below"])
+        codes["above"] = np.full_like(codes["below"], -1)
+    checked, told = dataset.prior_inputs(validation, data.labels, **codes), dataset.prior_inputs(train, data.labels)
+    fit(
+        name,
+        model,
+        lambda rate, steps: prior_optimizer(rate, steps * training["average_over"]),
+        dataset.ChangedCodes(
+            told, encoders, data, training["batch_size"], seed, beside=beside, **options["augmentation"]
+        ),
+        dataset.Batches(len(validation), lambda rows: dataset.select(checked, rows), training["batch_size"]),
+        training,
+        run_dir,
     )
 
 
-def sharp_optimizer(learning_rate, average_steps):
-    """AdamW for decoder and discriminator alike; weights are averaged over about `average_steps` steps."""
-    return keras.optimizers.AdamW(
-        learning_rate,
-        weight_decay=1e-4,
-        beta_1=0.5,
-        beta_2=0.9,
-        use_ema=True,
-        ema_momentum=1 - 1 / max(1.0, average_steps),
-    )
+def codes_of(name, run_dir, data):
+    """The VQ-VAEs that make a prior's codes, by the names that it has for them, and those of the validation slices."""
+    coarse = models.load_vqvae(run_dir, "coarse")
+    of_coarse = dataset.encode(coarse, data.images, data.of("validation").row.to_numpy())
+    if name == "coarse_prior":
+        return {"codes": coarse}, {"codes": of_coarse}
+    vqvae = models.load_vqvae(run_dir)
+    codes = opening.all_codes(run_dir, vqvae, data)[data.slices.split == "validation"]
+    return {"codes": vqvae, "coarse": coarse}, {"codes": codes, "coarse": of_coarse}
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Fitting a stage
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def fit(stage, model, make_optimizer, batches, validation, training, run_dir, watch=()):
@@ -111,112 +188,32 @@ def fit(stage, model, make_optimizer, batches, validation, training, run_dir, wa
     devices.wait_for_all(stage)  # until the first one has written
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# The stages
-# ----------------------------------------------------------------------------------------------------------------
+def vqvae_optimizer(learning_rate):
+    """AdamW (Loshchilov & Hutter 2019)."""
+    return keras.optimizers.AdamW(learning_rate, weight_decay=1e-4, clipnorm=1.0)
 
 
-def initialise(model, batches, batch_size):
-    """Gives the codebook encoder outputs: at another scale, two entries would take every vector for epochs."""
-    batches.set_epoch(0)
-    images = batches.fetch(np.sort(batches.order[:INITIAL_SLICES]))
-    parts = range(0, len(images), batch_size)
-    z_e = np.concatenate([model.encoder.predict_on_batch(images[i : i + batch_size]) for i in parts])
-    try:
-        model.quantizer.initialise(z_e)
-    except ValueError as error:
-        raise UserError(f"{error}; give more slices, or a smaller --num-embeddings") from error
+def prior_optimizer(learning_rate, average_steps):
+    """Muon (Liu et al. 2025, arXiv:2502.16982) for every matrix, AdamW for embeddings, biases and the logits' layer.
 
-
-def train_vqvae(run_dir, data, options, name="vqvae"):
-    """Stage 1: fits a VQ-VAE to the training people's slices; `name` is "coarse" for that of shrunk slices."""
-    training, seed = options[f"{name}_training"], options["data"]["seed"]
-    model = models.build(name, data.image_size, len(data.labels), options)
-    size, batch_size = model.image_size, training["batch_size"]
-    batches = dataset.ChangedImages(data, size, batch_size, seed, **options["augmentation"])
-    if options["start_from"]:
-        models.start(name, model, run_dir, Path(options["start_from"]))
-    else:
-        initialise(model, batches, batch_size)
-    fit(
-        name,
-        model,
-        lambda rate, steps: vqvae_optimizer(rate),
-        batches,
-        dataset.image_batches(data, "validation", size, batch_size),
-        training,
-        run_dir,
-        [progress.Progress(data, run_dir, training["epochs"])] if name == "vqvae" else [],
-    )
-
-
-def train_prior(run_dir, data, options, name="prior"):
-    """Stage 2: fits a PixelCNN to the codes of the training people's slices; "coarse_prior" is that of coarse codes.
-
-    Codes are told the coarse codes of the same slice, and at drawing coarse codes that the other prior has drawn.
+    Weights are averaged over about `average_steps` steps.
     """
-    training, seed = options[f"{name}_training"], options["data"]["seed"]
-    train, validation = data.of("train"), data.of("validation")
-    coarse = models.load_vqvae(run_dir, "coarse")
-    of_coarse = dataset.encode(coarse, data.images, validation.row.to_numpy())
-    if name == "coarse_prior":
-        encoders, codes = {"codes": coarse}, {"codes": of_coarse}
-    else:
-        vqvae = models.load_vqvae(run_dir)
-        encoders = {"codes": vqvae, "coarse": coarse}
-        codes = {
-            "codes": opening.all_codes(run_dir, vqvae, data)[data.slices.split == "validation"],
-            "coarse": of_coarse,
-        }
-    if (run_dir / f"{name}.keras").exists():
-        models.load_prior(run_dir, name, *encoders.values())  # raises if it belongs to another VQ-VAE
-    model = models.build(name, data.image_size, len(data.labels), options, models.fingerprint(*encoders.values()))
-    if options["start_from"]:
-        models.start(name, model, run_dir, Path(options["start_from"]))
-    model.set_codebook(keras.ops.convert_to_numpy(encoders["codes"].quantizer.codebook))
-    beside = None
-    if options["heads"]["neighbours"]:
-        beside = dataset.neighbours(train)
-        if beside["below"].max() < 0:
-            raise UserError("--neighbours: no person has two slices, one above the other")
-        known = dataset.neighbours(validation)
-        # Validated as whole heads are drawn, from the lowest slice upwards.
-        codes["below"] = dataset.codes_beside(codes["codes"], known["below"])
-        codes["above"] = np.full_like(codes["below"], -1)
-    checked = dataset.prior_inputs(validation, data.labels, **codes)
-    told = dataset.prior_inputs(train, data.labels)
-    fit(
-        name,
-        model,
-        lambda rate, steps: prior_optimizer(rate, steps * training["average_over"]),
-        dataset.ChangedCodes(
-            told, encoders, data, training["batch_size"], seed, beside=beside, **options["augmentation"]
-        ),
-        dataset.Batches(len(validation), lambda rows: dataset.select(checked, rows), training["batch_size"]),
-        training,
-        run_dir,
-    )
+    momentum = 1 - 1 / max(1.0, average_steps)
+    decay = {"weight_decay": 1e-4, "adam_weight_decay": 1e-4}
+    how = {"clipnorm": 1.0, "exclude_layers": ["logits"], "use_ema": True, "ema_momentum": momentum}
+    return keras.optimizers.Muon(learning_rate, **decay, **how)
 
 
-def train_sharp(run_dir, data, options):
-    """After stage 1, if wanted: fits the decoder against a discriminator; sharp.keras is a VQ-VAE of the same codes."""
-    training, seed = options["sharp_training"], options["data"]["seed"]
-    trained = models.load_vqvae(run_dir)
-    if (run_dir / "sharp.keras").exists():
-        models.load_decoders(run_dir, "sharp")  # raises if it belongs to another VQ-VAE
-    models.set_precision(options["precision"])
-    keras.utils.set_random_seed(seed)
-    vqvae = sharpening.with_fine_blocks(trained, training["fine_blocks"])  # at the run's precision
-    fit(
-        "sharp",
-        sharpening.Sharpener(vqvae, training["adversarial_weight"], training["lecam_weight"]),
-        lambda rate, steps: sharp_optimizer(rate, steps / 20),
-        dataset.ChangedImages(data, data.image_size, training["batch_size"], seed, **options["augmentation"]),
-        dataset.image_batches(data, "validation", data.image_size, training["batch_size"]),
-        training,
-        run_dir,
-    )
+def sharp_optimizer(learning_rate, average_steps):
+    """AdamW for decoder and discriminator alike; weights are averaged over about `average_steps` steps."""
+    momentum = 1 - 1 / max(1.0, average_steps)
+    how = {"weight_decay": 1e-4, "beta_1": 0.5, "beta_2": 0.9, "use_ema": True, "ema_momentum": momentum}
+    return keras.optimizers.AdamW(learning_rate, **how)
 
+
+# ----------------------------------------------------------------------------------------------------------------
+# The command
+# ----------------------------------------------------------------------------------------------------------------
 
 STAGES = {
     "vqvae": train_vqvae,
@@ -227,46 +224,34 @@ STAGES = {
 }
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# The command
-# ----------------------------------------------------------------------------------------------------------------
-
-
 def run(command):
     """All of a run, or one stage of it, from what `options.train` returns."""
     run_dir, options = command.run_dir, command.options
+    stages = [*run_folder.VQVAES, *run_folder.PRIORS] if command.stage == "all" else [command.stage]
     with contextlib.ExitStack() as stack:
         stack.enter_context(devices.others_may_end())
         devices.start(command.devices)  # before anything asks for a device
         if not devices.is_first():
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        for stage in STAGES:
+        for stage in stages:
             batch_size = options[f"{stage}_training"]["batch_size"]
             if batch_size % devices.number():
-                flag = f"--{stage.replace('_', '-')}-batch-size"
-                raise UserError(f"{flag} {batch_size}: must be a multiple of {devices.number()} devices")
+                raise UserError(f"{stage}: its batches of {batch_size} cannot be shared by {devices.number()} devices")
         options["precision"] = models.resolve_precision(options["precision"])
+        stack.enter_context(models.precision(options["precision"]))
         data = dataset.prepare(**options["data"])
-        progress.tell(data, run_dir)
+        progress.tell(data, run_dir, options)
         if devices.is_first():
-            stack.enter_context(run_folder.alone_in(run_dir))
-        new = not (run_dir / "config.json").exists()
-        if not (command.dry_run and new):
-            opening.open_run(run_dir, options, data)  # which refuses other data or settings than those of the run
-        elif devices.is_first():
-            run_folder.write_splits(run_dir, data)
+            stack.enter_context(run_folder.alone_in(run_dir, "train.py"))
+        new = opening.open_run(run_dir, options, data, command.dry_run)
         if new and devices.is_first():
             progress.preview(run_dir / "preview.png", data)
         if command.dry_run:
             print(f"nothing was trained; look at {run_dir / 'preview.png'} and {run_dir / 'splits.csv'}")
             return
-        if options["start_from"] and command.stage != "all" and devices.is_first():
-            models.give_back(run_dir, Path(options["start_from"]), command.stage)
-            if new:
-                models.borrow(run_dir, Path(options["start_from"]), command.stage)
-        for stage in [*run_folder.VQVAES, *run_folder.PRIORS] if command.stage == "all" else [command.stage]:
+        for stage in stages:
             STAGES[stage](run_dir, data, options)
-    print(f"done: {run_dir}; now: python predict.py --run-dir {run_dir}")
+    print(f"done: {run_dir}; now: python predict.py --run-dir {shlex.quote(str(run_dir))}")
 
 
 def main(argv=None):

@@ -1,6 +1,7 @@
 """What a person sees before and during training: what the data are, and validation slices after each epoch."""
 
 import math
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import dataset
 from evaluation import figures
 from extensions import losses
 from running import run_folder
+from running.config import read_config
 from system import devices
 
 WATCHED, SHOWN = 128, 6  # validation slices that are measured, and shown, after each epoch of the VQ-VAE
@@ -49,9 +51,7 @@ class Progress(keras.callbacks.Callback):
         logs["val_psnr_db"] = float(psnr[np.isfinite(psnr)].mean()) if np.isfinite(psnr).any() else math.nan
         if not devices.is_first():
             return
-        history = run_folder.read_history(self.run_dir / "vqvae_history.csv")[
-            :epoch
-        ]  # what comes later is trained again
+        history = run_folder.read_history(self.run_dir / "vqvae_history.csv")[:epoch]  # the rest is trained again
         curve = [(row["epoch"], row.get("val_ssim", math.nan)) for row in history] + [(epoch + 1, logs["val_ssim"])]
         title = (
             f"VQ-VAE after epoch {epoch + 1} of {self.epochs}: SSIM {logs['val_ssim']:.3f}, "
@@ -92,7 +92,7 @@ def _spread(places, most):
     return places[np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)]
 
 
-def tell(data, run_dir):
+def tell(data, run_dir, options):
     """Says what the data are: what was found, whose it is, what it was like and what was done to it."""
     slices, about = data.slices, data.about
     people = slices.drop_duplicates(["subject_id", "label"])
@@ -120,16 +120,30 @@ def tell(data, run_dir):
     sample = data.images[slices.row[:: max(1, len(slices) // 200)]]
     print(f"      values {low:.4g} to {high:.4g} before, 0 to 255 after (mean {sample.mean():.0f})")
     skipped = f"{len(data.bad_files)} unusable files are left out, listed in {run_dir / 'bad_files.txt'}"
-    for notice in [*data.notices, *[skipped] * bool(data.bad_files)]:
+    for notice in [*data.notices, *[skipped] * bool(data.bad_files), *unlike_start(about, options)]:
         print(f"note: {notice}" if len(notice) < 400 else f"note: {notice[:360]} … (all of it in config.json)")
+
+
+def unlike_start(about, options):
+    """Lines on how the data differ from those of the run of --start-from."""
+    if not options["start_from"]:
+        return []
+    start = read_config(Path(options["start_from"]))
+    theirs, ours = start["data"]["about"].get("pixel_mm"), about["pixel_mm"]
+    backgrounds = [one["data"]["background"] for one in (start["options"], options)]
+    lines = []
+    if theirs and ours and abs(theirs / ours - 1) > 0.05:
+        lines.append(f"{ours:.3g} mm a pixel, and {theirs:.3g} in the run of --start-from; --voxel-size changes that")
+    if backgrounds[0] != backgrounds[1]:
+        lines.append("--background {1}, and {0} in the run of --start-from".format(*backgrounds))
+    return lines
 
 
 def preview(path, data):
     """Draws a contact sheet: some people of each split at three heights."""
     columns = []
     for split, most in (("train", 4), ("validation", 3), ("test", 3)):
-        people = data.of(split).subject_id.unique()
-        for person in people[np.unique(np.linspace(0, len(people) - 1, min(most, len(people))).round().astype(int))]:
+        for person in _spread(data.of(split).subject_id.unique(), most):
             mine = data.slices[data.slices.subject_id == person].sort_values("slice_position", kind="stable")
             some = mine.iloc[[len(mine) * part // 4 for part in (3, 2, 1)]]
             label = " ".join(dict.fromkeys(filter(None, some.label)))

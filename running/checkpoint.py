@@ -44,6 +44,7 @@ class Checkpoint(keras.callbacks.Callback):
         if not (self.state_path.exists() and self.best_path.exists()):  # without its best model a stage starts again
             self.history = []
             return 0
+        self.state_path.open("rb").close()  # raises OSError where it may not be read
         try:
             self.model.load_weights(self.state_path)
         except Exception as error:  # h5py and Keras raise many kinds
@@ -72,10 +73,12 @@ class Checkpoint(keras.callbacks.Callback):
             save(self.model.save, self.best_path)
 
     def on_epoch_end(self, epoch, logs=None):
-        if not math.isfinite(logs["loss"]):
-            raise UserError(
-                f"the loss is {logs['loss']} in epoch {epoch + 1}: lower the learning rate, in another --run-dir"
-            )
+        for name in ("loss", self.monitor):
+            if not math.isfinite(logs[name]):
+                raise UserError(
+                    f"{self.stage}: {name} is {logs[name]} in epoch {epoch + 1}; lower the learning rate, in another "
+                    "--run-dir"
+                )
         self.history.append({"epoch": epoch + 1, "seconds": round(time.monotonic() - self.started, 1), **logs})
         if devices.is_first():
             table = pd.DataFrame(self.history).to_csv(index=False, float_format="%.9g", lineterminator="\n")

@@ -7,11 +7,11 @@ from system.console import UserError
 WHERE_AND_HOW_CALLED = (
     "options.data.data_dir",
     "options.data.cache_dir",
+    "options.start_from",
     "data.title",
     "data.credit",
     "data.notices",
     "data.about",
-    "options.start_from",
 )
 
 
@@ -34,23 +34,39 @@ def read_config(run_dir):
 
 def refuse_if_different(path, config):
     """Raises UserError if the run at `path` has other settings; what the data are counts, not where they lie."""
-    old = read_config(path.parent)
-    old["options"] = {"heads": {"neighbours": False}, "start_from": None, **old["options"]}  # new since then
-    differences, free = [], set(WHERE_AND_HOW_CALLED)
+    configs = [read_config(path.parent), json.loads(json.dumps(config))]
     if not (path.parent / "sharp_history.csv").exists():  # a phase that has not begun
-        name = "options.sharp_training"
-        free |= {name, *(f"{name}.{option}" for option in config["options"]["sharp_training"])}
+        configs = [one | {"options": one["options"] | {"sharp_training": None}} for one in configs]
+    differences = []
 
-    def compare(a, b, name):
-        if isinstance(a, dict) and isinstance(b, dict):
-            for key in sorted(a):  # options that are new since then had one way to be
-                compare(a.get(key), b.get(key), f"{name}.{key}")
-        elif a != b and name not in free:
-            differences.append(f"{name} was {a!r} and is now {b!r}")
+    def compare(old, new, name):
+        if name in WHERE_AND_HOW_CALLED:
+            return
+        if isinstance(old, dict) and isinstance(new, dict):
+            for key in sorted(old.keys() | new.keys()):
+                compare(old.get(key), new.get(key), f"{name}.{key}")
+        elif old != new:
+            differences.append(f"{name} was {old!r} and is now {new!r}")
 
-    for part, value in json.loads(json.dumps(config)).items():
-        compare(old.get(part), value, part)
+    for part in configs[1]:
+        compare(*(one.get(part) for one in configs), part)
     if differences:
         raise UserError(
             f"{path.parent}: holds a run of other settings: {'; '.join(differences)}; give another --run-dir"
         )
+
+
+FREE = ("seed", "vqvae_fingerprint", "dropout", "restart_threshold", "commitment_cost", "reconstruction_loss")
+FREE += ("ssim_weight", "num_labels", "maps")  # of a model, and it may all the same start from another's weights
+
+
+def refuse_start(start_from, models):
+    """Raises UserError if models, constructor arguments by name, are of other sizes than those of --start-from."""
+    theirs = read_config(start_from).get("models", {})
+    for name, asked in json.loads(json.dumps(models)).items():
+        for key, value in asked.items():
+            old = theirs.get(name, {}).get(key)
+            if key not in FREE and old != value:
+                raise UserError(
+                    f"--start-from {start_from}: its {name} has {key} {old}, not {value}; leave out what changes it"
+                )

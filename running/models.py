@@ -1,9 +1,9 @@
 """The models of a run: built from its options, loaded from its folder, begun with those of another run."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import keras
@@ -11,10 +11,9 @@ import numpy as np
 
 import modules
 from running.config import read_config
-from running.run_folder import PRIORS, VQVAES
+from running.run_folder import VQVAES
 from system import devices
 from system.console import UserError
-from system.files import write_whole
 
 
 def resolve_precision(choice):
@@ -27,10 +26,21 @@ def resolve_precision(choice):
     return "bfloat16" if has_bfloat16 else "float32"
 
 
-def set_precision(precision):
-    """What models built or loaded from now on compute in; float32 is float32 on GPUs, too (`devices.keep_float32`)."""
-    devices.keep_float32()
-    keras.config.set_dtype_policy({"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision])
+@contextlib.contextmanager
+def precision(name):
+    """Inside, models are built and loaded to compute in "float32" or "bfloat16", and float32 is whole on GPUs, too.
+
+    What else Keras's own settings file says, of floats and channels, is for other programs and is put aside for good.
+    """
+    before = keras.config.dtype_policy()
+    keras.config.set_floatx("float32")
+    keras.config.set_image_data_format("channels_last")
+    with devices.whole_float32():
+        keras.config.set_dtype_policy({"float32": "float32", "bfloat16": "mixed_bfloat16"}[name])
+        try:
+            yield
+        finally:
+            keras.config.set_dtype_policy(before)
 
 
 BESIDE = ("below", "above")  # maps of both priors of a run with --neighbours
@@ -43,22 +53,22 @@ def build(name, image_size, num_labels, options, vqvae_fingerprint=""):
         UserError: If the options do not fit each other.
     """
     seed = options["data"]["seed"]
-    set_precision(options["precision"])
     keras.utils.set_random_seed(seed)
     try:
-        if name in VQVAES:
-            return modules.VQVAE(**{"image_size": image_size, **options[name]}, seed=seed)
-        coarse = options["coarse"]
-        coarse_grid = coarse["image_size"] // coarse["downsampling"]
-        codes, grid, maps = coarse, coarse_grid, {}
-        if name == "prior":
-            codes = options["vqvae"]
-            grid = image_size // codes["downsampling"]
-            maps = {"coarse": {"num_embeddings": coarse["num_embeddings"], "grid_size": coarse_grid}}
-        if options.get("heads", {}).get("neighbours"):
-            maps |= {beside: {"num_embeddings": codes["num_embeddings"], "grid_size": grid} for beside in BESIDE}
-        sizes = (codes["num_embeddings"], codes["embedding_dim"], grid, num_labels, maps)
-        return modules.PixelCNN(*sizes, vqvae_fingerprint=vqvae_fingerprint, **options[name], seed=seed)
+        with precision(options["precision"]):
+            if name in VQVAES:
+                return modules.VQVAE(**{"image_size": image_size, **options[name]}, seed=seed)
+            coarse = options["coarse"]
+            coarse_grid = coarse["image_size"] // coarse["downsampling"]
+            codes, grid, maps = coarse, coarse_grid, {}
+            if name == "prior":
+                codes = options["vqvae"]
+                grid = image_size // codes["downsampling"]
+                maps = {"coarse": {"num_embeddings": coarse["num_embeddings"], "grid_size": coarse_grid}}
+            if options["heads"]["neighbours"]:
+                maps |= {beside: {"num_embeddings": codes["num_embeddings"], "grid_size": grid} for beside in BESIDE}
+            sizes = (codes["num_embeddings"], codes["embedding_dim"], grid, num_labels, maps)
+            return modules.PixelCNN(*sizes, vqvae_fingerprint=vqvae_fingerprint, **options[name], seed=seed)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -66,14 +76,10 @@ def build(name, image_size, num_labels, options, vqvae_fingerprint=""):
 def start(name, model, run_dir, start_from):
     """Gives a new model of a run the weights that one of `VQVAES` or `PRIORS` has in another run, --start-from.
 
-    What the other model lacks stays as it is: labels that are others, a map that it has not. The last weights of such a
+    Weights that the other model lacks keep their start: other labels, a map that it has not. The last weights of such a
     map become 0, so that the prior begins as it was.
-
-    Raises:
-        UserError: If the models differ in size.
     """
     trained = load_vqvae(start_from, name) if name in VQVAES else _load(start_from / f"{name}.keras", modules.PixelCNN)
-    set_precision(read_config(run_dir)["options"]["precision"])
     if name in VQVAES:
         pairs = [(getattr(model, part), getattr(trained, part)) for part in ("encoder", "quantizer", "decoder")]
     else:
@@ -82,48 +88,13 @@ def start(name, model, run_dir, start_from):
         labels = [read_config(folder)["data"]["labels"] for folder in (run_dir, start_from)]
         if labels[0] != labels[1]:
             pairs = [(layer, other) for layer, other in pairs if layer is not model.label_embedding]
-        new = {layer.name for layer in model.layers} - theirs.keys() - {*BESIDE}
-        if new:
-            raise UserError(f"{start_from}: its {name} lacks {sorted(new)[0]}; leave out the options that change it")
         for beside in model.maps.keys() - trained.maps.keys():
             last = model.maps[beside].out
             last.set_weights([np.zeros_like(w) for w in last.get_weights()])
-    try:
-        for layer, other in pairs:
-            layer.set_weights(other.get_weights())
-        for place in ("codebook", "row_embedding", "column_embedding") if name in PRIORS else ():
+        for place in ("codebook", "row_embedding", "column_embedding"):
             getattr(model, place).assign(getattr(trained, place))
-    except ValueError as error:
-        raise UserError(f"{start_from}: its {name} has other sizes; leave out the options that change them") from error
-
-
-NEEDS = {"coarse_prior": ("coarse",), "prior": ("vqvae", "coarse"), "sharp": ("vqvae",)}  # stages before a stage
-
-
-def borrow(run_dir, start_from, stage):
-    """Gives a run that trains one stage alone the other models of the run of --start-from, but for those built on it.
-
-    A prior that is another model there, since it is told other maps, is left out.
-    """
-    configs = [read_config(folder) for folder in (start_from, run_dir)]
-    theirs, ours = (config["models"] for config in configs)
-    alike = configs[0]["data"]["labels"] == configs[1]["data"]["labels"]
-    for other in (*VQVAES, *PRIORS, "sharp"):
-        model = other.replace("sharp", "vqvae")
-        same = {**theirs.get(model, {}), "seed": 0} == {**ours[model], "seed": 0} and (alike or other not in PRIORS)
-        if other == stage or stage in NEEDS.get(other, ()) or not same or (run_dir / f"{other}.keras").exists():
-            continue
-        for name in (f"{other}_history.csv", f"{other}.keras"):
-            if (start_from / name).exists():
-                write_whole(run_dir / name, lambda partial, name=name: shutil.copyfile(start_from / name, partial))
-
-
-def give_back(run_dir, start_from, stage):
-    """Removes a stage's model that `borrow` took over, when the stage is to be trained after all."""
-    ours, theirs = (folder / f"{stage}_history.csv" for folder in (run_dir, start_from))
-    if ours.exists() and theirs.exists() and ours.read_bytes() == theirs.read_bytes():
-        for path in (ours, run_dir / f"{stage}.keras"):
-            path.unlink(missing_ok=True)
+    for layer, other in pairs:
+        layer.set_weights(other.get_weights())
 
 
 def fingerprint(*vqvaes):
@@ -141,11 +112,12 @@ def _load(path, kind):
     Raises:
         UserError: If the file is missing, damaged, another model or of other sizes than config.json says.
     """
-    set_precision("float32")
     if not path.exists():
         raise UserError(f"{path}: not found; run train.py with this --run-dir first")
+    path.open("rb").close()  # raises OSError where it may not be read, of which Keras says nothing
     try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        with precision("float32"):
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # zipfile, h5py and Keras raise many kinds
         raise UserError(
             f"{path}: not a model that can be loaded ({type(error).__name__}); train again in another folder"

@@ -1,34 +1,36 @@
 """A run is opened: its settings are written or compared, its data and codes are found."""
 
 import json
+import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import keras
 import numpy as np
 
 import dataset
-from running.config import refuse_if_different
+from running.config import read_config, refuse_if_different, refuse_start
 from running.models import build, fingerprint
 from running.run_folder import PRIORS, VQVAES, save, write_splits
-from system import devices
+from system import devices, files
 from system.console import UserError
-from system.files import write_text
 
 
-def open_run(run_dir, options, data):
+def open_run(run_dir, options, data, dry_run=False):
     """Writes config.json, splits.csv and, where files were skipped, bad_files.txt; or checks those of an earlier call.
 
-    config.json gets what both models are built with, defaults included.
+    config.json gets what the models are built with, defaults included; with `dry_run` it is not written.
+
+    Returns:
+        Whether the run is new.
 
     Raises:
-        UserError: If the folder holds a run of other settings or other data, or the options do not fit each other.
+        UserError: If the folder holds a run of other settings or other data, the options do not fit each other, or the
+            models cannot start from those of --start-from.
     """
-    models = {name: build(name, data.image_size, len(data.labels), options) for name in (*VQVAES, *PRIORS)}
     config = {
         "options": options,
-        "models": {name: model.get_config() for name, model in models.items()},
         "data": {
             "title": data.title,
             "credit": data.credit,
@@ -45,27 +47,38 @@ def open_run(run_dir, options, data):
     path = run_dir / "config.json"
     if path.exists():
         refuse_if_different(path, config)
-    if not devices.is_first():
-        return
-    run_dir.mkdir(parents=True, exist_ok=True)
-    for left in run_dir.glob("*.partial*"):  # by a process that was killed while it wrote
-        left.unlink()
-    if path.exists():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        if old["options"].get("sharp_training") != options["sharp_training"]:  # set when that phase begins
-            old["options"]["sharp_training"] = options["sharp_training"]
-            write_text(path, json.dumps(old, indent=2) + "\n")
-        return
+        if devices.is_first():
+            files.remove_old(run_dir, files.PARTIAL)
+            old = read_config(run_dir)
+            if old["options"]["sharp_training"] != options["sharp_training"]:  # set when that phase begins
+                old["options"]["sharp_training"] = options["sharp_training"]
+                files.write_text(path, json.dumps(old, indent=2) + "\n")
+        return False
+    models = {name: build(name, data.image_size, len(data.labels), options) for name in (*VQVAES, *PRIORS)}
+    config["models"] = {name: model.get_config() for name, model in models.items()}
+    if options["start_from"]:
+        refuse_start(Path(options["start_from"]), config["models"])
     packages = (keras.backend.backend(), "keras", "numpy", "scipy", "scikit-image", "pillow", "nibabel", "nilearn")
     config["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    write_splits(run_dir, data)
-    write_text(path, json.dumps(config, indent=2) + "\n")
+    if devices.is_first():
+        files.remove_old(run_dir, files.PARTIAL)
+        write_splits(run_dir, data)
+        if not dry_run:
+            files.write_text(path, json.dumps(config, indent=2) + "\n")
+    return True
+
+
+def cache_here(config):
+    """The cache that a run was trained with, or ./cache where that cannot be made: of a run from another machine."""
+    cache_dir = config["options"]["data"]["cache_dir"]
+    folder = cache_dir if os.path.isdir(cache_dir) else os.path.dirname(cache_dir) or "."
+    of_windows = os.name != "nt" and PureWindowsPath(cache_dir).drive
+    return "cache" if of_windows or not os.access(folder, os.W_OK) else cache_dir
 
 
 def data_are_at_hand(config, cache_dir=None):
     """Whether the data of a run lie where it found them: the folder, or the demo cohort in the cache."""
-    how = config["options"]["data"]
-    return Path(how["data_dir"] or Path(cache_dir or how["cache_dir"]) / "demo").exists()
+    return os.path.exists(config["options"]["data"]["data_dir"] or Path(cache_dir or cache_here(config)) / "demo")
 
 
 def find_data(run_dir, config, data_dir=None, cache_dir=None):
@@ -84,8 +97,9 @@ def find_data(run_dir, config, data_dir=None, cache_dir=None):
         if how["data_dir"] is None:
             raise UserError(f"--data-dir {data_dir}: {run_dir} is a run on the demo cohort, which needs none")
         how["data_dir"] = str(data_dir)
-    if cache_dir is not None:
-        how["cache_dir"] = str(cache_dir)
+    if cache_dir is None and cache_here(config) != how["cache_dir"]:
+        print(f"note: the run's cache, {how['cache_dir']}, cannot be used here; slices are decoded into ./cache")
+    how["cache_dir"] = str(cache_dir or cache_here(config))
     data = dataset.prepare(**how)
     if data.fingerprint != config["data"]["fingerprint"]:
         raise UserError(f"{how['data_dir'] or 'the demo cohort'}: not the data that {run_dir} was trained on")
@@ -98,8 +112,9 @@ def all_codes(run_dir, vqvae, data):
     """Codes of every slice, uint16, in the order of splits.csv; computed once and kept in codes.npz."""
     path, whose = run_dir / "codes.npz", fingerprint(vqvae)
     if path.exists():
+        stream = path.open("rb")  # raises OSError where it may not be read
         try:
-            with path.open("rb") as stream, np.load(stream) as file:
+            with stream, np.load(stream) as file:
                 codes, of = file["codes"], str(file["vqvae_fingerprint"])
         except Exception as error:  # zipfile and NumPy raise many kinds
             raise UserError(f"{path}: cannot be read ({type(error).__name__}); remove it and run again") from error

@@ -1,51 +1,44 @@
 """The options of train.py, predict.py and evaluate.py: each one declared once, with its default, meaning and limits.
 
-A group of options is a dataclass, a field is a flag: `base_filters` of `VQVAE` is `--base-filters`, `epochs` of
-`PriorTraining` is `--prior-epochs`. What is given on the command line wins over `--preset`, a preset over the demo's
+A group of options is a dataclass. A field that is an `option` is a flag: `base_filters` of `VQVAE` is
+`--base-filters`, `epochs` of `PriorTraining` is `--prior-epochs`; the other fields are values that config.json keeps.
+What is given on the command line wins over the run of `--start-from`, that over `--preset`, a preset over the demo's
 defaults, and those over the defaults written here. Nothing heavy is imported: wrong options are refused at once.
 """
 
 import argparse
 import dataclasses
 import difflib
-import json
+import functools
+import math
+import operator
 import sys
+import unicodedata
 from pathlib import Path
 
 from reading import layouts
+from running.config import read_config
+from system import console
 from system.console import UserError
 
 
-def option(default, meaning, choices=None, least=None, most=None, above=None, kind=None, several=False, everyday=False):
-    """A field of a group: its default, what it means (with its unit), and what it may be.
+def option(default, meaning, choices=None, least=None, most=None, above=None, several=False, everyday=False):
+    """A field of a group: its default, what it means (with its unit), and what it may be; its type is its annotation.
 
     Args:
         default: None where the program finds the value by itself.
         meaning: Phrase of `--help`.
         choices: The words that it may be.
         least, most, above: Limits of a number, the last one excluded.
-        kind: Type, where the default does not say it.
         several: Whether it takes more than one value; it is a list then.
         everyday: Whether `--help` shows it, or `--help-all` alone.
     """
-    return dataclasses.field(
-        default=default,
-        metadata={
-            "meaning": meaning,
-            "choices": choices,
-            "least": least,
-            "most": most,
-            "above": above,
-            "kind": kind or type(default),
-            "several": several,
-            "everyday": everyday,
-        },
-    )
+    limits = {"above": above, "least": least, "most": most}
+    about = {"meaning": meaning, "choices": choices, "limits": limits, "several": several, "everyday": everyday}
+    return dataclasses.field(default=default, metadata=about)
 
 
-def option_like(group, name, default):
-    """A group's option of this name with another default, for a group that inherits the rest; not an everyday one."""
-    return dataclasses.field(default=default, metadata={**group.__dataclass_fields__[name].metadata, "everyday": False})
+everyday = functools.partial(option, everyday=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -57,84 +50,63 @@ def option_like(group, name, default):
 class Training:
     """the run"""
 
-    data_dir: Path = option(
-        None, "folder of images or volumes; without it, a demo cohort of synthetic people", kind=Path, everyday=True
-    )
-    run_dir: Path = option(
-        None, "folder of the run (default: runs/ and the data folder's name, or runs/demo)", kind=Path, everyday=True
-    )
-    stage: str = option(
+    data_dir: Path = everyday(None, "folder of images or volumes; without it, a demo cohort of synthetic people")
+    run_dir: Path = everyday(None, "folder of the run (default: runs/ and the data folder's name, or runs/demo)")
+    stage: str = everyday(
         "all",
         "what to train; all is the first four, sharp trains a second decoder against a discriminator",
         ("all", "vqvae", "coarse", "coarse_prior", "prior", "sharp"),
-        everyday=True,
     )
-    preset: str = option(
+    preset: str = everyday(
         None,
         "sizes of the VQ-VAE; 1mm is for slices of 256 x 256 at 1 mm",
         ("default", "1mm", "vqvae-2017", "three-conv"),
-        kind=str,
-        everyday=True,
     )
-    start_from: Path = option(
+    start_from: Path = everyday(
         None,
-        "folder of a trained run whose weights each stage starts from; with one --stage, it lends the others' models",
-        kind=Path,
-        everyday=True,
+        "folder of a trained run: the first four stages start from its weights, with its options where none are given",
     )
     precision: str = option(
         "auto", "of the computation; auto is bfloat16 where the hardware has it", ("auto", "float32", "bfloat16")
     )
     devices: int = option(1, "devices that share each batch, under JAX; 0 for all", least=0)
-    dry_run: bool = option(
-        False, "read the data, say what they are, write splits.csv and preview.png, and stop", everyday=True
-    )
+    dry_run: bool = everyday(False, "read the data, say what they are, write splits.csv and preview.png, and stop")
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
     """data"""
 
-    layout: str = option(None, "how the data folder is laid out (default: recognised)", layouts.NAMES, kind=str)
-    image_size: int = option(
-        None,
-        "side of the square slices in pixels (default: what holds the native ones)",
-        least=16,
-        kind=int,
-        everyday=True,
+    layout: str = option(None, "how the data folder is laid out (default: recognised)", layouts.NAMES)
+    image_size: int = everyday(
+        None, "side of the square slices in pixels (default: what holds the native ones)", least=16
     )
     num_slices: int = option(32, "slices taken from each volume", least=1)
     slice_spacing: float = option(2.0, "distance between them in mm", above=0)
     slice_middle: float = option(
-        None, "mm from the top of the head to the middle slice (default: 60, less in small heads)", above=0, kind=float
+        None, "mm from the top of the head to the middle slice (default: 60, less in small heads)", above=0
     )
     plane: str = option("axial", "plane of the slices of volumes", ("axial", "coronal", "sagittal"))
     voxel_size: float = option(
-        None, "mm to which volumes are resampled, the same along all axes (default: as they are)", above=0, kind=float
+        None, "mm to which volumes are resampled, the same along all axes (default: as they are)", above=0
     )
     background: str = option("keep", "black sets all outside the head to 0", ("keep", "black"))
     subject_regex: str = option(
         None,
         "regular expression, searched in the path of each image or volume; its group 'subject' is the person; "
         "'session', 'slice', 'label' and 'split' are optional",
-        kind=str,
     )
-    label_column: str = option(
-        None,
-        "column of participants.tsv that holds the label (default: diagnosis or group, where there is one)",
-        kind=str,
-        everyday=True,
+    label_column: str = everyday(
+        None, "column of participants.tsv that holds the label (default: diagnosis or group, where there is one)"
     )
-    skip_bad_files: bool = option(False, "list unusable files in bad_files.txt and go on without them", everyday=True)
+    skip_bad_files: bool = everyday(False, "list unusable files in bad_files.txt and go on without them")
     validation_fraction: float = option(
         0.1, "share of the people for validation, where the data have no such split", above=0, most=1
     )
     test_fraction: float = option(
         0.15, "share of the people for testing, where the data have no such split", above=0, most=1
     )
-    seed: int = option(
-        0, "a number from which splits, weights, order and dropout follow", least=0, most=2**32 - 1, everyday=True
-    )
+    seed: int = everyday(0, "seed of splits, weights, order and dropout", least=0, most=2**32 - 1)
     cache_dir: Path = option(Path("cache"), "folder of decoded slices")
 
 
@@ -150,10 +122,8 @@ class Augmentation:
 class Heads:
     """whole heads"""
 
-    neighbours: bool = option(
-        False,
-        "tell both priors the codes of the slice below or above, so that predict.py can draw --volumes",
-        everyday=True,
+    neighbours: bool = everyday(
+        False, "tell both priors the codes of the slice below or above, so that predict.py can draw --volumes"
     )
 
 
@@ -179,10 +149,10 @@ class VQVAE:
 class Coarse:
     """coarse codes: a VQ-VAE of the slice shrunk to a few pixels, whose codes are drawn first"""
 
-    image_size: int = option(32, "pixels along a side of the shrunk slice", least=16)
-    downsampling: int = option(4, "its pixels per code along each side", (2, 4, 8, 16))
-    num_embeddings: int = option(64, "entries of its codebook", least=2, most=2**16)
-    embedding_dim: int = option(16, "length of each entry", least=1)
+    image_size: int = 32  # pixels along a side of the shrunk slice
+    downsampling: int = 4
+    num_embeddings: int = 64
+    embedding_dim: int = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +169,7 @@ class Prior:
 class VQVAETraining:
     """training of the VQ-VAE: AdamW, 100 steps of warm-up, cosine decay to 0 over all epochs"""
 
-    epochs: int = option(60, "passes over the training people's slices", least=1, everyday=True)
+    epochs: int = everyday(60, "passes over the training people's slices", least=1)
     batch_size: int = option(4, "slices of a step", least=1)
     learning_rate: float = option(3e-3, "highest learning rate", above=0)
     patience: int = option(15, "epochs without a better reconstruction of the validation people, then it ends", least=1)
@@ -209,35 +179,42 @@ class VQVAETraining:
 class PriorTraining:
     """training of the prior: Muon, the same schedule; an exponential average of the weights is what is kept"""
 
-    epochs: int = option(40, "passes over the training people's slices", least=1, everyday=True)
+    epochs: int = everyday(40, "passes over the training people's slices", least=1)
     batch_size: int = option(8, "slices of a step", least=1)
     learning_rate: float = option(6e-3, "highest learning rate", above=0)
     patience: int = option(8, "epochs without fewer bits per code on the validation people, then it ends", least=1)
-    average_over: float = option(0.05, "share of all steps that the average of the weights reaches back", above=0)
+    average_over: float = 0.05  # share of all steps that the average of the weights reaches back
 
 
 @dataclasses.dataclass(frozen=True)
-class CoarsePrior(Prior):
+class CoarsePrior:
     """prior of coarse codes"""
 
-    attention_every: int = option_like(Prior, "attention_every", 0)
-    dropout: float = option_like(Prior, "dropout", 0.1)
+    filters: int = 64
+    num_blocks: int = 8
+    attention_every: int = 0
+    dropout: float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class CoarseTraining(VQVAETraining):
+class CoarseTraining:
     """training of the coarse codes' VQ-VAE, like that of the other"""
 
-    epochs: int = option_like(VQVAETraining, "epochs", 30)
-    batch_size: int = option_like(VQVAETraining, "batch_size", 32)
+    epochs: int = option(30, "passes over the training people's slices", least=1)
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    patience: int = 15
 
 
 @dataclasses.dataclass(frozen=True)
-class CoarsePriorTraining(PriorTraining):
+class CoarsePriorTraining:
     """training of the prior of coarse codes, like that of the other"""
 
-    epochs: int = option_like(PriorTraining, "epochs", 40)
-    batch_size: int = option_like(PriorTraining, "batch_size", 32)
+    epochs: int = option(40, "passes over the training people's slices", least=1)
+    batch_size: int = 32
+    learning_rate: float = 6e-3
+    patience: int = 8
+    average_over: float = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,15 +223,13 @@ class SharpTraining:
 
     epochs: int = option(12, "passes over the training people's slices", least=1)
     batch_size: int = option(16, "slices of a step", least=1)
-    learning_rate: float = option(5e-4, "highest learning rate", above=0)
     patience: int = option(
         4, "epochs without a spectrum nearer to that of the validation people, then it ends", least=1
     )
-    adversarial_weight: float = option(
-        3.0, "pull of the discriminator on each image, as a share of the L1 loss's", above=0, most=100
-    )
-    lecam_weight: float = option(0.3, "weight of what keeps the discriminator from winning", least=0)
-    fine_blocks: int = option(1, "residual blocks of the sharp decoder at each size finer than the code grid", least=0)
+    learning_rate: float = 5e-4
+    adversarial_weight: float = 3.0  # pull of the discriminator on each image, as a share of the L1 loss's
+    lecam_weight: float = 0.3  # of what keeps the discriminator from winning
+    fine_blocks: int = 1  # residual blocks of the sharp decoder at each size finer than the code grid
 
 
 # Of the VQ-VAE, by name; anything not named is as declared above.
@@ -263,12 +238,7 @@ PRESETS = {
     # For slices of 256 x 256 at 1 mm, as OASIS and ADNI have them: 32 x 32 codes instead of 64 x 64.
     "1mm": {"downsampling": 8, "num_embeddings": 512},
     # After van den Oord et al. 2017, section 4.1: two residual blocks of 256 channels, L2; 512 entries of 64.
-    "vqvae-2017": {
-        "num_embeddings": 512,
-        "embedding_dim": 64,
-        "base_filters": 128,
-        "reconstruction_loss": "l2",
-    },
+    "vqvae-2017": {"num_embeddings": 512, "embedding_dim": 64, "base_filters": 128, "reconstruction_loss": "l2"},
     # Three convolutions each way and 32 entries of 128, at 256 x 256 x 1.
     "three-conv": {"num_embeddings": 32, "embedding_dim": 128, "num_residual_blocks": 0, "reconstruction_loss": "l2"},
 }
@@ -309,87 +279,73 @@ def train(argv=None):
         A namespace: `stage`, `run_dir`, `devices`, `dry_run`, and `options`, what config.json keeps, as JSON values:
         a dictionary for each group, and `precision`, which may still be "auto".
     """
-    parser, given = _read("Train a VQ-VAE on brain slices and a PixelCNN prior on its codes.", TRAIN, argv)
-    demo = {} if given.get("data_dir") else DEMO
-    preset = given.get("preset")
-    run_dir = given.get("run_dir")
-    if run_dir is None:
-        run_dir = Path("runs") / (given["data_dir"].resolve().name if given.get("data_dir") else "demo")
-    of_start = _of_start(parser, given, run_dir)
-    values = {}
-    for (prefix, place), group in TRAIN.items():
-        chosen = {field.name: field.default for field in dataclasses.fields(group)}
-        if place != "vqvae" or preset is None:
-            chosen |= {name: demo[prefix + name] for name in chosen if prefix + name in demo}
-        if place == "vqvae" and preset is not None:
-            chosen |= PRESETS[preset]
-        chosen |= {name: value for name, value in of_start.get(place, {}).items() if name in chosen}
-        values[place] = chosen | {name: given[prefix + name] for name in chosen if prefix + name in given}
+    return _read("Train a VQ-VAE on brain slices and a PixelCNN prior on its codes.", TRAIN, argv, _to_train)
+
+
+def _to_train(given):
+    """The namespace of `train`; raises UserError where what is given makes no sense."""
+    values = _values(given)
     command, data = values.pop("command"), values["data"]
-    sizes = {"": (data["image_size"], values["vqvae"]), "coarse-": (values["coarse"]["image_size"], values["coarse"])}
-    for which, (size, model) in sizes.items():
-        if size is not None and size % model["downsampling"]:
-            factor = f"--{which}downsampling {model['downsampling']}"
-            parser.error(f"--{which}image-size {size}: must be a multiple of {factor}")
-    data_dir = command["data_dir"]
-    if data["validation_fraction"] + data["test_fraction"] >= 1:
-        parser.error("--validation-fraction and --test-fraction: must be below 1 together")
-    for_volumes = [
-        name for name in ("plane", "voxel_size", "slice_middle", "num_slices", "slice_spacing") if name in given
-    ]
-    if for_volumes and not data_dir:
-        parser.error(f"{_flag('', for_volumes[0])}: says how to read the volumes of --data-dir, which is not given")
-    if data["slice_middle"] and data["plane"] != "axial":
-        parser.error(f"--slice-middle {data['slice_middle']:g}: is for --plane axial, not {data['plane']}")
-    try:
-        layouts.check(data_dir, data["layout"], data["subject_regex"], data["label_column"])
-    except UserError as error:
-        parser.error(str(error))
-    if data_dir:
-        for name, path in (("run", run_dir), ("cache", data["cache_dir"])):
-            if path.resolve().is_relative_to(data_dir.resolve()):
-                parser.error(f"--{name}-dir {path}: lies inside the data folder {data_dir}; choose another")
+    data_dir, start_from = command["data_dir"], command["start_from"]
+    run_dir = command["run_dir"] or Path("runs") / (data_dir.resolve().name if data_dir else "demo")
+    _refuse(given, data_dir, run_dir, data, values["vqvae"]["downsampling"])
     data["slice_spacing_mm"] = data.pop("slice_spacing")
     data["data_dir"] = str(data_dir.resolve()) if data_dir else None
     data["cache_dir"] = str(data["cache_dir"].resolve())
-    start_from = command["start_from"]
-    options = {
-        **values,
-        "precision": command["precision"],
-        "start_from": str(start_from.resolve()) if start_from else None,
-    }
-    command |= {"run_dir": run_dir, "options": options}
-    return argparse.Namespace(**{name: command[name] for name in ("stage", "run_dir", "devices", "dry_run", "options")})
+    start_from = str(start_from.resolve()) if start_from else None
+    options = {**values, "precision": command["precision"], "start_from": start_from}
+    kept = {name: command[name] for name in ("stage", "devices", "dry_run")}
+    return argparse.Namespace(**kept, run_dir=run_dir, options=options)
 
 
-def _of_start(parser, given, run_dir):
-    """What --start-from says of each group of options: sizes of models, and all of the stages that are not trained.
+def _values(given):
+    """The value of each field, by the group's place in config.json."""
+    demo, preset, of_start = {} if "data_dir" in given else DEMO, given.get("preset"), _of_start(given)
+    values = {}
+    for (prefix, place), group in TRAIN.items():
+        chosen = {field.name: field.default for field in dataclasses.fields(group)}
+        if place == "vqvae" and preset is not None:
+            chosen |= PRESETS[preset]
+        else:
+            chosen |= {name: demo[prefix + name] for name in chosen if prefix + name in demo}
+        chosen |= {name: value for name, value in of_start.get(place, {}).items() if name in chosen}
+        values[place] = chosen | {name: given[prefix + name] for name in chosen if prefix + name in given}
+    return values
 
-    The latter are those of the run itself, once it has begun.
-    """
+
+def _of_start(given):
+    """What the run of --start-from was trained with, by group; of its data, the size alone."""
     start = given.get("start_from")
     if not start:
         return {}
     if "preset" in given:
-        parser.error(f"--preset {given['preset']}: the sizes are those of --start-from {start}; leave one of them out")
-    path = start / "config.json"
+        raise UserError(
+            f"--preset {given['preset']}: the sizes are those of --start-from {start}; leave one of them out"
+        )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        options, image_size = config["options"], config["data"]["image_size"]
-        groups = {place: options[place] for place in ("vqvae", "coarse", "coarse_prior", "prior")}
-        if given.get("stage", "all") != "all":
-            own = run_dir / "config.json"
-            whose = json.loads(own.read_text(encoding="utf-8"))["options"] if own.exists() else options
-            groups |= {
-                f"{stage}_training": whose[f"{stage}_training"]
-                for stage in (*groups, "sharp")
-                if stage != given["stage"] and f"{stage}_training" in whose
-            }
-    except FileNotFoundError:
-        parser.error(f"--start-from {start}: no run here (no config.json)")
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        parser.error(f"--start-from {path}: damaged, or of an older version ({type(error).__name__})")
-    return {**groups, "data": {"image_size": image_size}}
+        config = read_config(start)
+    except UserError as error:
+        raise UserError(f"--start-from {error}") from error
+    groups = {place: config["options"].get(place, {}) for _, place in TRAIN if place not in ("command", "heads")}
+    return groups | {"data": {"image_size": config["data"]["image_size"]}}
+
+
+def _refuse(given, data_dir, run_dir, data, downsampling):
+    """Raises UserError if what is asked for of the data makes no sense."""
+    size = data["image_size"]
+    if size is not None and size % downsampling:
+        raise UserError(f"--image-size {size}: must be a multiple of --downsampling {downsampling}")
+    if data["validation_fraction"] + data["test_fraction"] >= 1:
+        raise UserError("--validation-fraction and --test-fraction: must be below 1 together")
+    for name in ("plane", "voxel_size", "slice_middle", "num_slices", "slice_spacing"):
+        if name in given and not data_dir:
+            raise UserError(f"{_flag('', name)}: says how to read the volumes of --data-dir, which is not given")
+    if data["slice_middle"] and data["plane"] != "axial":
+        raise UserError(f"--slice-middle {data['slice_middle']:g}: is for --plane axial, not {data['plane']}")
+    layouts.check(data_dir, data["layout"], data["subject_regex"], data["label_column"])
+    for name, path in (("run", run_dir), ("cache", data["cache_dir"])):
+        if data_dir and path.resolve().is_relative_to(data_dir.resolve()):
+            raise UserError(f"--{name}-dir {path}: lies inside the data folder {data_dir}; choose another")
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -401,17 +357,13 @@ def _of_start(parser, given, run_dir):
 class TrainedRun:
     """the run"""
 
-    run_dir: Path = option(Path("runs/demo"), "folder that train.py wrote", everyday=True)
-    decoder: str = option(
-        None,
-        "which decoder (default: the sharp one where train.py --stage sharp has made it)",
-        ("plain", "sharp"),
-        kind=str,
-        everyday=True,
+    run_dir: Path = everyday(Path("runs/demo"), "folder that train.py wrote")
+    decoder: str = everyday(
+        None, "which decoder (default: the sharp one where train.py --stage sharp has made it)", ("plain", "sharp")
     )
-    data_dir: Path = option(None, "folder of the run's data now (default: where they were)", kind=Path, everyday=True)
-    cache_dir: Path = option(None, "folder of decoded slices (default: where they were)", kind=Path)
-    seed: int = option(0, "a number from which all samples follow", least=0, everyday=True)
+    data_dir: Path = everyday(None, "folder of the run's data now (default: where they were)")
+    cache_dir: Path = option(None, "folder of decoded slices (default: where they were)")
+    seed: int = everyday(0, "seed of all samples", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -428,30 +380,18 @@ class Truncation:
 class Prediction:
     """what is drawn"""
 
-    output_dir: Path = option(
-        None,
-        "where files and pictures go (default: in the run folder, predictions, inputs, completions or anomalies)",
-        kind=Path,
-        everyday=True,
+    output_dir: Path = everyday(
+        None, "where files and pictures go (default: in the run folder, predictions, inputs, completions or anomalies)"
     )
-    num_samples: int = option(16, "how many slices to draw, or completions", least=1, everyday=True)
-    volumes: int = option(
-        None, "how many whole heads to draw, of a run trained with --neighbours", least=1, kind=int, everyday=True
-    )
-    label: str = option(
-        None,
-        "label of every sample (default: as often as in training; of inputs, the likeliest)",
-        kind=str,
-        everyday=True,
-    )
-    slice_position: float = option(
+    num_samples: int = everyday(16, "how many slices to draw, or completions", least=1)
+    volumes: int = everyday(None, "how many whole heads to draw, of a run trained with --neighbours", least=1)
+    label: str = everyday(None, "label of every sample (default: as often as in training; of inputs, the likeliest)")
+    slice_position: float = everyday(
         None,
         "height of every sample, 0 the lowest and 1 the highest (default: as often as in training; of images, the "
         "likeliest)",
         least=0,
         most=1,
-        kind=float,
-        everyday=True,
     )
 
 
@@ -459,24 +399,18 @@ class Prediction:
 class Inputs:
     """scans of one's own; without them, new slices are drawn"""
 
-    input: Path = option(
-        None, "images, volumes or folders of them, to be reconstructed", kind=Path, several=True, everyday=True
-    )
-    mask: Path = option(
-        None, "image of the size of the one --input; what is bright in it is drawn anew", kind=Path, everyday=True
-    )
-    anomaly: bool = option(False, "map what is uncommon in the inputs; that finds no disease", everyday=True)
+    input: Path = everyday(None, "images, volumes or folders of them, to be reconstructed", several=True)
+    mask: Path = everyday(None, "image of the size of the one --input; what is bright in it is drawn anew")
+    anomaly: bool = everyday(False, "map what is uncommon in the inputs; that finds no disease")
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """what is measured"""
 
-    output_dir: Path = option(
-        None, "where figures and pictures go (default: evaluation in the run folder)", kind=Path, everyday=True
-    )
-    num_samples: int = option(
-        1000, "slices drawn; from 100 on they are compared with the test people", least=1, most=2000, everyday=True
+    output_dir: Path = everyday(None, "where figures and pictures go (default: evaluation in the run folder)")
+    num_samples: int = everyday(
+        1000, "slices drawn; from 100 on they are compared with the test people", least=1, most=2000
     )
     num_heads: int = option(
         100,
@@ -484,58 +418,80 @@ class Evaluation:
         least=0,
         most=2000,
     )
-    features: str = option(
+    features: str = everyday(
         "texture",
         "what samples are judged by: log-Gabor energies, or InceptionV3, whose weights (84 MB) are fetched once",
         ("texture", "inception"),
-        everyday=True,
     )
+
+
+# What predict.py is asked for, and the options that have no effect on it.
+WITHOUT_EFFECT = {
+    "anomaly": ("num_samples", "data_dir", "cache_dir"),
+    "mask": ("data_dir", "cache_dir"),
+    "input": (
+        "num_samples",
+        "data_dir",
+        "cache_dir",
+        "seed",
+        *(field.name for field in dataclasses.fields(Truncation)),
+    ),
+    "volumes": ("num_samples", "slice_position", "data_dir", "cache_dir"),
+}
 
 
 def predict(argv=None):
     """Reads the command line of predict.py: the fields of `TrainedRun`, `Prediction`, `Inputs` and `Truncation`."""
     groups = {("", group.__name__): group for group in (TrainedRun, Prediction, Inputs, Truncation)}
-    args, parser = _of_a_run("Draw new slices from a trained run, or apply it to scans of your own.", groups, argv)
-    if not args.input:
-        for flag, value in (("--mask", args.mask), ("--anomaly", args.anomaly)):
-            if value:
-                parser.error(f"{flag}: is for a scan, which --input gives")
+    return _read(
+        "Draw new slices from a trained run, or apply it to scans of your own.",
+        groups,
+        argv,
+        lambda given: _to_predict(_of_a_run(groups, given), given),
+    )
+
+
+def _to_predict(args, given):
+    """The arguments; raises UserError where they do not go together."""
+    for flag, value in (("--mask", args.mask), ("--anomaly", args.anomaly)):
+        if value and not args.input:
+            raise UserError(f"{flag}: is for a scan, which --input gives")
     if args.volumes and args.input:
-        parser.error(f"--volumes {args.volumes}: draws new heads, and --input gives scans; give one of them")
+        raise UserError(f"--volumes {args.volumes}: draws new heads, and --input gives scans; give one of them")
     if args.mask and args.anomaly:
-        parser.error("--mask and --anomaly: give one of them")
+        raise UserError("--mask and --anomaly: give one of them")
     if args.mask and (len(args.input) > 1 or args.input[0].is_dir()):
-        parser.error(f"--mask {args.mask}: is for one image, and --input gives more")
+        raise UserError(f"--mask {args.mask}: is for one image, and --input gives more")
+    task = next((task for task in WITHOUT_EFFECT if given.get(task)), None)
+    for name in WITHOUT_EFFECT.get(task, ()):
+        if name in given:
+            raise UserError(f"{_flag('', name)}: has no effect on {_flag('', task)}; leave it out")
     for path in [*(args.input or []), *[args.mask] * bool(args.mask)]:
         if not path.exists():
-            parser.error(f"{path}: no such file or folder")
+            raise UserError(f"{path}: no such file or folder")
     return args
 
 
 def evaluate(argv=None):
     """Reads the command line of evaluate.py: a namespace of the fields of `TrainedRun`, `Evaluation`, `Truncation`."""
     groups = {("", group.__name__): group for group in (TrainedRun, Evaluation, Truncation)}
-    return _of_a_run("Measure a trained run on its test people, and its samples against them.", groups, argv)[0]
+    about = "Measure a trained run on its test people, and its samples against them."
+    return _read(about, groups, argv, lambda given: _of_a_run(groups, given))
 
 
-def _of_a_run(description, groups, argv):
-    """The options of a command that needs a run, checked against it, and the parser, which says what is wrong."""
-    parser, given = _read(description, groups, argv)
+def _of_a_run(groups, given):
+    """The options of a command that needs a run, as a namespace; raises UserError where they do not fit the run."""
     values = {field.name: field.default for group in groups.values() for field in dataclasses.fields(group)}
     args = argparse.Namespace(**values | given)
-    config = args.run_dir / "config.json"
-    if not config.exists():
-        parser.error(f"{args.run_dir}: no run here (no config.json); run train.py with this --run-dir first")
+    labels = read_config(args.run_dir)["data"]["labels"]
     if given.get("label") is not None:
-        try:
-            labels = json.loads(config.read_text(encoding="utf-8"))["data"]["labels"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            parser.error(f"{config}: damaged ({type(error).__name__}); train again in another folder")
-        if args.label not in labels:
-            parser.error(f"--label {args.label}: the run knows {', '.join(labels) or 'no labels'}")
+        spelled = {unicodedata.normalize("NFC", label): label for label in labels}
+        if unicodedata.normalize("NFC", args.label) not in spelled:
+            raise UserError(f"--label {args.label}: the run knows {', '.join(labels) or 'no labels'}")
+        args.label = spelled[unicodedata.normalize("NFC", args.label)]
     if args.decoder == "sharp" and not (args.run_dir / "sharp.keras").exists():
-        parser.error(f"--decoder sharp: no sharp.keras in {args.run_dir}; run train.py --stage sharp first")
-    return args, parser
+        raise UserError(f"--decoder sharp: no sharp.keras in {args.run_dir}; run train.py --stage sharp first")
+    return args
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -553,37 +509,58 @@ def _flag(prefix, name):
     return f"--{prefix}{name}".replace("_", "-")
 
 
+def flags(groups):
+    """The fields of some groups that are flags, each by its flag."""
+    return {
+        _flag(prefix, field.name): field
+        for (prefix, _), group in groups.items()
+        for field in dataclasses.fields(group)
+        if field.metadata
+    }
+
+
+def _path(text):
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path; is a variable of the shell not set?")
+    return Path(text)
+
+
 def _build(description, groups, everything):
     parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--help-all", action="store_true", help="show every option and exit")
-    for (prefix, _), group in groups.items():
+    for (prefix, place), group in groups.items():
         title = parser.add_argument_group(group.__doc__)
-        for field in dataclasses.fields(group):
+        for flag, field in flags({(prefix, place): group}).items():
             about = field.metadata
-            if about["kind"] is bool:
+            if field.type is bool:
                 how = {"action": "store_true"}
             else:
                 choices = "{" + ", ".join(map(str, about["choices"])) + "}" if about["choices"] else None
-                how = {"type": about["kind"], "metavar": choices or about["kind"].__name__.upper()}
+                how = {
+                    "type": {Path: _path}.get(field.type, field.type),
+                    "metavar": choices or field.type.__name__.upper(),
+                }
                 how |= {"nargs": "+"} if about["several"] else {}
-            shown = [] if field.default is None or about["kind"] is bool else [f"default: {field.default}"]
+            shown = [] if field.default is None or field.type is bool else [f"default: {field.default}"]
             if "data" in [place for _, place in groups] and prefix + field.name in DEMO:
                 shown.append(f"demo: {DEMO[prefix + field.name]}")
             meaning = about["meaning"] + f" ({'; '.join(shown)})" * bool(shown)
             meaning = meaning if everything or about["everyday"] else argparse.SUPPRESS
-            title.add_argument(_flag(prefix, field.name), dest=prefix + field.name, help=meaning, **how)
+            title.add_argument(flag, dest=prefix + field.name, help=meaning, **how)
     return parser
 
 
-def _read(description, groups, argv):
-    """The parser, and what was given: a dictionary without defaults; ends the process where that makes no sense."""
+def _read(description, groups, argv, check):
+    """What `check` makes of what is given, a dictionary without defaults; ends the process where that is wrong."""
+    if argv is None:  # the process is the command's own
+        console.prepare()
     parser = _build(description, groups, everything=False)
     given, others = parser.parse_known_args(argv)
     given = vars(given)
     if given.pop("help_all", False):
         _build(description, groups, everything=True).print_help()
         raise SystemExit(0)
-    known = {_flag(prefix, field.name): field for (prefix, _), g in groups.items() for field in dataclasses.fields(g)}
+    known = flags(groups)
     if others:
         unknown = others[0].partition("=")[0]
         alike = [flag for flag in known if flag.endswith(f"-{unknown.lstrip('-')}")]
@@ -595,26 +572,25 @@ def _read(description, groups, argv):
         )
     for flag, field in known.items():
         value = given.get(flag.lstrip("-").replace("-", "_"))
-        wrong = None if value is None else _wrong(value, field.metadata)
+        wrong = None if value is None else _wrong(value, field)
         if wrong:
             parser.error(f"{flag} {value}: must be {wrong}")
-    return parser, given
+    try:
+        return check(given)
+    except UserError as error:
+        return parser.error(str(error))
 
 
-def _wrong(value, about):
+def _wrong(value, field):
     """What a value must be, where it is not; None where it is."""
-    if about["choices"]:
-        return None if value in about["choices"] else f"one of {', '.join(map(str, about['choices']))}"
-    if about["kind"] not in (int, float):
+    choices, limits = field.metadata["choices"], field.metadata["limits"]
+    if choices:
+        return None if value in choices else f"one of {', '.join(map(str, choices))}"
+    if field.type not in (int, float):
         return None
-    tests, words = [], []
-    for name, limit, good in (
-        ("above", about["above"], lambda limit: value > limit),
-        ("least", about["least"], lambda limit: value >= limit),
-        ("most", about["most"], lambda limit: value <= limit),
-    ):
-        if limit is not None:
-            tests.append(good(limit))
-            words.append({"above": f"above {limit}", "least": f"{limit} or more", "most": f"at most {limit}"}[name])
-    finite = value == value and abs(value) != float("inf")
-    return None if all(tests) and finite else " and ".join(words) or "a finite number"
+    kept = {"above": operator.gt, "least": operator.ge, "most": operator.le}
+    words = {"above": "above {}", "least": "{} or more", "most": "at most {}"}
+    limits = {name: limit for name, limit in limits.items() if limit is not None}
+    if math.isfinite(value) and all(kept[name](value, limit) for name, limit in limits.items()):
+        return None
+    return " and ".join(words[name].format(limit) for name, limit in limits.items()) or "a finite number"

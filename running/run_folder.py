@@ -19,6 +19,7 @@
 import contextlib
 import json
 import math
+import os
 import tempfile
 import textwrap
 from pathlib import Path
@@ -41,8 +42,9 @@ except ImportError:  # on Windows
 # ----------------------------------------------------------------------------------------------------------------
 
 
+LOCK = ".brain_vqvae.lock"  # there while a command writes into the folder
 VQVAES, PRIORS = ("vqvae", "coarse"), ("coarse_prior", "prior")  # models of a run, also their stages and files
-MONITORS = {  # what is to be small on the validation people
+MONITORS = {  # the validation metric that each stage minimises
     **dict.fromkeys(VQVAES, "val_reconstruction_loss"),
     **dict.fromkeys(PRIORS, "val_bits_per_code"),
     "sharp": "val_power_gap",
@@ -59,21 +61,27 @@ def write_splits(run_dir, data):
 
 
 @contextlib.contextmanager
-def alone_in(run_dir):
-    """Inside, no other train.py of this machine works in the run folder.
+def alone_in(folder, program):
+    """Makes a folder; inside, no other call of a program writes into it, on this machine or where locks are shared.
 
     Raises:
-        UserError: If one is at work there already.
+        UserError: If another is at work there already.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / "lock").open("a") as file:
-        with contextlib.suppress(AttributeError, OSError):  # no fcntl on Windows; file systems that cannot lock
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"{run_dir}: another train.py is at work here; give another --run-dir, or wait"
-                ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("a"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(file.fileno()).st_nlink:  # removed in between by another, which has just ended
+                raise BlockingIOError
+            stack.callback(path.unlink, missing_ok=True)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{folder}: another {program} is at work here; give another --run-dir or --output-dir, or wait"
+            ) from error
+        except (AttributeError, OSError):
+            pass  # no fcntl on Windows; a folder that cannot be written; a file system that cannot lock
         yield
 
 

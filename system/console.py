@@ -4,13 +4,21 @@ Nothing heavy is imported here, so that a command can answer `--help` and wrong 
 """
 
 import contextlib
+import errno
+import importlib.metadata
 import logging
 import os
+import re
 import signal
 import sys
 import threading
+import time
+from pathlib import Path
 
 from tqdm import tqdm
+
+REQUIREMENTS = Path(__file__).parent.parent / "requirements.txt"
+SECONDS = 10  # between two lines on how far a loop is, where they go into a file
 
 
 class UserError(ValueError):
@@ -20,6 +28,35 @@ class UserError(ValueError):
 def in_a_line(error):
     """The message of any exception, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def prepare():
+    """What a program does first: no character, closed stream, or setting of Matplotlib's window stops it later.
+
+    Ends the program where an installed package is older than requirements.txt allows.
+    """
+    os.environ["MPLBACKEND"] = "agg"  # pictures are files
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # 2>&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        with contextlib.suppress(AttributeError):  # a notebook's own streams know all characters
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+    for name, least in re.findall(r"^([\w-]+)[>~]=([\d.]+)", REQUIREMENTS.read_text(encoding="utf-8"), re.MULTILINE):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(name)
+            has, needs = ([int(number) for number in re.findall(r"\d+", one)[:3]] for one in (version, least))
+            if has < needs:
+                raise SystemExit(f"error: {name} {version}: needs {least}; pip install -r requirements.txt")
+
+
+@contextlib.contextmanager
+def own_pictures():
+    """Inside, no matplotlibrc of the person's changes a picture."""
+    matplotlib = sys.modules.get("matplotlib")
+    with matplotlib.rc_context() if matplotlib else contextlib.nullcontext():
+        if matplotlib:
+            matplotlib.rcdefaults()
+        yield
 
 
 def exit_status(run, when_stopped):
@@ -36,14 +73,16 @@ def exit_status(run, when_stopped):
     heeded = in_main and signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
     before = signal.signal(signal.SIGTERM, stop) if heeded else None
     try:
-        run()
+        with own_pictures():
+            run()
     except SystemExit as end:  # of the parser of arguments, which has said why
         return end.code
     except UserError as error:
         print("error:", in_a_line(error), file=sys.stderr)
         return 1
     except OSError as error:
-        print("error:", f"{error.filename}: {error.strerror}" if error.filename else in_a_line(error), file=sys.stderr)
+        place = error.filename or ("standard output" if error.errno in (errno.EPIPE, errno.ENOSPC) else None)
+        print("error:", f"{place}: {error.strerror}" if place else in_a_line(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:
         print(when_stopped, file=sys.stderr)
@@ -61,7 +100,13 @@ def quietly():
     TensorFlow writes to file descriptor 2 before any setting of its own applies, once more at its first operation.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
+    for number in (0, 1, 2):  # where one is closed, the next file that is opened would get its number, and the talk
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr:
+        sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -76,15 +121,20 @@ def quietly():
 
 
 def with_progress(batches, number, description, unit):
-    """Yields batches; progress goes to standard error, every ten seconds where that is no terminal.
+    """Yields batches, and tells on standard error how far they are: by a bar, or in a file by a line now and then.
 
-    Without a description there is none.
+    Without a description nothing is told.
     """
     if description is None:
         yield from batches
         return
-    pause = 0.1 if sys.stderr.isatty() else 10
-    with tqdm(total=number, desc=description, unit=unit, leave=False, delay=1, mininterval=pause) as bar:
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    told, done = time.monotonic(), 0
+    with tqdm(total=number, desc=description, unit=unit, leave=False, delay=1, disable=not terminal) as bar:
         for batch in batches:
             yield batch
+            done += len(batch)
             bar.update(len(batch))
+            if not terminal and time.monotonic() - told >= SECONDS:
+                told = time.monotonic()
+                print(f"{description}: {done} of {number}", file=sys.stderr)

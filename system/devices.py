@@ -1,15 +1,12 @@
 """Training on several devices, in one process or in several on as many machines.
 
-Keras's own engine does the work: `keras.distribution.DataParallel` under the JAX backend. A step is then one
-computation over the whole batch, of which every device holds its share, so that losses, gradients, the codebook's
-counts and the restarts of its entries are those of one device at the same batch, but for the order of sums. What is not
-a step of training, every process computes for itself.
-
     KERAS_BACKEND=jax python train.py --devices 4
 
-Processes find each other by Keras's own variables: KERAS_DISTRIBUTION_JOB_ADDRESSES (host and port of process 0),
-KERAS_DISTRIBUTION_NUM_PROCESSES and KERAS_DISTRIBUTION_PROCESS_ID. All start the same command and see the same files;
-the first of them writes.
+Keras's `DataParallel` does the work, under JAX. A step is one computation over the whole batch, of which every device
+holds its share, so that it is the step of one device, but for the order of sums. What is not a step of training, every
+process computes for itself. Processes find each other by Keras's own variables: KERAS_DISTRIBUTION_JOB_ADDRESSES (host
+and port of process 0), KERAS_DISTRIBUTION_NUM_PROCESSES and KERAS_DISTRIBUTION_PROCESS_ID. All start the same command
+and see the same files; the first of them writes.
 """
 
 import contextlib
@@ -24,35 +21,34 @@ from system.console import UserError
 
 def gpus():
     """Names of the accelerators that the backend sees; none where it has none."""
-    if keras.backend.backend() == "torch":  # of which keras.distribution knows nothing
-        import torch
-
-        return [f"gpu:{index}" for index in range(torch.cuda.device_count())]
     try:
         return keras.distribution.list_devices("gpu")
     except RuntimeError:  # as JAX says that there is none
         return []
 
 
-def keep_float32():
-    """Lets GPUs multiply float32 as float32, not with the ten bits of TF32, as backends do by default.
+@contextlib.contextmanager
+def whole_float32():
+    """Inside, GPUs multiply float32 as float32, not with the ten bits of TF32, as backends do by default.
 
-    Codes are what a vector lies nearest to: where two entries are nearly equally near, as for a black background, TF32
-    would choose another code than a processor does, and a prior that was trained on the one be wrong on the other.
+    A code is the entry that a vector lies nearest to. Where two entries are nearly equally near, as for a black
+    background, TF32 would choose another code than a processor does, and a prior trained on one would be wrong on the
+    other.
     """
-    backend = keras.backend.backend()
-    if backend == "jax":
+    if keras.backend.backend() == "jax":
         import jax
 
-        jax.config.update("jax_default_matmul_precision", "float32")
-    elif backend == "torch":
-        import torch
+        with jax.default_matmul_precision("float32"):
+            yield
+        return
+    from tensorflow.config import experimental
 
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    else:
-        import tensorflow
-
-        tensorflow.config.experimental.enable_tensor_float_32_execution(False)
+    before = experimental.tensor_float_32_execution_enabled()
+    experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        experimental.enable_tensor_float_32_execution(before)
 
 
 def start(number):
@@ -77,10 +73,10 @@ def start(number):
             keras.distribution.initialize()
         except (ValueError, RuntimeError) as error:
             raise UserError(f"the processes of this job do not find each other: {error}") from error
-    found = keras.distribution.list_devices()
-    if number > len(found):
-        raise UserError(f"--devices {number}: there are {len(found)}")
-    taken = found if in_cluster or number == 0 else found[:number]
+    there = keras.distribution.list_devices()
+    if number > len(there):
+        raise UserError(f"--devices {number}: there are {len(there)}")
+    taken = there if in_cluster or number == 0 else there[:number]
     if len(taken) > 1:
         keras.distribution.set_distribution(keras.distribution.DataParallel(devices=taken, auto_shard_dataset=False))
 
@@ -128,9 +124,7 @@ def others_may_end():
         lost = any(word in str(error) for word in ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "DEADLINE", "heartbeat"))
         if _process()[1] == 1 or not lost:
             raise
-        raise UserError(
-            "another process of this job has ended; start all of them again by the same command, which goes on"
-        ) from error
+        raise UserError("another process of this job has ended; start all again by the same command") from error
 
 
 def end(status):

@@ -1,4 +1,4 @@
-"""Small data sets in each layout, written as image files of synthetic blobs, small priors, a small run; seeded."""
+"""Small data sets in each layout, written as image files of synthetic blobs, small priors, small runs; seeded."""
 
 import os
 
@@ -16,6 +16,8 @@ import pytest
 
 import dataset
 import modules
+import train
+from running import options
 
 
 def blob(rng, height, width):
@@ -166,17 +168,14 @@ def cache_dir(tmp_path):
     return tmp_path / "cache"
 
 
-# A run of a few seconds, as options of train.py.
+# A run of a few seconds: options of train.py, and what else its config.json says.
 SMALL_RUN = {
-    "--vqvae-epochs": 3,
+    "--vqvae-epochs": 2,
     "--coarse-epochs": 2,
     "--coarse-prior-epochs": 2,
-    "--coarse-num-embeddings": 8,
-    "--coarse-embedding-dim": 4,
-    "--coarse-prior-filters": 8,
-    "--prior-epochs": 3,
-    "--sharp-epochs": 3,
-    "--sharp-batch-size": 4,
+    "--prior-epochs": 2,
+    "--sharp-epochs": 2,
+    "--sharp-batch-size": 8,
     "--vqvae-batch-size": 8,
     "--base-filters": 4,
     "--num-embeddings": 16,
@@ -184,10 +183,16 @@ SMALL_RUN = {
     "--prior-filters": 8,
     "--prior-num-blocks": 2,
     "--prior-attention-every": 1,
-    "--prior-average-over": 0.5,
     "--prior-dropout": 0.1,
     "--restart-threshold": 0.9,
     "--precision": "float32",
+}
+SMALL_MODELS = {
+    "coarse": {"image_size": 16, "base_filters": 4, "num_embeddings": 8, "embedding_dim": 4},
+    "coarse_prior": {"filters": 8, "num_blocks": 2, "attention_every": 1},
+    "coarse_training": {"batch_size": 8},
+    "coarse_prior_training": {"batch_size": 8, "average_over": 0.5},
+    "prior_training": {"average_over": 0.5},
 }
 
 
@@ -195,4 +200,26 @@ def command(folder, run, *more, data="adni", **changes):
     """The command line of a small run on a data set in a folder."""
     paths = {"--data-dir": folder / data, "--run-dir": folder / run, "--cache-dir": folder / "cache"}
     changes = {"--" + name.replace("_", "-"): value for name, value in changes.items()}
-    return [*(str(part) for option in (paths | SMALL_RUN | changes).items() for part in option), *more]
+    return [*(str(part) for option in (paths | SMALL_RUN | changes).items() for part in option), *map(str, more)]
+
+
+def asked(*arguments, **changes):
+    """What train.py is asked for by `command`, with `SMALL_MODELS`."""
+    command_line = options.train(command(*arguments, **changes))
+    for group, values in SMALL_MODELS.items():
+        command_line.options[group] |= values
+    return command_line
+
+
+def fit(*arguments, **changes):
+    """Trains a small run; the arguments are those of `command`. Returns the exit status."""
+    return console.exit_status(lambda: train.run(asked(*arguments, **changes)), "stopped; the same command goes on")
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory):
+    """A folder with a small data set, adni, and a run on it, run: all stages; to be read and copied, not changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_adni(folder / "adni")
+    assert [fit(folder, "run", "--stage", stage) for stage in ("all", "sharp")] == [0, 0]
+    return folder

@@ -1,4 +1,4 @@
-"""Under JAX and torch, without TensorFlow, on several devices and in several processes, a run ends as it does here.
+"""Under JAX, without TensorFlow, on several devices and in several processes, a run ends as it does here.
 
 The run of one device under JAX is the measure of all that follow; TensorFlow, here, uses what it left.
 """
@@ -15,69 +15,90 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import command, write_adni
+from conftest import fit, write_adni
 
 import dataset
+import modules
 import predict
 import train
-from evaluation import measure
-from modules import code_lengths
+from predict import TrainedModel
 from running import models, opening, run_folder
 from running.config import read_config
 from system import devices
 
 ROOT = Path(__file__).parent.parent
-BACKENDS = [
-    pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not here"))
-    for name in ("jax", "torch")
-]
 needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not here")
-# Nine steps an epoch, the codebook by moving averages.
-FEW = {"vqvae_epochs": 2, "prior_epochs": 2, "sharp_epochs": 1, "downsampling": 8, "max_shift": 1}
-FEW |= {"restart_threshold": 0.2, "codebook_update": "ema", "prior_batch_size": 8}
-
-# Trains on one device, all stages, and draws; keeps what the models say; then trains on two devices, where asked.
-PROGRAM = """
+FEW = {"downsampling": 8, "max_shift": 1, "restart_threshold": 0.2}  # nine steps an epoch
+# No TensorFlow to be had.
+UNDER_JAX = """
 import sys
-sys.modules.update(dict.fromkeys(("tensorflow", "tf_keras", "tensorboard")))  # none of them to be had
-from pathlib import Path
-import keras, numpy as np
-import dataset, predict, train
-from evaluation import measure
-from modules import code_lengths
-from running import opening
-from running.config import read_config
-from running.models import load_models
-
-folder, number, *options = sys.argv[1:]
-one = Path(folder) / "one"
-for stage in ("all", "sharp"):
-    assert train.main([*options, "--run-dir", str(one), "--stage", stage]) == 0
-assert predict.main(["--run-dir", str(one), "--num-samples", "4"]) == 0
-models = load_models(one)
-if keras.backend.backend() == "jax":
-    import jax
-    assert jax.config.jax_default_matmul_precision == "float32"
-vqvae = models.vqvae
-data = opening.find_data(one, read_config(one))
-codes, per_slice, power = measure.reconstruct(vqvae, data)
-coarse = dataset.encode(models.coarse, data.images, data.of("test").row.to_numpy())
-inputs = dataset.prior_inputs(data.of("test"), data.labels, codes=codes, coarse=coarse)
-bits = code_lengths(models.prior, inputs)
-ssim = [one["ssim"] for one in per_slice]
-np.savez(one / "said.npz", codes=codes, coarse=coarse, images=vqvae.decode(codes), bits=bits, ssim=ssim, power=power)
-if number == "2":
-    assert train.main([*options, "--run-dir", folder + "/two", "--devices", number]) == 0
+sys.modules.update(dict.fromkeys(("tensorflow", "tf_keras", "tensorboard")))
+sys.path.append("tests")
+import test_backends
+test_backends.{}(*sys.argv[1:])
 """
 
 
-def start(program, *arguments, devices=1, backend="jax", **environment):
+def restarts():
+    """Entries that are far away restart, and learn by gradient from then on."""
+    model = modules.VQVAE(16, base_filters=4, num_embeddings=8, embedding_dim=4, restart_threshold=0.9)
+    far = np.arange(50, 50 + 8 * 4).reshape(8, 4).astype("float32")
+    far[0] = 0
+    model.quantizer.set_codebook(far)
+    model.compile(optimizer=train.vqvae_optimizer(1e-3))
+    images = np.random.default_rng(0).random((16, 16, 16, 1), "float32")
+    model.fit(images, epochs=4, batch_size=4, verbose=0)
+    codebook, entries = (keras.ops.convert_to_numpy(x) for x in (model.quantizer.codebook, model.quantizer.entries))
+    assert np.abs(codebook).max() < 10, codebook
+    assert not np.array_equal(entries, far)
+
+
+def said(run, images, **how):
+    """What the models of a run say of images."""
+    model = TrainedModel(run)
+    codes = model.encode(images)
+    bits, coarse_bits = model.bits(images, **how)
+    return {"codes": codes, "images": model.decode(codes), "bits": bits, "coarse_bits": coarse_bits}
+
+
+def said_of_shipped(name):
+    """What shipped weights say of a made-up slice."""
+    size = read_config(ROOT / "pretrained" / name)["data"]["image_size"]
+    y, x = np.mgrid[:size, :size] / size - 0.5
+    image = ((np.hypot(y, x) < 0.35) * (0.6 + 0.2 * np.cos(40 * x) * np.cos(30 * y))).astype("float32")[None]
+    return said(ROOT / "pretrained" / name, image, slice_position=0.6)
+
+
+def said_of_run(run):
+    data = opening.find_data(run, read_config(run))
+    return said(run, data.pixels(data.of("test")), label="AD", slice_position=0.6)
+
+
+def train_and_say(folder):
+    """Trains on one device, all stages, and draws; keeps what the models say; then trains on two devices."""
+    folder = Path(folder)
+    one = folder / "one"
+    assert [fit(folder, "one", "--stage", stage, **FEW) for stage in ("all", "sharp")] == [0, 0]
+    assert predict.main(["--run-dir", str(one), "--num-samples", "4"]) == 0
+    np.savez(one / "said.npz", **said_of_run(one))
+    np.savez(folder / "shipped.npz", **said_of_shipped("ixi"))
+    restarts()
+    assert [fit(folder, "two", "--devices", 2, "--stage", stage, **FEW) for stage in ("vqvae", "coarse", "prior")] == [
+        0
+    ] * 3
+
+
+def train_in_a_job(folder):
+    """The first stage, on all devices of all processes."""
+    devices.end(fit(Path(folder), "processes", "--devices", 0, "--stage", "vqvae", **FEW))
+
+
+def start(function, folder, devices=1, **environment):
     xla = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"  # compiles sooner
-    flags = {"KERAS_BACKEND": backend, "XLA_FLAGS": xla}
     return subprocess.Popen(
-        [sys.executable, *program, *map(str, arguments)],
+        [sys.executable, "-c", UNDER_JAX.format(function), str(folder)],
         cwd=ROOT,
-        env=os.environ | flags | environment,
+        env=os.environ | {"KERAS_BACKEND": "jax", "XLA_FLAGS": xla} | environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -90,114 +111,58 @@ def finish(process):
     return process.returncode, errors
 
 
-def run_program(folder, backend, number):
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A data set of 72 training slices; under JAX a run of one device, and one of two."""
+    folder = tmp_path_factory.mktemp("jax")
     write_adni(folder / "adni", train=10, test=3, slices=4, height=32)
-    options = command(folder, "none", **FEW)
-    options = options[:2] + options[4:]  # without the run folder
-    process = start(["-c", PROGRAM], folder, number, *options, devices=number, backend=backend)
-    status, errors = finish(process)
+    status, errors = finish(start("train_and_say", folder, devices=2))
     assert status == 0, errors[-2000:]
     assert "tensorflow" not in errors.lower()
     return folder
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A data set of 72 training slices; under JAX a run of one device, and one of two."""
-    return run_program(tmp_path_factory.mktemp("jax"), "jax", 2)
+def test_float32_is_not_rounded_to_ten_bits_on_a_gpu_until_the_models_are_done():
+    from tensorflow.config import experimental
 
-
-def test_float32_is_not_rounded_to_ten_bits_on_a_gpu():
-    import tensorflow
-
-    tensorflow.config.experimental.enable_tensor_float_32_execution(True)
-    models.set_precision("float32")
-    assert not tensorflow.config.experimental.tensor_float_32_execution_enabled()
-
-
-def assert_used_alike(run, tmp_path):
-    """What another backend trained, this one uses to the same effect."""
-    trained = models.load_models(run)
-    vqvae = trained.vqvae
-    data = opening.find_data(run, read_config(run))
-    with np.load(run / "said.npz") as said:
-        np.testing.assert_allclose(vqvae.decode(said["codes"]), said["images"], atol=1e-4)
-        codes = {name: said[name] for name in ("codes", "coarse")}
-        inputs = dataset.prior_inputs(data.of("test"), data.labels, **codes)
-        np.testing.assert_allclose(code_lengths(trained.prior, inputs), said["bits"], atol=1e-4)
-        _, per_slice, power = measure.reconstruct(vqvae, data)
-        np.testing.assert_allclose([one["ssim"] for one in per_slice], said["ssim"], atol=1e-4)
-        np.testing.assert_allclose(power, said["power"], rtol=1e-3)
-    arguments = ["--run-dir", run, "--output-dir", tmp_path / "here", "--num-samples", 4]
-    assert predict.main([str(argument) for argument in arguments]) == 0
-    for i in range(4):  # the same noise is the same sample, but for rounding
-        images = [
-            np.asarray(PIL.Image.open(where / "samples" / f"sample_{i:04d}.png"), int)
-            for where in (run / "predictions", tmp_path / "here")
-        ]
-        assert np.abs(images[0] - images[1]).max() <= 1
+    experimental.enable_tensor_float_32_execution(True)
+    with models.precision("bfloat16"):
+        assert not experimental.tensor_float_32_execution_enabled()
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    assert experimental.tensor_float_32_execution_enabled()
+    assert keras.config.dtype_policy().name == "float32"
 
 
 @needs_jax
 def test_a_run_of_jax_is_used_alike(place, tmp_path):
-    assert_used_alike(place / "one", tmp_path)
+    """And shipped weights; the same noise is the same sample, but for rounding."""
+    for path, here in (
+        (place / "one/said.npz", said_of_run(place / "one")),
+        (place / "shipped.npz", said_of_shipped("ixi")),
+    ):
+        with np.load(path) as there:
+            for name, values in here.items():
+                np.testing.assert_allclose(values, there[name], rtol=1e-4, atol=1e-4, err_msg=name)
+    arguments = ["--run-dir", place / "one", "--output-dir", tmp_path, "--num-samples", 4]
+    assert predict.main([str(argument) for argument in arguments]) == 0
+    for i in range(4):
+        paths = (folder / "samples" / f"sample_{i:04d}.png" for folder in (place / "one" / "predictions", tmp_path))
+        images = [np.asarray(PIL.Image.open(path), int) for path in paths]
+        assert np.abs(images[0] - images[1]).max() <= 1
 
 
-SHIPPED = """
-import sys
-import keras, numpy as np
-from predict import TrainedModel
-
-folder, backend = sys.argv[1:]
-assert keras.backend.backend() == backend
-found = {}
-for name in ("ds002748", "ixi"):
-    model = TrainedModel(f"pretrained/{name}")
-    size = model.image_size
-    y, x = np.mgrid[:size, :size] / size - 0.5
-    image = ((np.hypot(y, x) < 0.35) * (0.6 + 0.2 * np.cos(40 * x) * np.cos(30 * y))).astype("float32")[None]
-    codes = model.encode(image)
-    bits, coarse_bits = model.bits(image, slice_position=0.6)
-    found |= {f"{name}_codes": codes, f"{name}_image": model.decode(codes), f"{name}_bits": bits}
-    found |= {f"{name}_coarse": model.encode_coarse(image), f"{name}_coarse_bits": coarse_bits}
-np.savez(folder, **found)
-"""
-
-
-@needs_jax
-def test_shipped_weights_say_the_same_under_tensorflow_and_jax(tmp_path):
-    found = []
-    for backend in ("tensorflow", "jax"):
-        path = tmp_path / f"{backend}.npz"
-        assert finish(start(["-c", SHIPPED], str(path), backend, backend=backend))[0] == 0
-        with np.load(path) as file:
-            found.append(dict(file))
-    for name, values in found[0].items():
-        np.testing.assert_allclose(values, found[1][name], rtol=1e-4, atol=1e-4, err_msg=name)
-
-
-@pytest.mark.parametrize("backend", BACKENDS[1:])
-def test_a_run_of_torch_is_used_alike(tmp_path, backend):
-    assert_used_alike(run_program(tmp_path, backend, 1) / "one", tmp_path)
-
-
-def assert_equal_runs(place, name):
+def assert_equal_runs(place, name, *stages):
     """Codebooks, weights and codes of a run and of that of one device."""
-    for stage in ("vqvae", "prior"):
+    for stage in stages:
         one, other = (keras.saving.load_model(place / run / f"{stage}.keras", compile=False) for run in ("one", name))
         assert len(run_folder.read_history(place / name / f"{stage}_history.csv")) == 2
         for variable, a, b in zip(one.weights, one.get_weights(), other.get_weights(), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6 * max(1.0, np.abs(a).max()), err_msg=variable.path)
-    codes = []
-    for run in ("one", name):
-        with np.load(place / run / "codes.npz") as file:
-            codes.append(file["codes"])
-    np.testing.assert_array_equal(*codes)
 
 
 @needs_jax
 def test_two_devices_train_as_one(place):
-    assert_equal_runs(place, "two")
+    assert_equal_runs(place, "two", "vqvae", "coarse", "prior")
 
 
 @needs_jax
@@ -206,8 +171,7 @@ def test_two_processes_of_which_one_is_killed_end_as_one_device(place):
         with socket.create_server(("127.0.0.1", 0)) as free:
             address = f"127.0.0.1:{free.getsockname()[1]}"
         common = {"KERAS_DISTRIBUTION_JOB_ADDRESSES": address, "KERAS_DISTRIBUTION_NUM_PROCESSES": "2"}
-        options = command(place, "processes", "--devices", "0", **FEW)
-        return [start(["train.py"], *options, KERAS_DISTRIBUTION_PROCESS_ID=str(i), **common) for i in range(2)]
+        return [start("train_in_a_job", place, KERAS_DISTRIBUTION_PROCESS_ID=str(i), **common) for i in range(2)]
 
     first, second = start_two()
     while not run_folder.read_history(place / "processes" / "vqvae_history.csv"):  # until one epoch is done
@@ -220,23 +184,23 @@ def test_two_processes_of_which_one_is_killed_end_as_one_device(place):
     finish(second)
     ends = [finish(process) for process in start_two()]
     assert [status for status, _ in ends] == [0, 0], ends
-    assert_equal_runs(place, "processes")
+    assert_equal_runs(place, "processes", "vqvae")
 
 
 def test_several_devices_need_jax_and_must_be_there(tmp_path, capsys, monkeypatch):
     write_adni(tmp_path / "adni")
-    arguments = ["--data-dir", str(tmp_path / "adni"), "--run-dir", str(tmp_path / "run"), "--devices"]
     monkeypatch.setattr(keras.backend, "backend", lambda: "tensorflow")
-    assert train.main([*arguments, "2"]) == 1
+    assert fit(tmp_path, "run", "--devices", 2) == 1
     assert "--devices 2: needs KERAS_BACKEND=jax" in capsys.readouterr().err
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    assert train.main([*arguments, "99"]) == 1
+    assert fit(tmp_path, "run", "--devices", 99) == 1
     assert "--devices 99: there are" in capsys.readouterr().err
     monkeypatch.setattr(keras.backend, "backend", lambda: "tensorflow")
-    monkeypatch.setattr(devices, "number", lambda: 8)
-    assert train.main(arguments[:-1]) == 1
-    assert "--vqvae-batch-size 4: must be a multiple of 8 devices" in capsys.readouterr().err
+    monkeypatch.setattr(devices, "number", lambda: 3)
+    assert fit(tmp_path, "run") == 1
+    assert "vqvae: its batches of 8 cannot be shared by 3 devices" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.json").exists()
+    assert fit(tmp_path, "run", "--stage", "prior", "--dry-run", prior_batch_size=9) == 0  # the only one of that stage
 
 
 def test_each_batch_is_cut_in_equal_shares_and_what_is_left_is_left_out(monkeypatch):
@@ -257,27 +221,5 @@ def test_each_batch_is_cut_in_equal_shares_and_what_is_left_is_left_out(monkeypa
     assert not set(np.concatenate(seen[0])) & set(np.concatenate(seen[1]))
 
 
-RESTARTS = """
-import keras, numpy as np
-import modules, train
-
-model = modules.VQVAE(16, base_filters=4, num_embeddings=8, embedding_dim=4, decay=0.5, restart_threshold=0.1)
-far = np.arange(50, 50 + 8 * 4).reshape(8, 4).astype("float32")
-far[0] = 0
-model.quantizer.set_codebook(far)
-model.compile(optimizer=train.vqvae_optimizer(1e-3))
-images = np.random.default_rng(0).random((16, 16, 16, 1), "float32")
-model.fit(images, epochs=4, batch_size=4, verbose=0)
-codebook, entries = (keras.ops.convert_to_numpy(x) for x in (model.quantizer.codebook, model.quantizer.entries))
-assert np.abs(codebook).max() < 10, codebook
-assert not np.array_equal(entries, far)  # and the optimiser has had its say
-"""
-
-
 def test_dead_entries_that_learn_by_gradient_restart_in_training():
-    exec(RESTARTS, {})
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_dead_entries_restart_under_other_backends(backend):
-    assert finish(start(["-c", RESTARTS], backend=backend)) == (0, "")
+    restarts()

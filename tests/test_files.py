@@ -1,7 +1,14 @@
-"""Files are whole or not there; a command ends with a line and a status."""
+"""Files are whole or not there; a command ends with a line and a status, whatever it is started from."""
 
+import importlib.metadata
+import os
 import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
+import matplotlib
 import PIL.Image
 import pytest
 
@@ -32,15 +39,26 @@ def test_half_a_picture_never_stands_under_its_name(tmp_path):
 
     def write(partial):
         picture.save(partial)
-        raise OSError("no space left")
+        raise OSError(28, "so it was not written")
 
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match="No space left on device") as error:
         files.write_whole(path, write)
+    assert error.value.filename == str(path)
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == b"the last one"
     files.write_whole(path, picture.save)
     with PIL.Image.open(path) as written:
         assert written.size == (8, 8)
+
+
+def test_only_what_a_killed_process_left_is_removed(tmp_path):
+    left = f"samples.{socket.gethostname()}.17.partial.png"
+    own = ["thesis.partial.docx", "download.iso.partial", "a.v1.2.partial.png"]
+    for name in (left, *own):
+        (tmp_path / name).touch()
+    (tmp_path / f"folder.{left}").mkdir()
+    files.remove_old(tmp_path, files.PARTIAL)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*own, f"folder.{left}"])
 
 
 def raise_one(error):
@@ -57,6 +75,7 @@ def raise_one(error):
             1,
             "error: x.h5: No space left on device\n",
         ),
+        (lambda: raise_one(BrokenPipeError(32, "Broken pipe")), 1, "error: standard output: Broken pipe\n"),
         (lambda: raise_one(KeyboardInterrupt()), 130, "stopped\n"),
         (lambda: signal.raise_signal(signal.SIGTERM), 143, "stopped\n"),
         (lambda: raise_one(SystemExit(1)), 1, ""),
@@ -67,3 +86,37 @@ def test_what_ends_a_command_is_said_in_a_line(capsys, end, status, said):
     assert console.exit_status(end, "stopped") == status
     assert capsys.readouterr().err == said
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_characters_and_closed_streams_do_not_stop_a_command():
+    program = "from system import console\nconsole.prepare()\nwith console.quietly(): pass\nprint('Démence')"
+    done = subprocess.run(
+        ["sh", "-c", '"$0" -c "$1" 2>&-', sys.executable, program],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        stdout=subprocess.PIPE,
+    )
+    assert (done.returncode, done.stdout) == (0, b"D\\xe9mence\n")
+
+
+def test_pictures_are_the_same_whatever_matplotlib_is_set_to(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "qt7agg")
+    console.prepare()
+    assert os.environ["MPLBACKEND"] == "agg"
+    monkeypatch.setitem(matplotlib.rcParams, "image.origin", "lower")
+    seen = []
+    console.exit_status(lambda: seen.append(matplotlib.rcParams["image.origin"]), "")
+    assert [*seen, matplotlib.rcParams["image.origin"]] == ["upper", "lower"]
+
+
+def test_packages_that_are_too_old_are_named(monkeypatch):
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.8.0" if name == "keras" else real(name))
+    with pytest.raises(SystemExit, match="error: keras 3.8.0: needs 3.15; pip install"):
+        console.prepare()
+
+
+def test_progress_in_a_file_is_lines(monkeypatch, capsys):
+    monkeypatch.setattr(console, "SECONDS", 0)
+    assert list(console.with_progress([[1, 2], [3]], 3, "samples", "slice")) == [[1, 2], [3]]
+    assert capsys.readouterr().err == "samples: 2 of 3\nsamples: 3 of 3\n"

@@ -40,7 +40,7 @@ def test_the_walkthrough_runs(monkeypatch, tmp_path):
     phantom.make_cohort(tmp_path / "cohort", num_people=10)
     paths = f"--data-dir {tmp_path / 'cohort'} --run-dir {tmp_path / 'run'} --cache-dir {tmp_path / 'cache'}"
     sizes = "--image-size 64 --downsampling 8 --vqvae-epochs 1 --prior-epochs 1 --prior-filters 8 --prior-num-blocks 2"
-    sizes += " --coarse-epochs 1 --coarse-prior-epochs 1 --coarse-prior-filters 8"
+    sizes += " --coarse-epochs 1 --coarse-prior-epochs 1"
     monkeypatch.setenv("TRAIN_OPTIONS", f"{paths} {sizes} --base-filters 8 --prior-attention-every 1")
     notebook = nbformat.read(WALK, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(ROOT)}}).execute()

@@ -1,6 +1,6 @@
 """What is asked for wins over presets, presets over the demo's defaults; wrong options are refused at once."""
 
-import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def test_a_preset_wins_over_the_demo_and_the_command_line_over_both(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--loss", "foo"], "--loss foo: must be one of l1, l2, l1_ssim"),
+        (["--reconstruction-loss", "foo"], "--reconstruction-loss foo: must be one of l1, l2, l1_ssim"),
         (["--epochs", "3"], "--epochs: no such option; did you mean --vqvae-epochs or --coarse-epochs"),
         (["--vqvae-epoch", "3"], "--vqvae-epoch: no such option; did you mean --vqvae-epochs?"),
         (["--what", "3"], "--what: no such option; see --help-all"),
@@ -42,7 +42,10 @@ def test_a_preset_wins_over_the_demo_and_the_command_line_over_both(tmp_path):
         (["--image-size", "30"], "--image-size 30: must be a multiple of --downsampling 8"),
         (["--image-size", "8"], "--image-size 8: must be 16 or more"),
         (["--prior-batch-size", "0"], "--prior-batch-size 0: must be 1 or more"),
-        (["--coarse-image-size", "30"], "--coarse-image-size 30: must be a multiple of --coarse-downsampling 4"),
+        (["--coarse-prior-filters", "8"], "--coarse-prior-filters: no such option; did you mean"),
+        (["--run-dir", ""], "argument --run-dir: an empty path; is a variable of the shell not set?"),
+        (["--start-from", "nowhere"], "--start-from nowhere: no run here"),
+        (["--start-from", "pretrained/ixi", "--preset", "1mm"], "--preset 1mm: the sizes are those of --start-from"),
         (["--max-shift", "-1"], "--max-shift -1: must be 0 or more and at most 64"),
         (["--downsampling", "3"], "--downsampling 3: must be one of 2, 4, 8, 16"),
         (["--seed", "-1"], "--seed -1: must be 0 or more"),
@@ -51,7 +54,6 @@ def test_a_preset_wins_over_the_demo_and_the_command_line_over_both(tmp_path):
         (["--test-fraction", "2"], "--test-fraction 2.0: must be above 0 and at most 1"),
         (["--devices", "-1"], "--devices -1: must be 0 or more"),
         (["--validation-fraction", "0.6", "--test-fraction", "0.5"], "must be below 1 together"),
-        (["--decay", "1"], "--decay 1.0: must be 0 or more and at most 0.9999"),
         (["--plane", "coronal"], "--plane: says how to read the volumes of --data-dir, which is not given"),
         (
             ["--data-dir", "tests", "--plane", "coronal", "--slice-middle", "50"],
@@ -76,6 +78,43 @@ def test_train_says_what_is_wrong_in_one_line(monkeypatch, capsys, arguments, me
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output-dir", ""], "argument --output-dir: an empty path"),
+        (["--label", "MCI"], "--label MCI: the run knows control, depr"),
+        (["--decoder", "blunt"], "--decoder blunt: must be one of plain, sharp"),
+        (["--volumes", "2", "--num-samples", "3"], "--num-samples: has no effect on --volumes; leave it out"),
+        (["--volumes", "2", "--slice-position", "0.5"], "--slice-position: has no effect on --volumes"),
+        (["--input", "README.md", "--temperature", "0.5"], "--temperature: has no effect on --input"),
+        (["--input", "README.md", "--data-dir", "tests"], "--data-dir: has no effect on --input"),
+        (["--input", "README.md", "--anomaly", "--num-samples", "3"], "--num-samples: has no effect on --anomaly"),
+        (["--volumes", "2", "--input", "README.md"], "--volumes 2: draws new heads, and --input gives scans"),
+        (["--mask", "README.md"], "--mask: is for a scan, which --input gives"),
+        (["--input", "nowhere.png"], "nowhere.png: no such file or folder"),
+    ],
+)
+def test_predict_says_what_is_wrong_in_one_line(monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as end:
+        options.predict(["--run-dir", "pretrained/ds002748", *arguments])
+    assert end.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+
+
+def test_a_start_from_a_run_takes_its_options_but_for_those_given(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    start = json.loads(Path("pretrained/ixi/config.json").read_text())["options"]
+    found = options.train(["--start-from", "pretrained/ixi", "--prior-epochs", "3"]).options
+    assert found["data"]["image_size"] == 128
+    assert found["prior_training"] == {**start["prior_training"], "epochs": 3}
+    assert {name: found[name] for name in ("vqvae", "prior", "sharp_training")} == {
+        name: start[name] for name in ("vqvae", "prior", "sharp_training")
+    }
+
+
 @pytest.mark.parametrize("read", [options.predict, options.evaluate])
 def test_a_folder_without_a_run_is_said(tmp_path, capsys, read):
     with pytest.raises(SystemExit):
@@ -85,11 +124,11 @@ def test_a_folder_without_a_run_is_said(tmp_path, capsys, read):
 
 def test_every_option_says_what_it_does_and_help_shows_those_that_matter(capsys):
     for read, groups in (
-        (options.train, options.TRAIN.values()),
-        (options.predict, (options.TrainedRun, options.Prediction, options.Truncation)),
-        (options.evaluate, (options.TrainedRun, options.Evaluation, options.Truncation)),
+        (options.train, options.TRAIN),
+        (options.predict, {("", 0): options.Prediction, ("", 1): options.Inputs, ("", 2): options.Truncation}),
+        (options.evaluate, {("", 0): options.TrainedRun, ("", 1): options.Evaluation, ("", 2): options.Truncation}),
     ):
-        fields = [field for group in groups for field in dataclasses.fields(group)]
+        fields = options.flags(groups).values()
         shown = []
         for flag in ("--help", "--help-all"):
             with pytest.raises(SystemExit) as end:
@@ -106,7 +145,7 @@ def test_every_option_says_what_it_does_and_help_shows_those_that_matter(capsys)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["train.py", "--help"], ["train.py", "--loss", "foo"], ["evaluate.py", "--help"]]
+    "arguments", [["train.py", "--help"], ["train.py", "--reconstruction-loss", "foo"], ["evaluate.py", "--help"]]
 )
 def test_help_and_refusals_take_less_than_a_second_of_processor_time(arguments):
     program = (

@@ -50,6 +50,7 @@ TOLD = {  # of one file, what `cache.FOUND` says of many
     "NaN": "NaN is taken for background",
     "spike": "single values far above all others are cut",
     "negative": "has negative values: the lowest becomes black",
+    "disagreement": "its header disagrees with its affine on the size or the axes of a voxel: the affine is taken",
     "unoriented": "its header names no orientation: the axes are taken as left, anterior, superior",
 }
 
