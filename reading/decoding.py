@@ -162,7 +162,6 @@ def head(voxels, gap):
     between brain and scalp), its largest piece, holes filled in every plane, and one more element all around.
     """
     smooth = ndimage.gaussian_filter(voxels.astype("float32"), 1.0)
-    smooth -= min(0, smooth.min())  # half of a threshold is half the way from black, as of CT, where that is -1000
     if smooth.min() == smooth.max():
         return np.zeros(voxels.shape, bool)
     half = (min(0, smooth.min()) + _otsu(smooth)) / 2

@@ -36,7 +36,7 @@ def read_scans(paths, config):
     found, notices = scans.find(paths)
     for line in notices:
         print(f"note: {line}")
-    shown, bad = np.linspace(0, len(found) - 1, min(MOST_SHOWN, len(found))).round(), 0
+    shown, bad = dataset.spread(len(found), MOST_SHOWN), 0
     for number, (name, (source, scale)) in enumerate(found.items()):
         try:
             scan = scans.read(name, source, config, scale)
