@@ -3,8 +3,9 @@
 # make lint      ruff, notebooks too
 # make notebook  runs notebooks/walkthrough.ipynb again, outputs kept
 # make results   makes results/demo again (ten minutes), with DS=folder results/ds002748*, with IXI=folder results/ixi*, too
-# make benchmarks   after make results: sampling times, the leak, killed runs, and with IXI=folder priors, choices, a start from a trained run
-# make peers     with IXI=folder: this project's VQ-VAE beside others (four and a half hours; MONAI goes into runs/monai)
+# make benchmarks   sampling times, training times, the leak, killed runs, and with IXI=folder priors, choices, a start from a trained run
+# make peers     with IXI=folder: this project's VQ-VAE beside others (four hours; MONAI goes into runs/monai)
+# make figures   draws docs/figures/architecture.png again
 # make clean     removes the environment, the cache and the runs
 
 PYTHON ?= python3
@@ -39,7 +40,7 @@ define use
 	$(BIN)/python -m benchmarks.completion --run-dir runs/$(1) --output results/$(2)/completion.json
 endef
 
-.PHONY: demo test lint notebook results benchmarks peers clean
+.PHONY: demo test lint notebook results benchmarks peers figures clean
 
 demo: .venv/run
 	$(BIN)/python train.py
@@ -58,7 +59,7 @@ notebook: .venv/run
 
 results: demo
 	$(BIN)/python evaluate.py --num-samples 300 --output-dir results/demo
-	$(BIN)/python -m benchmarks.ventricles --run-dir runs/demo --output-dir results/demo
+	$(BIN)/python -m benchmarks.ventricles --run-dir runs/demo --output results/demo/ventricles.json
 ifdef DS
 	$(call fit,ds002748,--data-dir $(DS) $(DS_RUN))
 	mkdir -p runs/heads
@@ -67,7 +68,7 @@ ifdef DS
 	$(BIN)/python train.py --run-dir runs/heads --data-dir $(DS) $(DS_HEADS) --stage prior
 	$(call measure,ds002748,ds002748)
 	$(BIN)/python evaluate.py --run-dir runs/heads --output-dir results/ds002748_heads --decoder sharp
-	$(BIN)/python -m benchmarks.heads --run-dir runs/heads --output results/ds002748_heads/heads.json --number 12
+	$(BIN)/python -m benchmarks.heads --run-dir runs/heads --output results/ds002748_heads/heads.json
 	$(call use,heads,ds002748_heads)
 	$(BIN)/python predict.py --run-dir runs/heads --input $(DS)/sub-02/anat/sub-02_T1w.nii.gz --output-dir results/using
 	rm -r results/using/sub-02_T1w  # a volume
@@ -84,34 +85,26 @@ endif
 
 benchmarks: .venv/run
 	$(BIN)/python -m benchmarks.sampling --output results/sampling.json --naive-steps 2
-	$(BIN)/python -m benchmarks.sampling --memory --grid 32 --batch 64 128 256 512 --output results/sampling_memory.json
-	$(BIN)/python -m benchmarks.leak --output-dir results/leak
-	$(BIN)/python -m benchmarks.kills --number 3 --output results/kills.json
+	$(BIN)/python -m benchmarks.leak --output results/leak/leak.json
+	$(BIN)/python -m benchmarks.kills --output results/kills.json
 	$(BIN)/python -m benchmarks.training --output results/training.json --seconds 5
-	$(BIN)/python -m benchmarks.large --output results/large.json
 ifdef IXI
 	$(BIN)/python train.py --data-dir $(IXI) $(IXI4)
-	$(BIN)/python -m benchmarks.priors --run-dir runs/ixi4 --minutes 1.5 --output results/ixi/priors.json --variant default \
-		textbook "textbook, recipe of the default" "AdamW for Muon" "slices not changed" "no attention" "table alone" \
-		"no dilation"
-	$(BIN)/python -m benchmarks.priors --run-dir runs/ixi4 --minutes 1.5 --output results/ixi/priors_position.json \
-		--variant default "no position embedding"
+	$(BIN)/python -m benchmarks.priors --run-dir runs/ixi4 --minutes 1.5 --output results/ixi/priors.json
 	$(BIN)/python -m benchmarks.ablation --data-dir $(IXI) --minutes 1 --output results/ixi/ablation.json
-	$(BIN)/python -m benchmarks.background --data-dir $(IXI) --output results/background.png
 	$(BIN)/python -m benchmarks.start --data-dir $(IXI) --output results/start.json
 endif
 	$(BIN)/python -m benchmarks.tables
 
 peers: .venv/run runs/monai
 	@test -n "$(IXI)" || { echo "make peers: give IXI=folder of the BIDS data set" >&2; exit 1; }
-	$(BIN)/python -m benchmarks.peers --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 2
-	$(BIN)/python -m benchmarks.peers --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 10 \
-		--entry "this project" "this project, light" "Keras tutorial" "MONAI, matching" "MONAI, tutorial"
+	$(BIN)/python -m benchmarks.peers --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 2 10
 	$(BIN)/python -m benchmarks.peers --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 40 \
 		--entry "this project" "this project, light" "Keras tutorial" "MONAI, matching"
-	$(BIN)/python train.py --data-dir $(IXI) $(IXI4)
-	$(BIN)/python -m benchmarks.peers --priors runs/ixi4 --output-dir results/peers --monai runs/monai/bin/python --minutes 5
 	$(BIN)/python -m benchmarks.tables
+
+figures: .venv/run
+	$(BIN)/python -m docs.figures
 
 runs/monai: benchmarks/requirements-monai.txt
 	$(PYTHON) -m venv $@

@@ -108,9 +108,9 @@ def load(data_dir, layout=None, subject_regex=None, label_column=None, cache_dir
         raise UserError(f"--cache-dir {cache_dir}: lies inside the data folder {data_dir}; choose another")
     layout, sources, notices = layouts.find(data_dir, layout, subject_regex, label_column)
     if sources[0].slice_index is not None:
-        for name in ("plane", "voxel_size", "slice_middle"):
+        for name in ("plane", "voxel_size", "slice_middle", "num_slices", "slice_spacing_mm"):
             if getattr(how, name) != getattr(decoding.How(), name):
-                flag = "--" + name.replace("_", "-")
+                flag = "--" + name.removesuffix("_mm").replace("_", "-")
                 raise UserError(f"{flag} {getattr(how, name)}: is for volumes, and {data_dir} holds images")
     files = []
     for source in sources:
@@ -130,12 +130,14 @@ def load(data_dir, layout=None, subject_regex=None, label_column=None, cache_dir
         slices = pd.DataFrame(manifest["slices"], columns=COLUMNS)
         whole = images.dtype == "uint8" and images.ndim == 3 and 0 <= slices.row.max() < len(images)
         bad_files = [tuple(bad) for bad in manifest["bad_files"]]
-        rest = manifest["fingerprint"], [*notices, *manifest["notices"]], bad_files, manifest["about"]
+        title, credit, more = describe(data_dir)
+        notices = [*notices, *manifest["notices"], *more]
+        rest = layout, manifest["fingerprint"], notices, bad_files, manifest["about"]
     except (ValueError, LookupError, TypeError, EOFError, AttributeError) as error:
         raise UserError(f"{packed}: damaged ({in_a_line(error)}); remove it and {manifest_path.name}") from error
     if not whole:
         raise UserError(f"{packed}: not what {manifest_path.name} says; remove both")
-    return Data(images, slices, *describe(data_dir), layout, *rest)
+    return Data(images, slices, title, credit, *rest)
 
 
 def prepare(data_dir, seed=0, validation_fraction=0.1, test_fraction=0.15, cache_dir="cache", **how):
@@ -158,19 +160,29 @@ def prepare(data_dir, seed=0, validation_fraction=0.1, test_fraction=0.15, cache
 
 
 def describe(data_dir):
-    """Title and credit from a BIDS dataset_description.json, else the folder's name and nothing."""
-    path = data_dir / "dataset_description.json"
+    """Title and credit from a BIDS dataset_description.json, as far as it gives them, and notices.
+
+    The title is else the folder's name, the credit empty; whatever stands in that file stops nothing.
+    """
+    title, path = data_dir.resolve().name, data_dir / "dataset_description.json"
     if not path.is_file():
-        return data_dir.resolve().name, ""
+        return title, "", []
     try:
-        description = json.loads(path.read_text(encoding="utf-8-sig"))
-        authors = description.get("Authors", [])
-        authors = authors if isinstance(authors, str) else ", ".join(authors)
-        return str(description["Name"]), "; ".join(filter(None, (authors, description.get("License"))))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: not a BIDS description with a Name ({in_a_line(error)}); mend or remove it"
-        ) from error
+        description = json.loads(path.read_bytes())  # of UTF-8, 16 or 32, with a byte-order mark or without
+    except (ValueError, RecursionError, OSError) as error:
+        return title, "", [f"{path.name} names nobody to credit: it is not JSON ({in_a_line(error)})"]
+    description = description if isinstance(description, dict) else {}
+    name, authors, licence = (_text(description.get(key)) for key in ("Name", "Authors", "License"))
+    return name or title, "; ".join(filter(None, (authors, licence))), []
+
+
+def _text(value):
+    """What a JSON value says in one line: a text, the texts of a list, the name in an object, else its texts."""
+    if isinstance(value, list):
+        return ", ".join(filter(None, map(_text, value)))
+    if isinstance(value, dict):
+        return _text(value.get("name")) or " ".join(filter(None, map(_text, value.values())))
+    return " ".join(value.encode(errors="replace").decode().split()) if isinstance(value, str) else ""
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -270,6 +282,29 @@ def splits_sha256(slices):
     """SHA-256 of who is in which split: of splits.csv without its slice positions."""
     columns = ["path", "subject_id", "session", "slice_index", "label", "split"]
     return hashlib.sha256(slices[columns].to_csv(index=False, lineterminator="\n").encode()).hexdigest()
+
+
+def first_difference(slices, before):
+    """The first slice that two data sets do not share, or that is of another person or label in them; "" if none is.
+
+    Args:
+        slices: DataFrame of the slices as they are.
+        before: The same as they were, such as splits.csv of a run.
+    """
+    columns = ["path", "slice_index", "subject_id", "session", "label"]
+    now, then = ({(one[0], one[1]): one[2:] for one in table[columns].values.tolist()} for table in (slices, before))
+    for key in sorted(now.keys() | then.keys()):
+        if now.get(key) != then.get(key):
+            told = "is new" if key not in then else "is no longer there"
+            if key in then and key in now:
+                told = f"is of {' '.join(filter(None, now[key]))}, and was of {' '.join(filter(None, then[key]))}"
+            return f"slice {key[1]} of {key[0]} {told}"
+    return ""
+
+
+def spread(number, most):
+    """At most so many indices of so many things, spread evenly from the first to the last: integers, ascending."""
+    return np.unique(np.linspace(0, number - 1, min(most, number)).round().astype(int))
 
 
 # ----------------------------------------------------------------------------------------------------------------

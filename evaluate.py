@@ -15,6 +15,7 @@ import sys
 
 from running import options
 from system import console, files
+from system.console import UserError
 
 if __name__ == "__main__":
     options.evaluate()  # --help and wrong options are answered here, before TensorFlow is imported, which takes seconds
@@ -28,34 +29,35 @@ from evaluation.measure import find_faults, measure, without_black
 from predict import TrainedModel
 from running import opening, run_folder
 from using import heads as drawn_heads
+from using import inputs
 
 FEWEST_JUDGED = 100  # samples
 ALONE = 4  # heads whose slices are drawn alone
 
 
-def draw_pictures(folder, model, data, found, footer):
+def draw_pictures(folder, model, data, measured, footer):
     """Pictures of the test slices: reconstructions, the worst of them, masks, use of the codebook, bits, curves.
 
     Args:
         folder: Where they go.
         model: The `TrainedModel`, whose decoders are all shown; the last is measured.
         data: The data set.
-        found: Codes, metrics and bits of the test slices, as `measure` returns them.
+        measured: The `Measured` of the test slices.
         footer: Line under each picture.
     """
-    (codes, per_slice, bits), decoders = found, model.models.decoders
+    decoders = model.models.decoders
     test = data.of("test").reset_index(drop=True)
     shown = pictures.one_of_each(test, position=0.6, most=8)
     pictures.show_reconstructions(folder / "reconstructions.png", data, decoders, shown, footer)
-    quality = test.assign(quality=[one["ssim_head"] for one in per_slice]).dropna(subset="quality")
+    quality = test.assign(quality=[values["ssim_head"] for values in measured.metrics]).dropna(subset="quality")
     worst = quality.sort_values("quality", kind="stable").drop_duplicates("subject_id").head(5 * len(decoders))
     if len(worst):
         pictures.show_reconstructions(folder / "worst.png", data, decoders, worst, footer)
-    images = data.pixels(shown)
+    images, some = data.pixels(shown), shown.iloc[:5]
     figures.masks(folder / "masks.png", images, [metrics.head_mask(i) for i in images], shown.subject_id, footer)
-    some = shown.iloc[:5]
+    bits = measured.bits
     figures.bits(folder / "bits.png", bits.mean(axis=0), images[:5], bits[some.index], some.subject_id, footer)
-    figures.codebook(folder / "codebook.png", codes, next(iter(decoders.values())).quantizer.num_embeddings, footer)
+    figures.codebook(folder / "codebook.png", measured.codes, model.vqvae.quantizer.num_embeddings, footer)
     figures.history(folder / "history.png", run_folder.read_histories(model.run_dir, model.decoder), footer)
 
 
@@ -77,17 +79,13 @@ def why_not_judged(data, number):
     return realism.can_judge(data.slices)
 
 
-def judge(folder, args, data, vqvae, images, positions, extract, footer):
+def compare_samples(folder, data, vqvae, codes, images, positions, footer):
     """What metrics.json says of samples, and a picture of those nearest to training slices; None if it cannot be."""
     why_not = why_not_judged(data, len(images))
     if why_not:
         print(f"samples are not judged: {why_not}")
         return None
-
-    def decoded(some):
-        return vqvae.decode(vqvae.encode(some[..., None]))[..., 0]
-
-    found, closest = realism.judge(images, positions, data, decoded, extract)
+    result, closest = realism.judge_samples(images, positions, data, vqvae, codes)
     figures.closest_pairs(
         folder / "closest.png",
         [images[i] for i, _, _ in closest],
@@ -95,16 +93,25 @@ def judge(folder, args, data, vqvae, images, positions, extract, footer):
         [f"MS-SSIM {likeness:.3f}" for _, _, likeness in closest],
         footer,
     )
-    return found | {"features": args.features}
+    return result
 
 
-def judge_heads(folder, args, data, model, footer):
-    """What metrics.json says of whole heads, and pictures of some; None for a run that draws none."""
+def why_no_heads(args, model, data):
+    """Why whole heads cannot be judged, or nothing."""
+    if not model.draws_heads:
+        return "the run was not trained with --neighbours"
+    if not args.num_heads:
+        return "--num-heads 0 was given"
     number = len(drawn_heads.positions(model))
-    real = heads.of_people(data, "test", number)
-    if not (model.draws_heads and args.num_heads) or data.about.get("plane") not in (None, "axial"):
-        return None
-    if not real or len(heads.of_people(data, "train", number)) < 2:
+    people = heads.count_people(data, number)
+    if data.about["plane"] in (None, "axial") and number > 1 and people.get("train", 0) > 1 and people.get("test", 0):
+        return ""
+    return "that takes axial slices, two of a head or more, and people who have as many as a drawn head"
+
+
+def compare_heads(folder, args, model, data, footer):
+    """What metrics.json says of whole heads, and pictures of some; None where they cannot be judged."""
+    if why_no_heads(args, model, data):
         return None
     stacks = drawn_heads.sample(model, args.num_heads, args.seed, description="heads")
     drawn = [head for some in stacks for head in some]
@@ -118,12 +125,13 @@ def judge_heads(folder, args, data, model, footer):
     def decode(head):
         return (drawn_heads.decode(model, model.encode(head / np.float32(255))) * 255).round().astype("uint8")
 
-    real = next(iter(real.values()))
+    real = next(iter(heads.of_people(data, "test", len(positions)).values()))
     shown = [*drawn[:4], alone[0], decode(real), real]
     titles = [*(f"drawn {i}" for i in range(len(drawn[:4]))), "slices alone", "real, decoded", "real"]
     views = [figures.views(head, "axial", model.voxel_mm) for head in shown]
-    figures.heads(folder / "volumes.png", views, titles, model.voxel_mm[0], footer)
-    return heads.judge(drawn, alone, data, decode, model.voxel_mm)
+    whose = f"drawn, slices alone: made by the model; real: a test person\n{footer}"
+    figures.heads(folder / "volumes.png", views, titles, model.voxel_mm[0], whose)
+    return heads.judge_heads(drawn, alone, data, decode, model.voxel_mm)
 
 
 def command(args):
@@ -138,27 +146,11 @@ def command(args):
     return " ".join(words)
 
 
-def why_missing(args, model, data, result):
-    """What the report lacks, and why: a dictionary of parts of it."""
-    missing = {}
-    if "realism" not in result:
-        missing["samples"] = f"how samples stand to real slices; {why_not_judged(data, args.num_samples)}"
-    if not model.draws_heads:
-        missing["heads"] = "whole heads; the run was not trained with --neighbours, so that its slices belong to nobody"
-    elif not args.num_heads:
-        missing["heads"] = "whole heads; --num-heads 0 was given"
-    elif "heads" not in result:
-        missing["heads"] = "whole heads; that takes axial slices, and people who have as many slices as a drawn head"
-    return missing
-
-
-def write(folder, args, model, data, result, found, footer):
-    """Writes the figures and the report; `found` is what `measure` returns beside the result."""
-    codes, per_slice, _ = found
+def write_results(folder, args, model, data, result, measured, footer):
+    """Writes the figures and the report."""
     test = data.of("test")
-    result["missing"] = why_missing(args, model, data, result)
     files.write_text(folder / "metrics.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
-    people = metrics.person_by_person(test, per_slice)
+    people = metrics.person_by_person(test, measured.metrics)
     files.write_text(folder / "people.csv", people.to_csv(index=False, lineterminator="\n"))
     ratios = {"reconstructions": result["reconstruction_power_ratio"]}
     if "realism" in result:
@@ -167,44 +159,57 @@ def write(folder, args, model, data, result, found, footer):
     figures.spectrum(folder / "spectrum.png", ratios, footer)
 
     def show(places):
-        return data.pixels(test.iloc[places]), model.vqvae.decode(codes[places])[..., 0]
+        return data.pixels(test.iloc[places]), model.vqvae.decode(measured.codes[places])[..., 0]
 
-    def portraits(most_bytes):
-        return report.pictures_of_people(test, per_slice, show, most_bytes)
-
+    portraits = report.pictures_of_people(test, measured.metrics, show)
     credit = "\n".join(filter(None, (data.title, data.credit)))
     report.write(folder, model.config, result, people, credit, command(args), portraits)
 
 
-def run(args):
-    how = (args.coarse_temperature, args.temperature, args.top_k, args.top_p)
-    model = TrainedModel(args.run_dir, args.decoder, *how)
-    config = model.config
-    data, faults = without_black(opening.find_data(args.run_dir, config, args.data_dir, args.cache_dir))
-    extract = realism.InceptionFeatures() if args.features == "inception" else realism.TextureFeatures(data.image_size)
-    folder = args.output_dir or args.run_dir / f"evaluation{'_sharp' * (model.decoder == 'sharp')}"
-    predict.empty(folder, report.PICTURES)
-    footer = run_folder.footer(data.title, data.credit)
-    print(f"data: {data.title}")
+def write_ranges(folder, args, model, data, measured):
+    """Keeps in the run folder what is usual for test people; in the output folder where the other cannot be written."""
+    test = data.of("test")
+    per_slice = inputs.judged(measured.metrics, (data.images[row] for row in test.row), data.about)
+    what = (model.decoder, per_slice, test.subject_id)
+    try:
+        run_folder.write_ranges(args.run_dir, *what)
+    except (OSError, UserError) as error:
+        run_folder.write_ranges(folder, *what)
+        why = error if isinstance(error, UserError) else f"{args.run_dir / 'ranges.json'}: {error.strerror}"
+        print(f"note: {why}; what is usual for test people is in {folder / 'ranges.json'}: copy it there")
 
-    result, *found = measure(model, data)
-    draw_pictures(folder, model, data, found, footer)
+
+def run(args):
+    model = TrainedModel(args.run_dir, args.decoder, args.coarse_temperature, args.temperature, args.top_k, args.top_p)
+    data, faults = without_black(opening.find_data(args.run_dir, model.config, args.data_dir, args.cache_dir))
+    folder = args.output_dir or args.run_dir / f"evaluation{'_sharp' * (model.decoder == 'sharp')}"
+    print(f"data: {data.title}")
+    with predict.output(folder, report.PICTURES, "evaluate.py"):
+        evaluate(folder, args, model, data, faults)
+
+
+def evaluate(folder, args, model, data, faults):
+    """Everything, in this order: measured, drawn, compared, written, told; `faults` are those of the data."""
+    footer = run_folder.footer(data.title, data.credit)
+    result, measured = measure(model, data)
+    draw_pictures(folder, model, data, measured, footer)
     images, positions = draw_samples(folder, args, model, footer)
-    realism_found = judge(folder, args, data, model.vqvae, images, positions, extract, footer)
-    if realism_found:
-        result["realism"] = realism_found
-    heads_found = judge_heads(folder, args, data, model, footer)
-    if heads_found:
-        result["heads"] = heads_found
+    of_samples = compare_samples(folder, data, model.vqvae, measured.codes, images, positions, footer)
+    of_heads = compare_heads(folder, args, model, data, footer)
+    result |= {name: found for name, found in (("realism", of_samples), ("heads", of_heads)) if found}
     unfinished = [f"unfinished run: {line}" for line in model.unfinished]
     result["faults"] = [*unfinished, *faults, *find_faults(result)]
-    run_folder.write_ranges(args.run_dir, model.decoder, found[1], data.of("test").subject_id)
-    write(folder, args, model, data, result, found, footer)
+    missing = {"samples": ("how samples stand to real slices", why_not_judged(data, args.num_samples))}
+    if model.draws_heads:
+        missing["heads"] = ("whole heads", why_no_heads(args, model, data))
+    result["missing"] = {part: f"{what}; {why}" for part, (what, why) in missing.items() if why}
+    write_results(folder, args, model, data, result, measured, footer)
+    write_ranges(folder, args, model, data, measured)
 
     means = {name: values["mean"] or math.nan for name, values in result["reconstruction"].items()}
     print(
         f"test SSIM {means['ssim']:.4f}, inside the head {means['ssim_head']:.4f}, PSNR {means['psnr_db']:.2f} dB, "
-        f"{result['codebook']['codes_in_use']:.0%} of the codes in use, "
+        f"{metrics.percent(result['codebook']['codes_in_use'])} of the codes in use, "
         f"{result['prior']['bits_per_code']:.3f} bits per code"
     )
     for fault in result["faults"]:

@@ -507,6 +507,7 @@ class GatedBlock(layers.Layer):
         self.condition_projection = layers.Dense(4 * filters, use_bias=False)
         self.vertical_dropout = layers.Dropout(dropout, seed=seed)
         self.horizontal_dropout = layers.Dropout(dropout, seed=seed + 1)
+        self.built = True  # its layers are, when they are first called
 
     def conditioning(self, condition):
         """What is added before the two gates: (B, features) -> two of (B, 2 filters)."""
@@ -653,8 +654,9 @@ class PixelCNN(keras.Model):
         self.logits = layers.Dense(num_embeddings, dtype="float32", name="logits")
         self._assert_receptive_field()
         self.bits_tracker = keras.metrics.Mean(name="bits_per_code")
-        grid = keras.Input((grid_size, grid_size), dtype="int32")
-        self({"codes": grid, "label": keras.Input((), dtype="int32"), "slice_position": keras.Input(())})  # builds all
+        self.built = True  # by this one call of all layers
+        blank = {"codes": np.zeros((1, grid_size, grid_size), "int32"), "label": np.zeros(1, "int32")}
+        self(blank | {"slice_position": np.zeros(1, "float32")})
 
     def set_codebook(self, codebook):
         """Takes over a VQ-VAE's codebook, NumPy (K, D), moved and scaled to mean 0 and variance 1."""

@@ -21,6 +21,8 @@ samples.png, positions.png, and where the run's data are at hand reconstructions
 written for scans of one's own. `evaluate.py` measures.
 """
 
+import contextlib
+import re
 import sys
 from pathlib import Path
 
@@ -241,8 +243,7 @@ class TrainedModel:
 def write_samples(batches, folder):
     """Writes each image as 8-bit grey PNG as soon as it is drawn, passes it on, removes what an earlier call left."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("sample_*.png"):
-        old.unlink()
+    files.remove_old(folder, r"sample_\d{4,}\.png")
     for i, image in enumerate(image for images in batches for image in images):
         picture = PIL.Image.fromarray((image * 255).round().astype("uint8"))
         files.write_whole(folder / f"sample_{i:04d}.png", picture.save)
@@ -279,17 +280,19 @@ def draw_new(model, args, folder, footer):
 TASKS = {
     "anomaly": ("anomalies", anomaly.map_inputs, ["anomalies.png"]),
     "mask": ("completions", completion.complete_input, ["completions.png"]),
-    "input": ("inputs", inputs.reconstruct_all, ["inputs.png", "inputs.csv"]),
+    "input": ("inputs", inputs.reconstruct_all, ["inputs.png"]),
     "volumes": ("predictions", heads.write_heads, ["volumes.png", "volumes.gif"]),
     "num_samples": ("predictions", draw_new, ["samples.png", "positions.png", "reconstructions.png"]),
 }
 
 
-def empty(output_dir, names):
-    """Makes a folder; removes pictures of an earlier call, and what a killed process left while it wrote."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for left in [*output_dir.glob("*.partial*"), *(output_dir / name for name in names)]:
-        left.unlink(missing_ok=True)
+@contextlib.contextmanager
+def output(folder, names, program="predict.py"):
+    """Makes a folder that one call at a time writes into, without those files of an earlier one."""
+    with run_folder.alone_in(folder, program):
+        files.remove_old(folder, files.PARTIAL)
+        files.remove_old(folder, "|".join(map(re.escape, names)))
+        yield
 
 
 def run(args):
@@ -301,8 +304,8 @@ def run(args):
         print(f"warning: unfinished run: {line}")
     name, do, made = next(task for option, task in TASKS.items() if getattr(args, option))
     folder = args.output_dir or args.run_dir / name
-    empty(folder, made)
-    do(model, args, folder, footer)
+    with output(folder, made):
+        do(model, args, folder, footer)
 
 
 def main(argv=None):

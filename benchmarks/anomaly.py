@@ -10,37 +10,32 @@ Planted lesions are easier than real ones, and a score here is no score of any d
 
 import sys
 
+from benchmarks import harness
+
+with harness.command(__name__, __doc__, run_dir=harness.RUN, output=harness.OUTPUT) as command:
+    import keras  # noqa: F401
 import numpy as np
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from benchmarks import harness
 from evaluation import figures, metrics
-from predict import TrainedModel
-from running import opening, run_folder
-from running.config import read_config
+from running import run_folder
 from using.anomaly import SMOOTHING_MM, restore
 
 KINDS = ("dark", "bright", "texture")
 DIAMETERS_MM = (6.0, 30.0)
 EDGE_MM = 1.5  # sigma of the blending
 DARK, BRIGHT = 0.25, 0.95
-EACH = 3  # slices of each kind and person
+EACH, RESTORATIONS = 3, 8  # slices of each kind and person; of each slice
 
 
 def plant(image, head, kind, diameter, rng, pixel_mm):
-    """A lesion somewhere in a head.
+    """A slice with a lesion of a diameter in mm somewhere in its head, and where it is, bool (S, S).
 
     Args:
-        image: float in [0, 1], shape (S, S).
-        head: Its mask.
+        image, head: float in [0, 1], shape (S, S), and its mask.
         kind: One of `KINDS`.
-        diameter: In mm.
         rng: NumPy generator, of place, shape and texture.
-        pixel_mm: Side of a pixel.
-
-    Returns:
-        The slice with the lesion, and where it is: bool, shape (S, S).
     """
     radius = diameter / 2 / pixel_mm
     room = ndimage.distance_transform_edt(head)
@@ -62,59 +57,55 @@ def plant(image, head, kind, diameter, rng, pixel_mm):
     return (image * (1 - weight) + value * weight).astype("float32"), where
 
 
-def planted(data, split, pixel_mm):
-    """Slices of each person of a split with lesions: DataFrame, images, masks of heads and lesions, kinds."""
-    slices = data.of(split)
-    rows, images, heads, lesions, kinds = [], [], [], [], []
+def planted(data, pixel_mm):
+    """Slices of each test person with lesions: DataFrame, images, masks of heads and lesions, kinds."""
+    slices, rows = data.of("test"), []
     for number, (_, mine) in enumerate(slices.groupby("subject_id", sort=True)):
         rng = np.random.default_rng([number, 5])
         chosen = mine[mine.slice_position.between(0.25, 0.85)]
-        number = min(len(chosen), len(KINDS) * EACH)
-        for i, index in enumerate(rng.choice(len(chosen), number, replace=False)):
+        most = min(len(chosen), len(KINDS) * EACH)
+        for i, index in enumerate(rng.choice(len(chosen), most, replace=False)):
             one, kind = chosen.iloc[[index]], KINDS[i % len(KINDS)]
             image = data.pixels(one)[0]
             head = metrics.head_mask(image)
-            changed, lesion = plant(image, head, kind, rng.uniform(*DIAMETERS_MM), rng, pixel_mm)
-            rows.append(one.index[0])
-            for kept, value in ((images, changed), (heads, head), (lesions, lesion), (kinds, kind)):
-                kept.append(value)
-    return slices.loc[rows], np.stack(images), np.stack(heads), np.stack(lesions), np.array(kinds)
+            rows.append(
+                (one.index[0], *plant(image, head, kind, rng.uniform(*DIAMETERS_MM), rng, pixel_mm), head, kind)
+            )
+    places, images, lesions, heads, kinds = zip(*rows, strict=True)
+    return slices.loc[[*places]], np.stack(images), np.stack(heads), np.stack(lesions), np.array(kinds)
 
 
 def mean_slices(data, positions):
     """The mean of the training people's slices nearest to each position: shape (n, S, S)."""
-    training = data.of("train")
-    nearest = {}
+    training, nearest = data.of("train"), {}
     for position in np.unique(positions):
         away = (training.slice_position - position).abs()
-        rows = training.row[away < away.min() + 1e-6]
-        nearest[position] = data.images[rows].mean(axis=0) / 255
+        nearest[position] = data.pixels(training[away < away.min() + 1e-6]).mean(axis=0)
     return np.stack([nearest[position] for position in positions])
 
 
 def score_all(maps, heads, lesions, people):
     """AUROC, average precision and Dice of some maps: `metrics.over_people` of each."""
-    pixels = [(found[head], lesion[head]) for found, head, lesion in zip(maps, heads, lesions, strict=True)]
     by_person = {}
     for person in dict.fromkeys(people):
-        mine = [pair for pair, whose in zip(pixels, people, strict=True) if whose == person]
-        by_person[person] = tuple(np.concatenate(part) for part in zip(*mine, strict=True))
+        mine = [i for i, whose in enumerate(people) if whose == person]
+        by_person[person] = [np.concatenate([some[i][heads[i]] for i in mine]) for some in (maps, lesions)]
     values, truth = (np.concatenate(part) for part in zip(*by_person.values(), strict=True))
     precision, recall, thresholds = precision_recall_curve(truth, values)
     threshold = thresholds[np.argmax(2 * precision * recall / np.maximum(precision + recall, 1e-9))]
 
-    def dice(found, lesion):
-        return 2 * (found & lesion).sum() / (found.sum() + lesion.sum())
+    def dice(truth, values):
+        found = values >= threshold
+        return 2 * (found & truth).sum() / (found.sum() + truth.sum())
 
-    found = {
-        "auroc": [roc_auc_score(truth, values) for values, truth in by_person.values()],
-        "average_precision": [average_precision_score(truth, values) for values, truth in by_person.values()],
-        "dice": [dice(values >= threshold, truth) for values, truth in by_person.values()],
+    scores = {"auroc": roc_auc_score, "average_precision": average_precision_score, "dice": dice}
+    return {
+        name: metrics.over_people([score(truth, values) for values, truth in by_person.values()], list(by_person))
+        for name, score in scores.items()
     }
-    return {name: metrics.over_people(of_people, list(by_person)) for name, of_people in found.items()}
 
 
-def maps_of(model, data, slices, images, pixel_mm, number):
+def maps_of(model, data, slices, images, pixel_mm):
     """Maps by name: what `anomaly_map` says, its bits alone, and what simpler differences do, all smoothed alike."""
     positions = slices.slice_position.to_numpy("float32")
     plain = next(iter(model.models.decoders.values()))
@@ -128,57 +119,31 @@ def maps_of(model, data, slices, images, pixel_mm, number):
     }
     sigma = SMOOTHING_MM / pixel_mm
     found = {
-        "this model": model.anomaly_map(images, number, slice_position=positions),
+        "this model": model.anomaly_map(images, RESTORATIONS, slice_position=positions),
         "its bits alone": restore(model, images, 1, slice_position=positions)[1],
     }
     return found | {name: ndimage.gaussian_filter(away, (0, sigma, sigma)) for name, away in simpler.items()}
 
 
-def run(args):
-    config = read_config(args.run_dir)
-    data = opening.find_data(args.run_dir, config)
-    model = TrainedModel(args.run_dir)
+@command
+def main(args):
+    data, model = harness.open_run(args.run_dir)
     pixel_mm = data.about["pixel_mm"] or 1.0
-    slices, images, heads, lesions, kinds = planted(data, args.split, pixel_mm)
-    seconds, maps = harness.timed(lambda: maps_of(model, data, slices, images, pixel_mm, args.restorations))
+    slices, images, heads, lesions, kinds = planted(data, pixel_mm)
+    seconds, maps = harness.timed(lambda: maps_of(model, data, slices, images, pixel_mm))
+    about = {"data": data.title, "slices": len(slices), "restorations": RESTORATIONS, "seconds": seconds}
     people, rows = slices.subject_id.to_numpy(), []
     for name, found in maps.items():
         for kind in ("all", *KINDS):
-            chosen = np.full(len(kinds), True) if kind == "all" else kinds == kind
-            some = (values[chosen] for values in (found, heads, lesions, people))
-            scores = score_all(*some)
-            means = {name: one["mean"] for name, one in scores.items()}
-            intervals = {f"{name}_ci95": one["ci95"] for name, one in scores.items()}
-            rows.append({"map": name, "lesions": kind, **means, **intervals})
-            harness.write(
-                args.output,
-                rows,
-                data=data.title,
-                split=args.split,
-                slices=len(slices),
-                restorations=args.restorations,
-                seconds=seconds,
-            )
+            chosen = (kinds == kind) | (kind == "all")
+            scores = score_all(*(values[chosen] for values in (found, heads, lesions, people)))
+            rows.append({"map": name, "lesions": kind, **harness.means(scores)})
+            harness.write(args.output, rows, **about)
     shown = [np.flatnonzero(kinds == kind)[i] for i in (0, 4) for kind in KINDS]
-    figures.lesions(
-        args.output.with_suffix(".png"),
-        images[shown],
-        lesions[shown],
-        {name: found[shown] * heads[shown] for name, found in maps.items()},
-        kinds[shown],
-        run_folder.footer(data.title, data.credit),
-    )
-    print(f"written to {args.output} and {args.output.with_suffix('.png')}")
+    maps = {name: found[shown] * heads[shown] for name, found in maps.items()}
+    footer = run_folder.footer(data.title, data.credit)
+    figures.lesions(args.output.with_suffix(".png"), images[shown], lesions[shown], maps, kinds[shown], footer)
 
-
-main = harness.command(
-    run,
-    __doc__,
-    run_dir=harness.RUN,
-    output=harness.OUTPUT,
-    split=(["test", "validation"], "test", "people on whom lesions are planted"),
-    restorations=(harness.number(1), 8, "of each slice"),
-)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,26 +9,29 @@ known codes after the hidden part go on from it. The last row is what the decode
 
 import sys
 
+from benchmarks import harness
+
+with harness.command(__name__, __doc__, run_dir=harness.RUN, output=harness.OUTPUT) as command:
+    import keras  # noqa: F401
 import numpy as np
 
-from benchmarks import harness
 from evaluation import figures, metrics
-from predict import TrainedModel
-from running import opening, run_folder
-from running.config import read_config
+from running import run_folder
 from using.completion import touched
 
 SIDE = 0.25  # of the slice, of the hidden square
+EACH, DRAWS = 3, 2  # slices of each test person, completions of each slice
+KINDS = {"forced": 1, "32 particles": 32, "decoder alone": 0}  # particles; the first is what others are compared with
 
 
-def hidden_squares(data, each, seed=0):
+def hidden_squares(data, seed=0):
     """Slices of each test person, and a hidden square in the head of each: DataFrame, images, masks."""
     test, rng = data.of("test"), np.random.default_rng(seed)
     rows, masks = [], []
     side = round(SIDE * data.image_size)
     for _, mine in test.groupby("subject_id", sort=True):
         chosen = mine[mine.slice_position.between(0.2, 0.9)]
-        for index in rng.choice(len(chosen), each, replace=False):
+        for index in rng.choice(len(chosen), EACH, replace=False):
             image = data.pixels(chosen.iloc[[index]])[0]
             inside = np.argwhere(metrics.head_mask(image))
             low, high = inside.min(axis=0), inside.max(axis=0) - side
@@ -61,61 +64,39 @@ def scores(model, image, mask, drawn, position):
     return {
         "hidden": float(away[:, mask].mean()),
         "lower_edge": float(away[:, edge].mean()),
-        "ms_ssim": float(metrics.ms_ssim(drawn, np.repeat(image[None], len(drawn), axis=0)).mean()),
         "bits_below": float(bits[:, below].mean()) if below.any() else np.nan,
     }
 
 
-def run(args):
-    data = opening.find_data(args.run_dir, read_config(args.run_dir))
-    model = TrainedModel(args.run_dir)
-    slices, images, masks = hidden_squares(data, args.each)
-    kinds = {"forced" if number == 1 else f"{number} particles": number for number in args.particles}
-    kinds |= {"decoder alone": 0}
-    found, seconds, shown = {name: [] for name in kinds}, dict.fromkeys(kinds, 0.0), []
+@command
+def main(args):
+    data, model = harness.open_run(args.run_dir)
+    slices, images, masks = hidden_squares(data)
+    found, shown = ({name: [] for name in KINDS} for _ in range(2))
+    people, seconds = slices.subject_id, dict.fromkeys(KINDS, 0.0)
     for image, mask, position in zip(images, masks, slices.slice_position, strict=True):
-        for name, particles in kinds.items():
+        for name, particles in KINDS.items():
             if particles:
                 how = {"slice_position": position, "particles": particles}
-                taken, drawn = harness.timed(lambda how=how: model.complete(image, mask, args.draws, **how))  # noqa: B023
+                taken, drawn = harness.timed(lambda how=how: model.complete(image, mask, DRAWS, **how))  # noqa: B023
                 seconds[name] += taken
             else:
                 drawn = np.where(mask, model.decode(model.encode(image[None])), image)
             found[name].append(scores(model, image, mask, drawn, position))
-            shown.append(drawn[0])
-    rows = []
+            shown[name].append(drawn[0])
+    rows, (first, *_) = [], found.values()
     for name, of_slices in found.items():
-        row = {"completion": name}
-        for key, values in metrics.summarise(of_slices, slices.subject_id).items():
-            row |= {key: values["mean"], f"{key}_ci95": values["ci95"]}
-        first = found[next(iter(kinds))]
-        if name != next(iter(kinds)):
-            for key in ("hidden", "lower_edge", "bits_below"):  # of the same slices, less the first kind's
-                less = [a[key] - b[key] for a, b in zip(of_slices, first, strict=True)]
-                values = metrics.over_people(less, slices.subject_id)
-                row |= {f"{key}_less": values["mean"], f"{key}_less_ci95": values["ci95"]}
-        row["seconds_each"] = seconds[name] / len(slices) / args.draws
-        rows.append(row)
-        harness.write(args.output, rows, data=data.title, slices=len(slices), draws=args.draws)
-    people = np.linspace(0, len(slices) - 1, 6).astype(int)
-    pictures = {
-        "slice": images[people],
-        **{name: np.stack(shown[k :: len(kinds)])[people] for k, name in enumerate(kinds)},
-    }
-    footer = run_folder.footer(data.title, data.credit)
-    figures.hidden(args.output.with_suffix(".png"), pictures, masks[people], footer)
-    print(f"written to {args.output} and {args.output.with_suffix('.png')}")
+        row = {"completion": name, **harness.means(metrics.summarise(of_slices, people))}
+        if of_slices is not first:  # of the same slices, less the first kind's
+            keys = ("hidden", "lower_edge", "bits_below")
+            less = [{f"{key}_less": a[key] - b[key] for key in keys} for a, b in zip(of_slices, first, strict=True)]
+            row |= harness.means(metrics.summarise(less, people))
+        rows.append(row | {"seconds_each": seconds[name] / len(slices) / DRAWS})
+        harness.write(args.output, rows, data=data.title, slices=len(slices), draws=DRAWS)
+    six = np.linspace(0, len(slices) - 1, 6).astype(int)
+    pictures = {"slice": images[six], **{name: np.stack(some)[six] for name, some in shown.items()}}
+    figures.hidden(args.output.with_suffix(".png"), pictures, masks[six], run_folder.footer(data.title, data.credit))
 
-
-main = harness.command(
-    run,
-    __doc__,
-    run_dir=harness.RUN,
-    output=harness.OUTPUT,
-    each=(harness.number(1), 3, "slices of each test person"),
-    draws=(harness.number(1), 2, "completions of each slice"),
-    particles=(harness.number(1), [1, 32], "of each draw; the first is what the others are compared with"),
-)
 
 if __name__ == "__main__":
     sys.exit(main())

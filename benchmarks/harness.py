@@ -1,28 +1,19 @@
-"""What benchmarks share: their options, runs they train and open, processes of their own, the files they write."""
+"""What benchmarks share: their options, the runs they train and open, the files they write. It is imported at once."""
 
 import argparse
-import concurrent.futures
+import contextlib
 import json
 import math
-import multiprocessing
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 
-import keras
-import numpy as np
-
-from extensions import losses
-from predict import TrainedModel
-from running import opening
-from running.config import read_config
-from system import console, devices, files
+from system import console, files
 from system.console import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,29 +36,43 @@ def number(least, most=math.inf, kind=int):
 OUTPUT = (Path, ..., "a JSON file")
 RUN = (Path, ..., "a run whose data are at hand")
 MINUTES = number(0.001, kind=float)
+RACE = {  # options of `race.run`
+    "output": OUTPUT,
+    "minutes": (MINUTES, 1.5, "training time of each"),
+    "variant": (str, [], "which (default: all)"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise UserError(message)
+        self.exit(1, f"error: {message}\n")
 
 
-def command(run, about, when_stopped="stopped; what was measured is written", **flags):
-    """The `main(argv=None)` of a benchmark, which calls `run` with its options and returns the exit status.
+@contextlib.contextmanager
+def command(name, about, when_stopped="stopped; what was measured is written", **flags):
+    """The command line of a benchmark, around its import of Keras.
+
+    As a program it answers --help and wrong options before that import, which takes seconds; TensorFlow says nothing.
 
     Args:
-        about: The benchmark's docstring, whose first line `--help` shows.
+        name: The benchmark's `__name__`.
+        about: Its docstring, whose first line --help shows.
         flags: Type (or list of words), default and meaning of each option. One without a default (`...`) must be given,
             one whose default is a list takes several values.
+
+    Yields:
+        A decorator that makes `main(argv=None)`, which returns the exit status, of a function of the options.
     """
     parser = _Parser(description=about.partition("\n")[0], allow_abbrev=False)
-    for name, (kind, default, meaning) in flags.items():
+    for flag, (kind, default, meaning) in flags.items():
         how = {"default": default, "required": default is ..., "nargs": "+" if isinstance(default, list) else None}
         how |= {"choices": kind, "metavar": "NAME"} if isinstance(kind, list) else {"type": kind}
-        how = {"action": "store_true"} if kind is bool else how
-        meaning += " (default: %(default)s)" * (default not in (..., None, False, []))
-        parser.add_argument("--" + name.replace("_", "-"), help=meaning, **how)
-    return lambda argv=None: console.exit_status(lambda: run(parser.parse_args(argv)), when_stopped)
+        meaning += " (default: %(default)s)" * (default not in (..., None, []))
+        parser.add_argument("--" + flag.replace("_", "-"), help=meaning, **how)
+    if name == "__main__":
+        parser.parse_args()
+    with console.quietly():
+        yield lambda run: lambda argv=None: console.exit_status(lambda: run(parser.parse_args(argv)), when_stopped)
 
 
 def train(run_dir, **options):
@@ -76,28 +81,16 @@ def train(run_dir, **options):
     arguments = [str(part) for part in ("--run-dir", run_dir, *sum(given, ()))]
     if subprocess.run([sys.executable, ROOT / "train.py", *arguments], check=False).returncode:
         raise UserError(f"train.py {' '.join(arguments)}: failed")
-    return open_run(run_dir)
+    return open_run(run_dir, "plain")
 
 
-def open_run(run_dir):
-    """Data and `TrainedModel` of a run, with its plain decoder."""
-    return opening.find_data(run_dir, read_config(run_dir)), TrainedModel(run_dir, "plain")
+def open_run(run_dir, decoder=None):
+    """Data and `TrainedModel` of a run."""
+    from predict import TrainedModel
+    from running import opening
+    from running.config import read_config
 
-
-def clear(folder):
-    """Removes a folder of an earlier call, which holds a cohort; raises UserError where it is something else."""
-    if folder.exists() and not (folder / "cohort").exists():
-        raise UserError(f"{folder}: holds something else; give a new folder")
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def alone(function, *arguments):
-    """What a function returns in a process of its own, for the memory that it takes."""
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(function, *arguments).result()
-        except concurrent.futures.BrokenExecutor as error:
-            raise UserError(f"the process of {function.__name__}{arguments} ended before its time") from error
+    return opening.find_data(run_dir, read_config(run_dir)), TrainedModel(run_dir, decoder)
 
 
 def timed(call):
@@ -107,9 +100,10 @@ def timed(call):
     return time.perf_counter() - start, found
 
 
-def power_above_half(row):
-    """Mean share of power that a row's reconstructions keep in the bands above half of Nyquist."""
-    return float(np.nanmean(np.array(row["power_ratio"][losses.BANDS // 2 :], float)))
+def means(summary):
+    """Columns of a row, by name: the mean and, under "{name}_ci95", the interval of each `metrics.over_people`."""
+    rows = ({name: found["mean"], f"{name}_ci95": found["ci95"]} for name, found in summary.items())
+    return {name: value for row in rows for name, value in row.items()}
 
 
 def write(path, rows, **about):
@@ -122,6 +116,10 @@ def write(path, rows, **about):
 
 def describe():
     """Processor, cores, memory in GiB, accelerators, versions of what computes: a dictionary of JSON values."""
+    import keras
+
+    from system import devices
+
     cpu_info, backend = Path("/proc/cpuinfo"), keras.backend.backend()
     names = re.findall(r"model name\s*:\s*(.*)", cpu_info.read_text()) if cpu_info.exists() else []
     return {
@@ -129,7 +127,6 @@ def describe():
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "accelerators": devices.gpus(),
-        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "keras_backend": backend,
         **{name: version(name) for name in (backend, "keras", "numpy")},

@@ -8,26 +8,26 @@ up. The last row draws each slice given the real one below it: what is wrong the
 """
 
 import sys
-from pathlib import Path
 
+from benchmarks import harness
+
+with harness.command(__name__, __doc__, run_dir=harness.RUN, output=harness.OUTPUT) as command:
+    import dataset
 import numpy as np
 
-import dataset
-from benchmarks import harness
 from evaluation import heads, realism
 from modules import code_lengths
 from predict import TrainedModel
-from running import opening
-from running.config import read_config
 from using.heads import decode
 from using.heads import positions as positions_of
 
-WAYS = {
-    "from the lowest": {},
-    "from the middle": {"first": 0.5},
-    "from the lowest, coarse temperature 0.8": {"coarse_temperature": 0.8},
-    "from the lowest, temperature 0.9": {"temperature": 0.9},
-    "from the lowest, not smoothed": {"smoothing_mm": 0.0},
+NUMBER = 12  # heads drawn in each way
+WAYS = {  # temperatures, where the first slice lies, how the heads are decoded
+    "from the lowest": ({}, 0.0, {}),
+    "from the middle": ({}, 0.5, {}),
+    "from the lowest, coarse temperature 0.8": ({"coarse_temperature": 0.8}, 0.0, {}),
+    "from the lowest, temperature 0.9": ({"temperature": 0.9}, 0.0, {}),
+    "from the lowest, not smoothed": ({}, 0.0, {"smoothing_mm": 0.0}),
 }
 
 
@@ -44,92 +44,72 @@ def bits_by_height(model, stacks, labels):
             "below": np.concatenate([np.full_like(codes[:1], -1), codes[:-1]]),
         }
         found.append(code_lengths(model.models.prior, inputs).mean(axis=(1, 2)))
-    return [float(part.mean()) for part in np.array_split(np.mean(found, axis=0), 8)]
+    return eighths(found)
 
 
 def given_real(model, real, labels, seed=0):
     """Codes of slices each drawn given the real slice below: (n, s, grid, grid); the lowest given none."""
     made, positions = [], positions_of(model)
     for number, (head, label) in enumerate(zip(real, labels, strict=True)):
-        codes = model.encode(head / np.float32(255))
-        coarse = model.encode_coarse(head / np.float32(255))
+        codes, coarse = (encode(head / np.float32(255)) for encode in (model.encode, model.encode_coarse))
         beside, of_coarse = (np.concatenate([np.full_like(x[:1], -1), x[:-1]]) for x in (codes, coarse))
         slices = []
         for start in range(0, len(codes), 32):
-            part = slice(start, min(start + 32, len(codes)))
-            where = np.arange(part.start, part.stop)
-            how = {"seed": seed, "batch_size": 32, "noise_index": number * len(codes) + where}
-            told = (np.full(len(where), label, "int32"), positions[part], None, None, how)
-            slices.append(model.sampler.draw(*told, {"below": beside[part]}, {"below": of_coarse[part]})[0])
+            part = np.arange(start, min(start + 32, len(codes)))
+            told = (np.full(len(part), label), positions[part], seed, number * len(codes) + part, 32)
+            below = {"below": beside[part]}, {"below": of_coarse[part]}
+            slices.append(model.sampler.draw(*told, beside=below)[0])
         made.append(np.concatenate(slices))
     return np.stack(made)
 
 
-def run(args):
-    data = opening.find_data(args.run_dir, read_config(args.run_dir))
-    model = TrainedModel(args.run_dir)
-    number = len(positions_of(model))
-    people, test = heads.of_people(data, "train", number), list(heads.of_people(data, "test", number).values())
-    labels, _ = model.conditions(args.number)
-    extract, size = realism.TextureFeatures(data.image_size), data.image_size
+def eighths(values):
+    """Means of values by slice, (n, s), in eight parts from the bottom."""
+    return [float(part.mean()) for part in np.array_split(np.mean(values, axis=0), 8)]
+
+
+@command
+def main(args):
+    data, model = harness.open_run(args.run_dir)
+    people, test = (heads.of_people(data, split, len(positions_of(model))) for split in ("train", "test"))
+    test, extract, size = list(test.values()), realism.TextureFeatures(data.image_size), data.image_size
+    labels, _ = model.conditions(NUMBER)
 
     def features(some, plane):
         return heads.view_features(some, plane, model.voxel_mm, extract, size)
 
-    spaces, reached = {}, {}
+    spaces, reached, rows = {}, {}, []
     for plane in ("coronal", "sagittal"):
         spaces[plane] = realism.FeatureSpace(features(list(people.values())[1::2], plane), extract.kinds)
         reached[plane] = spaces[plane](features(test, plane))
 
-    def row(name, some, bits):
-        found = {
+    def add(name, some, bits):
+        views = {
             plane: realism.frechet_distance(spaces[plane](features(some, plane)), reached[plane]) for plane in spaces
         }
         like = heads.neighbours(some)
-        by_height = [float(part.mean()) for part in np.array_split(like.mean(axis=0), 8)]
-        return {
-            "heads": name,
-            "neighbours": float(like.mean()),
-            **found,
-            "neighbours_by_height": by_height,
-            "bits": bits,
-        }
+        row = {"heads": name, "neighbours": float(like.mean()), **views, "neighbours_by_height": eighths(like)}
+        rows.append(row | {"bits": bits})
+        harness.write(args.output, rows, data=data.title, number=NUMBER)
 
-    def decoded(stacks, smoothing_mm=None):
-        how = {} if smoothing_mm is None else {"smoothing_mm": smoothing_mm}
+    def decoded(stacks, **how):
         return [(decode(model, codes, **how) * 255).round().astype("uint8") for codes in stacks]
 
     real_codes = np.stack([model.encode(head / np.float32(255)) for head in test])
-    of_people = [model.labels.index(label) + 1 if label else 0 for label in labels_of_test_people(data)]
-    rows = [row("test people", test, bits_by_height(model, real_codes, of_people))]
-    rows.append(row("test people, decoded", decoded(real_codes), rows[0]["bits"]))
-    rows.append(row("test people, decoded, not smoothed", decoded(real_codes, 0.0), rows[0]["bits"]))
-    for name, how in WAYS.items():
-        temperatures = {key: how[key] for key in ("coarse_temperature", "temperature") if key in how}
-        drawer = TrainedModel(args.run_dir, **temperatures) if temperatures else model
-        first = round(how.get("first", 0.0) * (len(test[0]) - 1))
-        stacks = drawer.sampler.sample_heads(labels, positions_of(model), 0, first, 16)
-        stacks = np.concatenate(list(stacks))
-        rows.append(row(name, decoded(stacks, how.get("smoothing_mm")), bits_by_height(model, stacks, labels)))
-        harness.write(args.output, rows, data=data.title, number=args.number)
+    scans = data.of("test").groupby(dataset.scan_of(data.of("test")), sort=True)  # in the order of `heads.of_people`
+    of_people = [model.labels.index(label) + 1 if label else 0 for label in scans.label.first()]
+    real_bits = bits_by_height(model, real_codes, of_people)
+    add("test people", test, real_bits)
+    add("test people, decoded", decoded(real_codes), real_bits)
+    add("test people, decoded, not smoothed", decoded(real_codes, smoothing_mm=0.0), real_bits)
+    for name, (temperatures, first, how) in WAYS.items():
+        drawer = TrainedModel(args.run_dir, **temperatures)
+        first = round(first * (len(test[0]) - 1))
+        stacks = np.concatenate([*drawer.sampler.sample_heads(labels, positions_of(model), 0, first, 16)])
+        add(name, decoded(stacks, **how), bits_by_height(model, stacks, labels))
     stacks = given_real(model, test, of_people)
-    rows.append(row("each slice given the real one below", decoded(stacks), bits_by_height(model, stacks, of_people)))
-    harness.write(args.output, rows, data=data.title, number=args.number)
+    add("each slice given the real one below", decoded(stacks), bits_by_height(model, stacks, of_people))
 
-
-def labels_of_test_people(data):
-    """Labels of the test people in the order of `heads.of_people`."""
-    test = data.of("test")
-    return test.groupby(dataset.scan_of(test), sort=True).label.first().tolist()
-
-
-main = harness.command(
-    run,
-    __doc__,
-    run_dir=(Path, ..., "a run trained with --neighbours, whose data are at hand"),
-    output=harness.OUTPUT,
-    number=(harness.number(2), 24, "heads drawn in each way"),
-)
 
 if __name__ == "__main__":
     sys.exit(main())

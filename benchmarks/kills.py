@@ -2,10 +2,9 @@
 
     python -m benchmarks.kills --output results/kills.json
 
-One run of train.py on a small cohort of synthetic people is left alone. Others are killed (SIGKILL) four times each, at
-a random moment after the start of the process, of the VQ-VAE's training, of the prior's and of the sharp decoder's, and
-started again by the same command until they end. Then the models' weights, the codes and the histories are compared,
-bit for bit.
+One run of train.py on a small cohort of synthetic people is left alone. Others are killed (SIGKILL) at a random moment
+of each phase, the start of the process and every stage, and started again by the same command until they end. Then the
+models' weights, the codes and the histories are compared, bit for bit.
 """
 
 import itertools
@@ -16,36 +15,40 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
-import keras
+from benchmarks import harness
+
+with harness.command(__name__, __doc__, output=harness.OUTPUT) as command:
+    import keras
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks import harness
 from reading import phantom
 from running import run_folder
 from system.console import UserError
 
 SMALL = {
     **{"image-size": 32, "base-filters": 8, "num-embeddings": 32, "embedding-dim": 8, "restart-threshold": 0.1},
-    **{"codebook-update": "ema", "prior-filters": 16, "prior-dropout": 0.1},
-    **{"vqvae-epochs": 6, "prior-epochs": 6, "sharp-epochs": 6},
+    **{"prior-filters": 16, "prior-dropout": 0.1},
+    **{f"{stage}-epochs": 6 for stage in ("vqvae", "coarse", "coarse-prior", "prior", "sharp")},
 }
-STAGES = ("vqvae", "prior", "sharp")
+STAGES, RUNS = (*run_folder.VQVAES, *run_folder.PRIORS, "sharp"), 3  # runs to kill, six times each
 
 
 def differences(run_dir, other):
     """What differs between two finished runs: a list of words, empty where nothing does."""
     found, folders = [path.name for path in run_dir.glob("*.partial*")], (run_dir, other)
     for stage in STAGES:
-        if (other / f"{stage}.keras").exists():
-            a, b = (run_folder.read_history(folder / f"{stage}_history.csv") for folder in folders)
-            if [row | {"seconds": 0} for row in a] != [row | {"seconds": 0} for row in b]:
-                found.append(f"{stage}_history.csv")
-            a, b = (keras.saving.load_model(one / f"{stage}.keras", compile=False).get_weights() for one in folders)
-            if not all(np.array_equal(*pair) for pair in zip(a, b, strict=True)):
-                found.append(f"{stage}.keras")
+        paths = [folder / f"{stage}.keras" for folder in folders]
+        if not all(path.exists() for path in paths):
+            found += [paths[0].name] * any(path.exists() for path in paths)
+            continue
+        a, b = (run_folder.read_history(folder / f"{stage}_history.csv") for folder in folders)
+        if [row | {"seconds": 0} for row in a] != [row | {"seconds": 0} for row in b]:
+            found.append(f"{stage}_history.csv")
+        a, b = (keras.saving.load_model(path, compile=False).get_weights() for path in paths)
+        if not all(np.array_equal(*pair) for pair in zip(a, b, strict=True)):
+            found.append(paths[0].name)
     a, b = (np.load(folder / "codes.npz")["codes"] for folder in folders)
     return found + ["codes.npz"] * (not np.array_equal(a, b))
 
@@ -85,14 +88,17 @@ def train(folder, name, phase=None, after_s=0.0):
     return begun, True
 
 
-def run(args):
-    folder, rows, rng = args.runs_dir, [], np.random.default_rng(args.seed)
-    harness.clear(folder)
+@command
+def main(args):
+    folder, rows, rng = harness.ROOT / "runs" / "kills", [], np.random.default_rng(0)
+    if folder.exists() and not (folder / "cohort").exists():
+        raise UserError(f"{folder}: holds something else; move it away")
+    shutil.rmtree(folder, ignore_errors=True)
     phantom.make_cohort(folder / "cohort", 20, seed=0)
     begun, _ = train(folder, "alone")
     lengths = dict(zip(begun, np.diff([*begun.values(), time.perf_counter()]).tolist(), strict=True))
     about = {"phases_s": {phase: round(length, 1) for phase, length in lengths.items()}}
-    for number in tqdm(range(args.number), "killed runs", disable=None):
+    for number in tqdm(range(RUNS), "killed runs", disable=None):
         name, kills = f"killed{number}", []
         for phase, length in lengths.items():
             after_s = rng.uniform(0, length)
@@ -106,15 +112,6 @@ def run(args):
     killed = sum(len(row["kills"]) for row in rows)
     print(f"{killed} kills in {len(rows)} runs; {sum(row['equal'] for row in rows)} ended as the one left alone")
 
-
-main = harness.command(
-    run,
-    __doc__,
-    runs_dir=(Path, Path("runs/kills"), "an earlier one is removed"),
-    output=(Path, Path("results/kills.json"), "a JSON file"),
-    number=(harness.number(1), 5, "runs to kill, four times each"),
-    seed=(harness.number(0), 0, "of the moments"),
-)
 
 if __name__ == "__main__":
     sys.exit(main())

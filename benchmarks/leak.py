@@ -1,6 +1,6 @@
 """What a split by slice does to the figures: the same training on the same pictures, split by slice and by person.
 
-    python -m benchmarks.leak --output-dir results/leak
+    python -m benchmarks.leak --output results/leak/leak.json
 
 Both runs are train.py on one cohort of synthetic people. In one, the regular expression that says whose slice a file is
 tells the truth; in the other it takes every slice for a person of its own, as a split that shuffles slices does. Then
@@ -10,23 +10,26 @@ was never a figure of new people.
 
 import dataclasses
 import sys
-from pathlib import Path
 
+from benchmarks import harness
+
+with harness.command(__name__, __doc__, output=harness.OUTPUT) as command:
+    import dataset
 import numpy as np
 from matplotlib.figure import Figure
 from sklearn.neighbors import NearestNeighbors
 
-import dataset
-from benchmarks import harness
 from evaluation import figures, metrics
+from evaluation import measure as measured
 from reading import phantom
-from running.config import read_config
 
 SUBJECT = {
     "by slice": r"(?P<label>AD|NC)/(?P<subject>\d+_(?P<slice>\d+))",
     "by person": r"(?P<label>AD|NC)/(?P<subject>\d+)_(?P<slice>\d+)",
 }
-NEW_PEOPLE = 30
+PEOPLE, NEW_PEOPLE = 60, 30
+HOW = {"layout": "images", "downsampling": 8, "vqvae_epochs": 12, "prior_epochs": 24}
+HOW |= {"max_shift": 0, "mirrored": 0}  # nothing against learning by heart
 FIGURES = {
     "ssim_head": "SSIM inside the head, VQ-VAE",
     "copy_ssim_head": "SSIM inside the head, nearest training slice",
@@ -37,8 +40,8 @@ FIGURES = {
 def measure(models, data, training):
     """Figures of the test slices of `data`; `training` are those among which the nearest is looked for, (n, S, S)."""
     test, images = data.of("test"), data.pixels(data.of("test"))
-    codes, per_slice, _ = measure.reconstruct(models.vqvae, data)
-    coarse_bits, bits = measure.code_lengths(models, data, codes)
+    codes, per_slice, _ = measured.reconstruct(models.vqvae, data)
+    coarse_bits, bits = measured.bits_of_test_slices(models, data, codes)
     known, asked = (some.reshape(len(some), -1)[:, ::4] for some in (training, images))
     nearest = NearestNeighbors(n_neighbors=1).fit(known).kneighbors(asked, return_distance=False)[:, 0]
     copies = zip(images, training[nearest], strict=True)
@@ -69,37 +72,24 @@ def draw(path, rows):
     figures.finish(figure, path, f"synthetic people; bars cut below; 95 % intervals\n{phantom.CREDIT}")
 
 
-def run(args):
-    cohort, new, rows = args.runs_dir / "cohort", args.runs_dir / "new", []
-    phantom.make_cohort(cohort, args.num_people, seed=0)
+@command
+def main(args):
+    folder, rows = harness.ROOT / "runs" / "leak", []
+    cohort, new = folder / "cohort", folder / "new"
+    phantom.make_cohort(cohort, PEOPLE, seed=0)
     phantom.make_cohort(new, NEW_PEOPLE, seed=1)
-    epochs = {"vqvae_epochs": args.vqvae_epochs, "prior_epochs": args.prior_epochs}
-    how = {"data_dir": cohort, "cache_dir": args.runs_dir / "cache", "layout": "images", "downsampling": 8, **epochs}
-    how |= {"max_shift": 0, "mirrored": 0}  # nothing against learning by heart
     for kind, regex in SUBJECT.items():
-        run_dir = args.runs_dir / kind.replace(" ", "-")
-        data, model = harness.train(run_dir, subject_regex=regex, **how)
-        models = model.models
-        asked = read_config(run_dir)["options"]["data"] | {"data_dir": str(new), "test_fraction": 0.8}
+        how = {"data_dir": cohort, "cache_dir": folder / "cache", "subject_regex": regex, **HOW}
+        data, model = harness.train(folder / kind.replace(" ", "-"), **how)
+        asked = model.config["options"]["data"] | {"data_dir": str(new), "test_fraction": 0.8}
         strangers = dataset.prepare(**asked)
         strangers = dataclasses.replace(strangers, slices=strangers.slices.assign(split="test"))
         training = data.pixels(data.of("train"))
-        found = [measure(models, some, training) for some in (data, strangers)]
+        found = [measure(model.models, some, training) for some in (data, strangers)]
         rows.append({"split": kind, "test": found[0], "new people": found[1]})
-        harness.write(args.output_dir / "leak.json", rows, people=args.num_people, new_people=NEW_PEOPLE)
-    draw(args.output_dir / "leak.png", rows)
+        harness.write(args.output, rows, people=PEOPLE, new_people=NEW_PEOPLE)
+    draw(args.output.with_suffix(".png"), rows)
 
-
-main = harness.command(
-    run,
-    __doc__,
-    "stopped; the same command goes on",
-    runs_dir=(Path, Path("runs/leak"), "where both runs go"),
-    output_dir=(Path, Path("results/leak"), "where leak.json and leak.png go"),
-    num_people=(harness.number(20), 60, "of the cohort"),
-    vqvae_epochs=(harness.number(1), 12, "of the VQ-VAE"),
-    prior_epochs=(harness.number(1), 24, "of the prior"),
-)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,27 +1,20 @@
-"""MONAI's VQ-VAE and transformer as contestants of `peers.py`, in an environment of their own (requirements-monai.txt).
+"""MONAI's VQ-VAE as a contestant of `peers.py`, in an environment of its own (requirements-monai.txt).
 
-    runs/monai/bin/python benchmarks/peer_monai.py operations    # what one slice takes
-
-Of the VQ-VAE, "tutorial" is that of GenerativeModels' tutorials/generative/2d_vqvae (256 channels, 256 codes of 32, L1,
-Adam at 1e-4, never decayed), but for batches of 16 in place of 64, of which two minutes would see a handful; "matching"
-has the sizes, batches, loss, optimiser, schedule and start of this project as far as MONAI's class lets it (its
-residual blocks stand at the finer grid, too, and have 3 x 3 convolutions alone; it has no restarts). The transformer is
-that of 2d_vqvae_transformer there at commit 0477a225 (12 layers of 64, 8 heads, Adam at 1e-3, batches of 8), with a
-token of its own for the beginning and torch's fused attention, the same function, faster. All compute in bfloat16 where
-the processor has it, which the tutorials do not and which is faster.
+"tutorial" is that of GenerativeModels' tutorials/generative/2d_vqvae (256 channels, 256 codes of 32, L1, Adam at 1e-4,
+never decayed), but for batches of 16 in place of 64, of which two minutes would see a handful. "matching" has the
+sizes, batches, loss, optimiser, schedule and start of this project as far as MONAI's class lets it (its residual blocks
+stand at the finer grid, too, and have 3 x 3 convolutions alone; it has no restarts). Both compute in bfloat16 where the
+processor has it, which the tutorial does not and which is faster.
 """
 
-import math
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import worker
 from monai.losses import SSIMLoss
-from monai.networks.nets import VQVAE, DecoderOnlyTransformer
-from torch.utils.flop_counter import FlopCounterMode
+from monai.networks.nets import VQVAE
 
 CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16 = CPU_INFO.exists() and "avx512_bf16" in CPU_INFO.read_text()
@@ -33,59 +26,26 @@ def autocast():
 
 
 class Contestant(worker.Contestant):
-    """Trains `model`, clipping gradients where the learning rate follows a schedule; subclasses have `loss(batch)`."""
+    """Trained on uint8 slices, shape (n, S, S), of train.npy in a folder, and measured on those of test.npy."""
 
-    def __init__(self, model, optimizer, examples, batch_size, seconds=None):
-        super().__init__(1, seconds)
-        self.model, self.optimizer, self.examples, self.batch_size = model, optimizer, examples, batch_size
-        self.warm_up()
-
-    def step(self, share):
-        self.model.train()
-        self.optimizer.param_groups[0]["lr"] = self.optimizer.defaults["lr"] * share
-        self.optimizer.zero_grad(set_to_none=True)
-        start = max(0, self.steps) * self.batch_size % len(self.examples)
-        if start < self.batch_size:  # an epoch begins
-            self.order = np.random.default_rng([0, max(0, self.steps)]).permutation(len(self.examples))
-        self.loss(self.examples[np.sort(self.order[start : start + self.batch_size])]).backward()
-        if self.seconds:
-            for parameter in self.model.parameters():  # each by itself, as Keras's clipnorm
-                torch.nn.utils.clip_grad_norm_([parameter], 1.0)
-        self.optimizer.step()
-
-    @torch.no_grad()
-    def evaluate(self, path):
-        """Writes what `measure` finds of the test slices; says what the training was."""
-        self.model.eval()
-        np.savez(path, **self.measure())
-        parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        return self.row(parameters, self.batch_size, len(self.examples))
-
-
-def build(matching):
-    """MONAI's VQ-VAE in one of its two configurations."""
-    stages = {"downsample_parameters": ((2, 4, 1, 1),) * 2, "upsample_parameters": ((2, 4, 1, 1, 0),) * 2}
-    sizes = {"channels": (256, 256), "num_res_channels": 256, "embedding_dim": 32}
-    if matching:
-        sizes = {"channels": (32, 64), "num_res_channels": (16, 32), "embedding_dim": 16, "decay": 0.99}
-    return VQVAE(2, 1, 1, num_res_layers=2, num_embeddings=NUM_EMBEDDINGS, **stages, **sizes)
-
-
-class MonaiVQVAE(Contestant):
-    """Trained on uint8 slices, shape (n, S, S)."""
-
-    def __init__(self, folder, matching, seconds):
+    def __init__(self, kind, folder, seconds):
+        self.matching = kind == "matching"
+        super().__init__(1, float(seconds) if self.matching else None)
         torch.manual_seed(0)
-        examples, self.test = (np.load(folder / f"{split}.npy", mmap_mode="r") for split in ("train", "test"))
-        self.ssim_loss = SSIMLoss(spatial_dims=2)
-        self.matching, model = matching, build(matching)
-        if matching:
-            optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-4)
+        self.examples, self.test = (np.load(Path(folder) / f"{name}.npy", mmap_mode="r") for name in ("train", "test"))
+        sizes = {"channels": (256, 256), "num_res_channels": 256, "embedding_dim": 32}
+        if self.matching:
+            sizes = {"channels": (32, 64), "num_res_channels": (16, 32), "embedding_dim": 16, "decay": 0.99}
+        stages = {"downsample_parameters": ((2, 4, 1, 1),) * 2, "upsample_parameters": ((2, 4, 1, 1, 0),) * 2}
+        self.model = VQVAE(2, 1, 1, num_res_layers=2, num_embeddings=NUM_EMBEDDINGS, **stages, **sizes)
+        self.model.to(memory_format=torch.channels_last)
+        self.ssim_loss, self.batch_size = SSIMLoss(spatial_dims=2), 4 if self.matching else 16
+        if self.matching:
+            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3, weight_decay=1e-4)
         else:
-            optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-        model.to(memory_format=torch.channels_last)
-        super().__init__(model, optimizer, examples, *((4, seconds) if matching else (16,)))
-        if matching:
+            self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4)
+        self.warm_up()
+        if self.matching:
             self.start_codebook()
 
     @torch.no_grad()
@@ -108,81 +68,35 @@ class MonaiVQVAE(Contestant):
             outputs = self.model.decode(z_q)
         return x, z_e.float(), outputs.float(), commitment
 
-    def loss(self, images):
-        x, _, outputs, commitment = self.forward(images)
+    def step(self, share):
+        self.model.train()
+        self.optimizer.param_groups[0]["lr"] = self.optimizer.defaults["lr"] * share
+        self.optimizer.zero_grad(set_to_none=True)
+        start = max(0, self.steps) * self.batch_size % len(self.examples)
+        if start < self.batch_size:  # an epoch begins
+            self.order = np.random.default_rng([0, max(0, self.steps)]).permutation(len(self.examples))
+        rows = np.sort(self.order[start : start + self.batch_size])
+        x, _, outputs, commitment = self.forward(self.examples[rows])
         loss = (outputs - x).abs().mean() + commitment
-        return loss + 0.3 * self.ssim_loss(outputs, x) if self.matching else loss
+        (loss + 0.3 * self.ssim_loss(outputs, x) if self.matching else loss).backward()
+        if self.matching:
+            for parameter in self.model.parameters():  # each by itself, as Keras's clipnorm
+                torch.nn.utils.clip_grad_norm_([parameter], 1.0)
+        self.optimizer.step()
 
-    def measure(self):
+    @torch.no_grad()
+    def evaluate(self, path):
+        """Writes reconstructions and codes of the test slices; says what the training was."""
+        self.model.eval()
         outputs, codes = [], []
         for start in range(0, len(self.test), 32):
             _, z_e, made, _ = self.forward(self.test[start : start + 32])
             outputs.append(made[:, 0].clip(0, 1).numpy())
             codes.append(self.model.quantizer.quantize(z_e).numpy())
-        return {"outputs": np.concatenate(outputs), "codes": np.concatenate(codes), "num_embeddings": NUM_EMBEDDINGS}
-
-
-class MonaiTransformer(Contestant):
-    """Trained on grids of codes, shape (n, g, g), in raster order behind a token that begins them."""
-
-    def __init__(self, folder):
-        torch.manual_seed(0)
-        codes = np.load(folder / "codes.npz")
-        self.num_embeddings = int(codes["num_embeddings"])
-        examples, self.test = (codes[name].reshape(len(codes[name]), -1) for name in ("train", "test"))
-        self.length = examples.shape[1]
-        model = DecoderOnlyTransformer(self.num_embeddings + 1, self.length, 64, 12, 8, use_flash_attention=True)
-        super().__init__(model, torch.optim.Adam(model.parameters(), lr=1e-3), examples, batch_size=8)
-
-    def cross_entropy(self, codes, reduction):
-        codes = torch.from_numpy(codes.astype("int64"))
-        told = torch.nn.functional.pad(codes[:, :-1], (1, 0), value=self.num_embeddings)
-        with autocast():
-            logits = self.model(told)
-        return torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), codes, reduction=reduction)
-
-    def loss(self, codes):
-        return self.cross_entropy(codes, "mean")
-
-    def measure(self):
-        batches = [self.test[start : start + 8] for start in range(0, len(self.test), 8)]
-        bits = [self.cross_entropy(batch, "none").sum(dim=1).numpy() / math.log(2) for batch in batches]
-        return {"bits": np.concatenate(bits)}
-
-    @torch.no_grad()
-    def time_samples(self, batch):
-        """Seconds that MONAI's sampler takes for a batch.
-
-        It runs the whole network over all codes so far for every code (`VQVAETransformerInferer.sample`). That pass and
-        the draw are timed at 33 lengths, and the sum over all lengths is the trapezoid's.
-        """
-        self.model.eval()
-        lengths, seconds = np.linspace(1, self.length, 33).astype(int), []
-        for length in lengths:
-            told, times = torch.full((batch, length), self.num_embeddings), []
-            for _ in range(2):
-                start = time.perf_counter()
-                with autocast():
-                    logits = self.model(told)[:, -1]
-                torch.multinomial(torch.softmax(logits.float(), -1), 1)
-                times.append(time.perf_counter() - start)
-            seconds.append(min(times))
-        return {"seconds": float(np.trapezoid(seconds, lengths))}
-
-
-def main(name, folder=".", seconds=0):
-    folder = Path(folder)
-    if name == "operations":  # of a 128 x 128 slice forward and back, two for each multiplication and addition
-        for kind in ("matching", "tutorial"):
-            with FlopCounterMode(display=False) as counter:
-                outputs, commitment = build(kind == "matching")(torch.rand(1, 1, 128, 128))
-                (outputs.mean() + commitment).backward()
-            print(f"MONAI, {kind}: {counter.get_total_flops() / 1e9:.2f} GFLOP")
-    elif name == "transformer":
-        worker.serve(lambda: MonaiTransformer(folder))
-    else:
-        worker.serve(lambda: MonaiVQVAE(folder, name == "matching", float(seconds)))
+        np.savez(path, outputs=np.concatenate(outputs), codes=np.concatenate(codes), num_embeddings=NUM_EMBEDDINGS)
+        parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        return self.row(parameters, self.batch_size, len(self.examples))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    worker.serve(lambda: Contestant(*sys.argv[1:]))

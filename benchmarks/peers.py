@@ -1,7 +1,6 @@
-"""The project's VQ-VAE and prior beside what a person would pick instead, for the same seconds on the same machine.
+"""The project's VQ-VAE beside what a person would pick instead, for the same seconds on the same machine.
 
     python -m benchmarks.peers --data-dir ../shared/data/ixi --output-dir results/peers --monai runs/monai/bin/python
-    python -m benchmarks.peers --priors runs/ixi4 --output-dir results/peers --monai runs/monai/bin/python --minutes 5
 
 Every contestant is a process of its own, those of MONAI in another environment (`make peers` makes it). One trains at a
 time, ten seconds in turn. At each budget the test people's slices are reconstructed and measured here, by the same
@@ -12,100 +11,95 @@ import json
 import math
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
-import keras
+from benchmarks import harness
+
+with harness.command(
+    __name__,
+    __doc__,
+    data_dir=(Path, ..., "slices or volumes that come to 128 x 128 pixels"),
+    output_dir=(Path, ..., "where figures and pictures go"),
+    work_dir=(Path, Path("runs/peers"), "arrays and logs"),
+    minutes=(harness.MINUTES, [2, 10, 40], "budgets"),
+    entry=(str, [], "which (default: all); rows of others that are there are kept"),
+    monai=(Path, None, "the Python of an environment with MONAI; without it, MONAI is left out"),
+) as command:
+    import keras
 import numpy as np
 from keras import layers, ops
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import modules
-import sampling
-from benchmarks import ablation, harness, priors, race, worker
-from evaluation import figures, metrics
-from running import models, run_folder
+from benchmarks import ablation, race, worker
+from evaluation import figures
+from running import run_folder
 from system.console import UserError
 
-BATCHES = (1, 16)  # of samples
 SHOWN = [9, 15, 21]  # of one person's 32 slices: below, at and above the ventricles
 
 
-def tutorial():
-    """The VQ-VAE of keras.io's example (examples/generative/vq_vae.py), built from this project's parts.
+class Tutorial(keras.Model):
+    """The VQ-VAE of keras.io's example (examples/generative/vq_vae.py).
 
     Its squared error is over the variance of the batch, where the example has that of its data set.
     """
-    x = image = keras.Input((ablation.SIZE, ablation.SIZE, 1))
-    x = layers.Rescaling(1.0, -0.5)(x)
-    for filters in (32, 64):
-        x = layers.Conv2D(filters, 3, 2, padding="same", activation="relu")(x)
-    encoder = keras.Model(image, layers.Conv2D(16, 1, padding="same", dtype="float32")(x))
-    x = z_q = keras.Input(encoder.output_shape[1:])
-    for filters in (64, 32):
-        x = layers.Conv2DTranspose(filters, 3, 2, padding="same", activation="relu")(x)
-    x = layers.Rescaling(1.0, 0.5, dtype="float32")(layers.Conv2DTranspose(1, 3, padding="same")(x))
 
-    def distance(images, outputs):
-        return ablation.default_loss(images, outputs, kind="l2") / ops.var(images)
+    def __init__(self):
+        super().__init__()
+        x = image = keras.Input((ablation.SIZE, ablation.SIZE, 1))
+        x = layers.Rescaling(1.0, -0.5)(x)
+        for filters in (32, 64):
+            x = layers.Conv2D(filters, 3, 2, padding="same", activation="relu")(x)
+        self.encoder = keras.Model(image, layers.Conv2D(16, 1, padding="same", dtype="float32")(x))
+        self.quantizer = modules.VectorQuantizer(128, 16, restart_threshold=0.0)
+        self.quantizer.build(self.encoder.output_shape)
+        self.quantizer.set_codebook(ops.convert_to_numpy(keras.random.uniform((128, 16), -0.05, 0.05, seed=0)))
+        x = z_q = keras.Input(self.encoder.output_shape[1:])
+        for filters in (64, 32):
+            x = layers.Conv2DTranspose(filters, 3, 2, padding="same", activation="relu")(x)
+        x = layers.Conv2DTranspose(1, 3, padding="same")(x)
+        self.decoder = keras.Model(z_q, layers.Rescaling(1.0, 0.5, dtype="float32")(x))
+        self.built = True
 
-    quantizer = modules.VectorQuantizer(128, 16, restart_threshold=0.0)
-    model = ablation.Assembled(encoder, quantizer, keras.Model(z_q, x), distance, from_data=False)
-    quantizer.set_codebook(ops.convert_to_numpy(keras.random.uniform((128, 16), -0.05, 0.05, seed=0)))
-    return model
+    def call(self, images, training=False):
+        z_e = self.encoder(images)
+        through, z_q, codes = self.quantizer(z_e, training=training)
+        return {"reconstruction": self.decoder(through), "z_e": z_e, "z_q": z_q, "code_indices": codes}
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        codebook, commitment = self.quantizer.codebook_and_commitment(y_pred["z_e"], y_pred["z_q"])
+        squared_error = ops.mean(ops.square(x - y_pred["reconstruction"]))
+        return squared_error / ops.var(x) + codebook + 0.25 * commitment
 
 
 OURS = "this project"
-LIGHT = ablation.ours(partial(ablation.convolutions, base_filters=24, num_residual_blocks=0))
 KERAS = {
     OURS: ablation.VARIANTS["default"],
-    "this project, light": ablation.trained(LIGHT, batch_size=8),
-    "Keras tutorial": race.Variant(tutorial, keras.optimizers.Adam, 1e-3, batch_size=128, scheduled=False),
-    "this project, cosine codebook": ablation.VARIANTS["cosine"],
-    "this project, FSQ": ablation.VARIANTS["finite scalar quantisation"],
-    "this project, rotation trick": ablation.VARIANTS["rotation trick"],
+    "this project, light": ablation.variant(changes={"base_filters": 24, "num_residual_blocks": 0}, batch_size=8),
+    "Keras tutorial": race.Variant(Tutorial, keras.optimizers.Adam, 1e-3, batch_size=128, scheduled=False),
 }
 MONAI = {"MONAI, matching": "matching", "MONAI, tutorial": "tutorial"}
 
 
-def keras_vqvae(folder, name, seconds):
-    """A VQ-VAE of this project's parts, as `worker.serve` wants it."""
-    training, test = (np.load(folder / f"{split}.npy", mmap_mode="r") for split in ("train", "test"))
-    one = ablation.enter(name, KERAS[name], training, seconds)
-    one.warm_up()
+def work(name, folder, seconds):
+    """The process of a contestant of `KERAS`, which learns from train.npy and is measured on test.npy."""
+    training, test = (np.load(Path(folder) / f"{split}.npy", mmap_mode="r") for split in ("train", "test"))
 
-    def evaluate(path):
-        row = one.finish()
-        outputs, codes, number = ablation.reconstruct(one.model, test)
-        np.savez(path, outputs=outputs, codes=codes[0], num_embeddings=number[0])
-        return row
+    def make():
+        one = ablation.enter(name, KERAS[name], training, float(seconds))
+        one.warm_up()
 
-    one.evaluate = evaluate
-    return one
+        def evaluate(path):
+            row = one.finish()
+            outputs, codes = ablation.reconstruct(one.model, test)
+            np.savez(path, outputs=outputs, codes=codes, num_embeddings=one.model.quantizer.num_embeddings)
+            return row
 
+        one.evaluate = evaluate
+        return one
 
-def keras_prior(run_dir, seconds):
-    """The default prior, trained and measured on the codes of a run."""
-    codes = priors.Codes(run_dir)
-    one = codes.enter("default", seconds)
-    one.warm_up()
-
-    def evaluate(path):
-        row = one.finish()
-        models.set_precision("float32")
-        one.prior = one.variant.build()
-        one.prior.set_weights(one.model.get_weights())
-        np.savez(path, bits=modules.code_lengths(one.prior, codes.inputs["test"]).sum(axis=(1, 2)))
-        return row
-
-    def time_samples(batch):  # the second time
-        sampler, conditions = sampling.PixelCNNSampler(one.prior), (np.zeros(batch, int), np.full(batch, 0.5))
-        times = [harness.timed(lambda: next(sampler.sample(*conditions, 0, batch_size=batch))) for _ in range(2)]
-        return {"seconds": times[1][0]}
-
-    one.evaluate, one.time_samples = evaluate, time_samples
-    return one
+    worker.serve(make)
 
 
 class Process:
@@ -134,20 +128,6 @@ class Process:
         self.process.communicate()  # ends its input, and waits
 
 
-def start(args, name, kind, seconds):
-    """The process of a contestant, which its own program knows as `kind`."""
-    program = [sys.executable, "-m", "benchmarks.peers", "--worker"]
-    if name.startswith("MONAI"):
-        program = [args.monai, "benchmarks/peer_monai.py"]
-    folder = args.priors if kind == "prior" else args.work_dir
-    return Process(name, [*program, kind, folder, seconds], args.work_dir / f"{stem(name)}.log")
-
-
-def stem(name):
-    """A contestant's name as the beginning of its files' names."""
-    return name.replace(",", "").replace(" ", "-")
-
-
 def train(processes, seconds):
     """Trains each process for so many seconds, ten at a time in turn."""
     turns = [race.TURN_S * turn for turn in range(1, math.ceil(seconds / race.TURN_S))] + [seconds]
@@ -156,114 +136,51 @@ def train(processes, seconds):
             process.ask("train", turn)
 
 
-def compare(args, kinds):
-    """Trains contestants, by name what their program knows them as, at each budget.
+def compare(args, names):
+    """Trains contestants at each budget.
 
     Yields:
-        The process of each; what it has written, a dictionary of arrays; the beginning of its row.
+        The beginning of each one's row; what it has written, a dictionary of arrays.
     """
+    here = [sys.executable, "-c", "import sys; from benchmarks import peers; peers.work(*sys.argv[1:])"]
     for minutes in sorted(args.minutes):
-        processes = [start(args, name, kind, 60 * minutes) for name, kind in kinds.items()]
+        processes = []
+        for name in names:
+            program = [args.monai, "benchmarks/peer_monai.py", MONAI[name]] if name in MONAI else [*here, name]
+            command = [*program, args.work_dir, 60 * minutes]
+            processes.append(Process(name, command, args.work_dir / f"{name}.log"))
         train(processes, 60 * minutes)
         for process in processes:
-            path = args.work_dir / f"{stem(process.name)}.npz"
+            path = args.work_dir / f"{process.name}.npz"
             row = {"entry": process.name, "minutes": minutes, **process.ask("evaluate", str(path))}
             with np.load(path) as found:
-                yield process, dict(found), row
+                yield row, dict(found)
             process.close()
 
 
-def compare_vqvaes(args):
+@command
+def main(args):
+    names = race.chosen("--entry", args.entry, [*KERAS, *MONAI] if args.entry or args.monai else [*KERAS])
+    if args.monai is None and set(names) & set(MONAI):
+        raise UserError("--monai: needed for MONAI's models; see benchmarks/requirements-monai.txt")
+    args.work_dir = args.work_dir.absolute()  # processes work in the project's folder
+    args.monai = args.monai and args.monai.absolute()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
     data = ablation.prepare(args.data_dir)
     for split in ("train", "test"):
         np.save(args.work_dir / f"{split}.npy", data.images[data.of(split).row])
     images, people = data.images[data.of("test").row], data.of("test").subject_id
-    names = args.entry or [*KERAS, *(MONAI if args.monai else {})]
     output, shown = args.output_dir / "peers.json", {"input": images[SHOWN] / 255}
     rows = json.loads(output.read_text())["rows"] if output.exists() else []
     rows = [row for row in rows if not (row["entry"] in names and row["minutes"] in args.minutes)]
-    for process, found, row in compare(args, {name: MONAI.get(name, name) for name in names}):
-        told = found["outputs"], [found["codes"]], [int(found["num_embeddings"])]
+    for row, found in compare(args, names):
+        told = found["outputs"], found["codes"], int(found["num_embeddings"])
         rows.append(row | ablation.quality(images, *told, people))
         harness.write(output, rows, data=data.title, people="test", turn_s=race.TURN_S)
-        shown[process.name.replace(", ", ",\n")] = found["outputs"][SHOWN]
-    footer = run_folder.footer(data.title, data.credit)
-    if len({row["minutes"] for row in rows}) > 1:
-        draw(args.output_dir / "peers.png", rows, f"test people\n{footer}")
-    how = ([""] * 3 * len(shown), f"after {max(args.minutes):g} minutes\n{footer}", 3, [*shown])
-    figures.image_grid(args.output_dir / "reconstructions.png", np.concatenate([*shown.values()]), *how)
-
-
-def compare_priors(args):
-    codes, rows = priors.Codes(args.priors), []
-    grids = {split: codes.inputs[split]["codes"] for split in ("train", "test")}
-    np.savez(args.work_dir / "codes.npz", **grids, num_embeddings=codes.vqvae.quantizer.num_embeddings)
-    about = {"vqvae_fingerprint": models.fingerprint(codes.vqvae), "grid": codes.vqvae.grid_size}
-    for process, found, row in compare(args, {OURS: "prior", "MONAI, transformer": "transformer"}):
-        row["bits_per_image"] = metrics.over_people(found["bits"], codes.data.of("test").subject_id)
-        for batch in BATCHES:
-            row[f"seconds_per_sample_batch_{batch}"] = process.ask("time_samples", batch)["seconds"] / batch
-        rows.append(row)
-        harness.write(args.output_dir / "priors.json", rows, data=codes.data.title, people="test", **about)
-
-
-def draw(path, rows, footer):
-    """Quality against training time, a line for each contestant."""
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
-    axes, minutes = figure.subplots(1, 3), sorted({row["minutes"] for row in rows})
-    titles = {"ssim_head": "SSIM inside the head", "psnr_db": "PSNR (dB)", "detail": "power kept above half of Nyquist"}
-    rows = sorted(({**row, "detail": harness.power_above_half(row)} for row in rows), key=lambda row: row["minutes"])
-    for axis, (key, title) in zip(axes, titles.items(), strict=True):
-        for name in dict.fromkeys(row["entry"] for row in rows):
-            same = [row for row in rows if row["entry"] == name]
-            style = {"marker": "o", "lw": 2.5 if name == OURS else 1.2, "ls": "--" if name in MONAI else "-"}
-            axis.plot([row["minutes"] for row in same], [row[key] for row in same], label=name, **style)
-        axis.set(xscale="log", xlabel="minutes of training", title=title)
-        axis.set_xticks(minutes, [f"{one:g}" for one in minutes], minor=False)
-        axis.set_xticks([], minor=True)
-        axis.grid(alpha=0.3)
-    # What has hardly begun is left outside: far below this project's first point, or with more power than there was.
-    axes[-1].set_ylim(-0.03, 1.03)
-    for ours in [row for row in rows if row["entry"] == OURS][:1]:
-        axes[0].set_ylim(bottom=ours["ssim_head"] - 0.25)
-        axes[1].set_ylim(bottom=ours["psnr_db"] - 7)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
-    figures.finish(figure, path, footer)
-
-
-def run(args):
-    if args.priors is None and args.data_dir is None:
-        raise UserError("give --data-dir for the VQ-VAEs, or --priors for the priors")
-    if args.monai is None and (args.priors or any(name in MONAI for name in args.entry)):
-        raise UserError("--monai: needed for MONAI's models; see benchmarks/requirements-monai.txt")
-    for name in ("priors", "work_dir", "monai"):  # their processes work in the project's folder
-        if getattr(args, name):
-            setattr(args, name, getattr(args, name).absolute())
-    args.work_dir.mkdir(parents=True, exist_ok=True)
-    (compare_priors if args.priors else compare_vqvaes)(args)
-
-
-command = harness.command(
-    run,
-    __doc__,
-    data_dir=(Path, None, "slices or volumes that come to 128 x 128 pixels"),
-    priors=(Path, None, "compare priors, on the codes of this run, and no VQ-VAEs"),
-    output_dir=(Path, ..., "where figures and pictures go"),
-    work_dir=(Path, Path("runs/peers"), "arrays and logs"),
-    minutes=(harness.MINUTES, [2, 10, 40], "budgets"),
-    entry=([*KERAS, *MONAI], [], "which (default: all); rows of others that are there are kept"),
-    monai=(Path, None, "the Python of an environment with MONAI; without it, MONAI is left out"),
-)
-
-
-def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] != ["--worker"]:
-        return command(argv)
-    _, kind, folder, seconds = argv  # how this program starts itself for a contestant
-    folder, seconds = Path(folder), float(seconds)
-    worker.serve(lambda: keras_prior(folder, seconds) if kind == "prior" else keras_vqvae(folder, kind, seconds))
-    return 0
+        shown[row["entry"].replace(", ", ",\n")] = found["outputs"][SHOWN]
+    footer = f"after {max(args.minutes):g} minutes\n{run_folder.footer(data.title, data.credit)}"
+    pictures, titles = np.concatenate([*shown.values()]), [""] * len(SHOWN) * len(shown)
+    figures.image_grid(args.output_dir / "reconstructions.png", pictures, titles, footer, len(SHOWN), [*shown])
 
 
 if __name__ == "__main__":

@@ -10,9 +10,15 @@ recipe here. None is told coarse codes. Bits per code are those of the validatio
 import dataclasses
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
-import keras
+from benchmarks import harness
+
+with harness.command(
+    __name__, __doc__, run_dir=(Path, ..., "a run whose VQ-VAE is trained"), **harness.RACE
+) as command:
+    import keras
 import numpy as np
 from keras import layers, ops
 
@@ -86,38 +92,11 @@ class TextbookPixelCNN(keras.Model):
     compute_metrics = modules.PixelCNN.compute_metrics
 
 
-class NoPositions(modules.PixelCNN):
-    """Without the learned embedding of the place in the grid."""
-
-    def build(self, input_shape):
-        super().build(input_shape)
-        for weight in (self.row_embedding, self.column_embedding):
-            weight.assign(ops.zeros_like(weight))
-            weight.trainable = False
-
-
-class TableAlone(modules.PixelCNN):
-    """Codes embedded by a table alone."""
-
-    def build(self, input_shape):
-        super().build(input_shape)
-        self.codebook_projection.trainable = False
-
-    def embed(self, codes):
-        return self.code_embedding(codes)
-
-
 class NoAttention(modules.PixelCNN):
     """Without the attention, and so blind to what lies more rows above than its kernels reach."""
 
     def _assert_receptive_field(self):
         pass
-
-
-def adamw(learning_rate):
-    """AdamW where the project takes Muon."""
-    average = {"use_ema": True, "ema_momentum": 1 - 1 / AVERAGE_STEPS}
-    return keras.optimizers.AdamW(learning_rate, weight_decay=1e-4, clipnorm=1.0, **average)
 
 
 def make_variants(codebook=None, grid_size=None, num_labels=None):
@@ -126,6 +105,12 @@ def make_variants(codebook=None, grid_size=None, num_labels=None):
     def ours(kind=modules.PixelCNN, **changes):
         model = kind(*codebook.shape, grid_size, num_labels, **changes)
         model.set_codebook(codebook)
+        return model
+
+    def table_alone():
+        model = ours()
+        model.codebook_projection.trainable = False
+        model.codebook_projection.set_weights([np.zeros_like(model.codebook_projection.kernel)])
         return model
 
     def trained(build, **how):
@@ -137,6 +122,8 @@ def make_variants(codebook=None, grid_size=None, num_labels=None):
     def textbook():
         return TextbookPixelCNN(len(codebook), grid_size)
 
+    averaged = {"use_ema": True, "ema_momentum": 1 - 1 / AVERAGE_STEPS}
+    adamw = partial(keras.optimizers.AdamW, weight_decay=1e-4, clipnorm=1.0, **averaged)
     plain = {"optimizer": keras.optimizers.Adam, "learning_rate": 1e-3, "scheduled": False}
     return {
         "default": trained(ours),
@@ -145,47 +132,36 @@ def make_variants(codebook=None, grid_size=None, num_labels=None):
         "AdamW for Muon": trained(ours, optimizer=adamw),
         "slices not changed": trained(ours, max_shift=0, mirrored=0.0),
         "no attention": trained(lambda: ours(NoAttention, attention_every=0)),
-        "no position embedding": trained(lambda: ours(NoPositions)),
-        "table alone": trained(lambda: ours(TableAlone)),
+        "table alone": trained(table_alone),
         "no dilation": trained(lambda: ours(max_dilation=1)),
     }
 
 
-class Codes:
-    """The codes of a run's VQ-VAE: what priors are trained on, split by split, and the variants for it."""
+@command
+def main(args):
+    names, run_dir = race.chosen("--variant", args.variant, make_variants()), args.run_dir
+    config, vqvae = read_config(run_dir), models.load_vqvae(run_dir)
+    data = opening.find_data(run_dir, config)
+    validation, is_validation = data.of("validation"), data.slices.split == "validation"
+    inputs = dataset.prior_inputs(validation, data.labels, codes=opening.all_codes(run_dir, vqvae, data)[is_validation])
+    training = dataset.prior_inputs(data.of("train"), data.labels)
+    variants = make_variants(ops.convert_to_numpy(vqvae.quantizer.codebook), vqvae.grid_size, len(data.labels))
 
-    def __init__(self, run_dir):
-        self.config, self.vqvae = read_config(run_dir), models.load_vqvae(run_dir)
-        self.data = opening.find_data(run_dir, self.config)
-        codes, slices = opening.all_codes(run_dir, self.vqvae, self.data), self.data.slices
-        inputs = dataset.prior_inputs(slices, self.data.labels, codes=codes)
-        self.inputs = {split: dataset.select(inputs, slices.split == split) for split in dataset.SPLITS}
-        codebook = ops.convert_to_numpy(self.vqvae.quantizer.codebook)
-        self.variants = make_variants(codebook, self.vqvae.grid_size, len(self.data.labels))
-
-    def enter(self, name, seconds):
-        """A `race.Contestant` of a variant."""
-        one, data = self.variants[name], self.data
-        inputs = dataset.prior_inputs(data.of("train"), data.labels)
+    def enter(name, seconds):
+        one = variants[name]
         how = {"max_shift": one.max_shift, "mirrored": one.mirrored}
-        batches = dataset.ChangedCodes(inputs, {"codes": self.vqvae}, data, one.batch_size, 0, **how)
+        batches = dataset.ChangedCodes(training, {"codes": vqvae}, data, one.batch_size, 0, **how)
         return race.Contestant(name, one, batches, seconds)
-
-
-def begin(args):
-    codes = Codes(args.run_dir)
 
     def measure(one, row):
         how = {"batch_size": one.variant.batch_size, "verbose": 0, "return_dict": True}
-        bits = one.model.evaluate(codes.inputs["validation"], **how)["bits_per_code"]
+        bits = one.model.evaluate(inputs, **how)["bits_per_code"]
         return {"validation_bits_per_code": bits, "seconds_an_epoch": row["training_s"] / row["epochs"]}
 
-    about = {"data": codes.data.title, "splits_sha256": codes.config["splits_sha256"]}
-    about |= {"vqvae_fingerprint": models.fingerprint(codes.vqvae), "precision": models.resolve_precision("auto")}
-    return codes.enter, measure, about
+    about = {"data": data.title, "splits_sha256": config["splits_sha256"]}
+    about |= {"vqvae_fingerprint": models.fingerprint(vqvae), "precision": models.resolve_precision("auto")}
+    race.run(args, names, enter, measure, **about)
 
-
-main = race.command(begin, make_variants(), __doc__, run_dir=(Path, ..., "a run whose VQ-VAE is trained"))
 
 if __name__ == "__main__":
     sys.exit(main())

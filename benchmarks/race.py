@@ -80,27 +80,29 @@ def race(contestants, seconds):
             one.train(seconds * turn / turns)
 
 
-def command(begin, variants, about, **flags):
-    """The `main` of a benchmark that trains variants, measures each and writes its row.
+def chosen(option, given, known):
+    """The names that an option was given, or all that are known; raises UserError for others."""
+    for name in given:
+        if name not in known:
+            raise UserError(f"{option}: invalid choice: {name!r} (choose from {', '.join(known)})")
+    return given or list(known)
+
+
+def run(args, names, enter, measure, **about):
+    """Trains variants, measures each and writes its row, by the options of `harness.RACE`.
 
     Args:
-        begin: Function of the options. It returns one of a name and the seconds, which makes a `Contestant`; one of a
-            contestant and the row of its training, which returns what else is in the row; what the file is about.
-        variants: The names to choose among.
+        names: Of the variants.
+        enter: Function of a name and the seconds, which makes a `Contestant`.
+        measure: Function of a contestant and the row of its training, which returns what else is in the row.
+        about: What the file is about.
     """
-
-    def run(args):
-        enter, measure, told = begin(args)
-        seconds, rows = 60 * args.minutes, []
-        names = tqdm(args.variant or variants, "models", leave=False, disable=None)
-        contestants = [enter(name, seconds) for name in names]
-        race(contestants, seconds)
-        for one in contestants:
-            if one.steps < 1:
-                raise UserError(f"--minutes {args.minutes}: too short for a step of {one.name}")
-            row = {"variant": one.name, **one.finish()}
-            rows.append(row | measure(one, row))
-            harness.write(args.output, rows, minutes=args.minutes, **told)
-
-    minutes, which = (harness.MINUTES, 1.5, "training time of each"), (list(variants), [], "which (default: all)")
-    return harness.command(run, about, output=harness.OUTPUT, minutes=minutes, variant=which, **flags)
+    rows = []
+    contestants = [enter(name, 60 * args.minutes) for name in tqdm(names, "models", leave=False, disable=None)]
+    race(contestants, 60 * args.minutes)
+    for one in contestants:
+        if one.steps < 1:
+            raise UserError(f"--minutes {args.minutes}: too short for a step of {one.name}")
+        row = {"variant": one.name, **one.finish()}
+        rows.append(row | measure(one, row))
+        harness.write(args.output, rows, minutes=args.minutes, **about)

@@ -1,25 +1,32 @@
 """Times three ways through both priors: the textbook loop, the cached sampler, one teacher-forced pass.
 
     python -m benchmarks.sampling --output results/sampling.json --naive-steps 2
-    python -m benchmarks.sampling --memory --grid 32 --batch 64 128 256 512 --output results/sampling_memory.json
 
-A draw is 8 x 8 coarse codes and then a grid of codes, given them. The priors have random weights: how long a draw
-takes does not depend on them. The textbook loop runs the whole network for every code; it is timed over its first
-`--naive-steps` codes of either grid, which cost the same each. `exact` says that the codes
-agree, all of them: a pass over the sampler's grids gives at every place the logits that the textbook loop would have
-there, from which the same noise must draw the same code. Sums in another order round differently, so among very many
-draws one can lie within a rounding error of the border between two codes; `different_codes` counts them. Memory is the
-most that a process of its own has held, with nothing drawn (`before_mib`) and in all (`peak_mib`).
+A draw is 8 x 8 coarse codes and then a grid of codes, given them. The priors have random weights: how long a draw takes
+does not depend on them. The textbook loop runs the whole network for every code; it is timed over its first
+`--naive-steps` codes of either grid, which cost the same each. `exact` says that the codes agree, all of them: a pass
+over the sampler's grids gives at every place the logits that the textbook loop would have there, from which the same
+noise must draw the same code. Sums in another order round differently, so among very many draws one can lie within a
+rounding error of the border between two codes; `different_codes` counts them.
 """
 
 import dataclasses
 import sys
 
+from benchmarks import harness
+
+with harness.command(
+    __name__,
+    __doc__,
+    output=harness.OUTPUT,
+    grid=(harness.number(2), [16, 32, 64], "codes along a side"),
+    batch=(harness.number(1), [1, 16, 64], "samples at a time"),
+    naive_steps=(harness.number(1), 8, "codes to time the textbook loop on"),
+) as command:
+    import modules
 import numpy as np
 
-import modules
 import sampling
-from benchmarks import harness, worker
 from running import options
 
 NUM_CODES, NUM_LABELS, SEED = 256, 2, 0
@@ -52,12 +59,12 @@ def measure(priors, batch, naive_steps):
     conditions = {"label": labels, "slice_position": positions}
 
     def draw():
-        return next(sampler.sample(**conditions, seed=SEED, batch_size=batch))
+        return sampler.draw(labels, positions, SEED, range(batch), batch)
 
-    coarse = next(sampler.coarse.sample(**conditions, seed=SEED, batch_size=batch, level=1))
+    codes, coarse = draw()
     levels = (
         (of_coarse, {**conditions, "codes": coarse}, 1),
-        (prior, {**conditions, "coarse": coarse, "codes": draw()}, 0),
+        (prior, {**conditions, "coarse": coarse, "codes": codes}, 0),
     )
 
     def teacher_forced():
@@ -89,33 +96,16 @@ def measure(priors, batch, naive_steps):
     }
 
 
-def memory(grid, batch):
-    """One row: draws so many samples at once."""
-    sampler, before = sampling.SliceSampler(*build(grid)), worker.peak_mib()
-    next(sampler.sample(np.zeros(batch, int), np.full(batch, 0.5), SEED, batch_size=batch))
-    return {"grid": grid, "batch": batch, "before_mib": round(before), "peak_mib": round(worker.peak_mib())}
-
-
-def run(args):
+@command
+def main(args):
     rows = []
     for grid in args.grid:
         priors = build(grid)
-        about = {"prior": {**SIZES, "parameters": priors[1].count_params(), "precision": "float32"}}
+        about = {**SIZES, "parameters": priors[1].count_params(), "precision": "float32"}
         for batch in args.batch:
-            found = harness.alone(memory, grid, batch) if args.memory else measure(priors, batch, args.naive_steps)
-            rows.append(found)
-            harness.write(args.output, rows, **about if not args.memory else {})
+            rows.append(measure(priors, batch, args.naive_steps))
+            harness.write(args.output, rows, prior=about)
 
-
-main = harness.command(
-    run,
-    __doc__,
-    output=harness.OUTPUT,
-    grid=(harness.number(2), [16, 32, 64], "codes along a side"),
-    batch=(harness.number(1), [1, 16, 64], "samples at a time"),
-    naive_steps=(harness.number(1), 8, "codes to time the textbook loop on"),
-    memory=(bool, False, "measure memory, not time"),
-)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,12 +13,23 @@ import sys
 import zipfile
 from pathlib import Path
 
+from benchmarks import harness
+
+with harness.command(
+    __name__,
+    __doc__,
+    "stopped",
+    run_dir=(Path, ..., "a run whose stages are all trained"),
+    output_dir=(Path, ..., "where the copy goes"),
+    data_dir=(Path, None, "where its config.json says that the data are, seen from the project's folder"),
+) as command:
+    import keras  # noqa: F401
 import h5py
 import numpy as np
 
-from benchmarks import harness
 from running.config import read_config
 from running.models import fingerprint, load_models
+from running.run_folder import best_decoder
 from system import files
 
 
@@ -38,8 +49,7 @@ def halve(content):
             if isinstance(item, h5py.Group):
                 made = new.require_group(name)
             else:
-                values = item[()]
-                made = new.create_dataset(name, data=values.astype("float16") if values.dtype == "float32" else values)
+                made = new.create_dataset(name, data=item[()], dtype="float16" if item.dtype == "float32" else None)
             made.attrs.update(item.attrs)
 
         new.attrs.update(old.attrs)
@@ -57,18 +67,18 @@ def save(model, path):
     whole.unlink()
 
 
-def run(args):
-    has_sharp = (args.run_dir / "sharp.keras").exists()
-    trained = load_models(args.run_dir, "sharp" if has_sharp else "plain")
-    vqvae, coarse = rounded(next(iter(trained.decoders.values()))), rounded(trained.coarse)
+@command
+def main(args):
+    decoder = best_decoder(args.run_dir)
+    trained = load_models(args.run_dir, decoder)
+    vqvae, coarse = rounded(trained.decoders["plain"]), rounded(trained.coarse)
     kept = {"vqvae": vqvae, "coarse": coarse}
-    if has_sharp:
+    if decoder == "sharp":
         kept["sharp"] = rounded(trained.vqvae)
     for name, of in (("coarse_prior", [coarse]), ("prior", [vqvae, coarse])):
         prior = rounded(getattr(trained, name))
-        again = type(prior)(**prior.get_config() | {"vqvae_fingerprint": fingerprint(*of)})
-        again.set_weights(prior.get_weights())
-        kept[name] = again
+        kept[name] = type(prior)(**prior.get_config() | {"vqvae_fingerprint": fingerprint(*of)})
+        kept[name].set_weights(prior.get_weights())
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name, model in kept.items():
         save(model, args.output_dir / f"{name}.keras")
@@ -82,15 +92,6 @@ def run(args):
     size = np.sum([path.stat().st_size for path in args.output_dir.iterdir() if path.is_file()])
     print(f"{args.output_dir}: {size / 1e6:.1f} MB")
 
-
-main = harness.command(
-    run,
-    __doc__,
-    "stopped",
-    run_dir=(Path, ..., "a run whose stages are all trained"),
-    output_dir=(Path, ..., "where the copy goes"),
-    data_dir=(Path, None, "where its config.json says that the data are, seen from the project's folder"),
-)
 
 if __name__ == "__main__":
     sys.exit(main())

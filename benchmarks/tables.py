@@ -7,23 +7,16 @@ tests/test_benchmarks.py checks that the pages agree with the files.
 """
 
 import json
+import math
 import re
 import sys
 from functools import partial
 
 from benchmarks import harness
-from evaluation.report import (
-    ANATOMY_OF,
-    HEADS_OF,
-    NO_BREAK,
-    PICTURES,
-    RECONSTRUCTION,
-    STAGES,
-    heads_table,
-    reconstruction_table,
-    samples_tables,
-)
-from system import console, files
+
+with harness.command(__name__, __doc__, "stopped") as command:
+    from evaluation import report
+from system import files
 from system.console import UserError
 
 RUNS = {
@@ -36,61 +29,81 @@ RUNS = {
 SHARP = {"ds002748_sharp": "ds002748", "ixi_sharp": "IXI"}
 HEADS = "ds002748_heads"  # the run of train.py --neighbours, sharp decoder
 USED = {HEADS: "ds002748", "ixi_sharp": "IXI"}  # on which scans were completed and mapped
-OASIS_SLICES = 9664  # training slices of OASIS as PNG
 
 
-def interval(name, digits, mean="[mean]", ends="[ci95]"):
-    """The format of a mean and its interval."""
-    low, high = f"{{{name}{ends}[0]:.{digits}f}}", f"{{{name}{ends}[1]:.{digits}f}}"
-    return f"{{{name}{mean}:.{digits}f}} ({low}–{high})"
-
-
-# By file of results/: the head of its table, and the format of a row; `more` says what is not in the file.
+# By the end of a file's name in results/: the columns of its table, title = format; `more` says what is not in the
+# file. A mean that has an interval in the file is shown with it.
 LISTINGS = {
-    "sampling.json": (
-        "codes | batch | textbook loop (s) | cached (s) | teacher-forced pass (s) | times faster than the loop | "
-        "cached / pass | exact",
-        "{grid}×{grid} | {batch} | {naive_s:,.0f} | {cached_s:.2f} | {teacher_forced_s:.3f} | {speedup:,.0f} | "
-        "{cached_over_teacher_forced:.1f} | {equal}",
-    ),
-    "ixi/priors.json": (
-        "prior | bits per code, validation people | against the default | trained parameters | seconds an epoch | "
-        "epochs in {minutes:g} min",
-        "{variant} | {validation_bits_per_code:.3f} | {worse} | {parameters:,} | {seconds_an_epoch:.0f} | {epochs:.1f}",
-    ),
-    "ixi/ablation.json": (
-        "variant | SSIM, head | PSNR (dB) | SSIM | power kept above half of Nyquist | images/s",
-        "{variant} | {ssim_head:.3f} | {psnr_db:.2f} | {ssim:.3f} | {power:.2f} | {examples_per_second:.0f}",
-    ),
-    "peers/priors.json": (
-        "prior, test people | trained parameters | minutes | epochs | slices/s | bits per image | "
-        "seconds a sample, alone | "
-        "in a batch of 16",
-        "{entry} | {parameters:,} | {minutes:g} | {epochs:.2f} | {examples_per_second:.1f} | "
-        + interval("bits_per_image", 0)
-        + " | {seconds_per_sample_batch_1:.3g} | {seconds_per_sample_batch_16:.3g}",
-    ),
-    "large.json": (
-        "slices of 256×256 | cache (GB) | decoding (s) | decoded/s | peak MiB, decoding | "
-        "peak MiB, training, with the file's pages | without them | "
-        "images/s, training | of that time in steps | images/s, reading alone",
-        "{slices:,} | {cache_gb:.1f} | {decoding_s:.0f} | {decoded_per_second:,.0f} | {decoding_peak_mib:,.0f} | "
-        "{training_peak_mib:,.0f} | {training_own_mib:,.0f} | "
-        "{images_per_second:.1f} | {share_in_steps:.1%} | {reading_images_per_second:,.0f}",
-    ),
-    "ds002748_heads/heads.json": (
-        "{number} heads drawn in each way | MS-SSIM of neighbours | Fréchet distance, coronal | sagittal | "
-        "MS-SSIM of neighbours, lowest eighth / middle / highest | bits of each code, lowest eighth / middle / highest",
-        "{heads} | {neighbours:.3f} | {coronal:.0f} | {sagittal:.0f} | {neighbours_by_height[0]:.3f} / "
-        "{neighbours_by_height[4]:.3f} / {neighbours_by_height[7]:.3f} | {bits[0]:.2f} / {bits[4]:.2f} / {bits[7]:.2f}",
-    ),
-    "training.json": (
-        "stage | pixels | codes | all parameters | batch | images/s | GFLOP an image | of {giga:.0f} GFLOP/s | "
-        f"minutes an epoch of {OASIS_SLICES:,} slices",
-        "{name} | {image_size} | {grid}×{grid} | {parameters:,} | {batch} | {images_per_second:.1f} | {giga:.2f} | "
-        "{share_of_matrix_rate:.0%} | {minutes:.1f}",
-    ),
+    "sampling.json": """codes = {grid}×{grid} | batch = {batch} | textbook loop (s) = {naive_s:,.0f} |
+        cached (s) = {cached_s:.2f} | teacher-forced pass (s) = {teacher_forced_s:.3f} |
+        times faster than the loop = {speedup:,.0f} | cached / pass = {cached_over_teacher_forced:.1f} |
+        exact = {equal}""",
+    "priors.json": """prior = {variant} | bits per code, validation people = {validation_bits_per_code:.3f} |
+        against the default = {worse} | trained parameters = {parameters:,} |
+        seconds an epoch = {seconds_an_epoch:.0f} | epochs in {minutes:g} min = {epochs:.1f}""",
+    "ablation.json": """variant = {variant} | SSIM, head = {ssim_head.mean:.3f} | PSNR (dB) = {psnr_db.mean:.2f} |
+        SSIM = {ssim.mean:.3f} | power kept above half of Nyquist = {power:.2f} |
+        images/s = {examples_per_second:.0f}""",
+    "heads.json": """{number} heads drawn in each way = {heads} | MS-SSIM of neighbours = {neighbours:.3f} |
+        Fréchet distance, coronal = {coronal:.0f} | sagittal = {sagittal:.0f} |
+        MS-SSIM of neighbours, lowest eighth / middle / highest = {likeness} |
+        bits of each code, lowest eighth / middle / highest = {bits[0]:.2f} / {bits[4]:.2f} / {bits[7]:.2f}""",
+    "training.json": """stage = {name} | pixels = {image_size} | codes = {grid}×{grid} |
+        all parameters = {parameters:,} | batch = {batch} | images/s = {images_per_second:.1f} |
+        minutes an epoch of 9,664 slices = {epoch_minutes:.1f}""",
+    "anomaly.json": """map, {whose} = {map} | AUROC = {auroc:.3f} | average precision = {average_precision:.3f} |
+        best Dice = {dice:.3f}""",
+    "completion.json": """completion, {whose} = {completion} | error under the mask = {hidden:.3f} |
+        less = {hidden_less:+.3f} | error at its lower edge = {lower_edge:.3f} | less = {lower_edge_less:+.3f} |
+        bits of the codes below = {bits_below:.2f} | less = {bits_below_less:+.2f} |
+        seconds a draw = {seconds_each:.1f}""",
+    "start.json": """run, ten people of IXI = {run} | SSIM of the whole image = {ssim:.3f} |
+        SSIM inside the head = {ssim_head:.3f} | PSNR (dB) = {psnr_db:.2f} | bits per slice = {bits_per_image:.0f} |
+        minutes of training = {minutes:.0f}""",
+    "ventricles.json": """ventricles, share of the head = {images} | AD = {AD:.1%} | NC = {NC:.1%} |
+        difference = {difference:.1%}""",
+    "leak.json": """split = {split} | measured on = {place} | SSIM inside the head = {ssim_head:.3f} |
+        the same of the nearest training slice = {copy_ssim_head:.3f} | bits per code = {bits_per_code:.3f}""",
 }
+
+
+class Mean:
+    """A mean and its interval, as "0.843 (0.835–0.850)", or with a sign "+0.1 (-0.1 to +0.2)"."""
+
+    def __init__(self, mean, ends):
+        self.mean, self.ends = mean, ends
+
+    def __format__(self, form):
+        mean, *ends = (format(value, form) for value in (self.mean, *self.ends))
+        return f"{mean} ({(' to ' if '+' in form else '–').join(ends)})"
+
+
+class Row(dict):
+    """What a file says, with a `Mean` for each mean that has an interval; what it does not say is shown as nothing."""
+
+    def __init__(self, found):
+        super().__init__({key: Row(value) if isinstance(value, dict) else value for key, value in found.items()})
+        for key, value in found.items():
+            if isinstance(value, dict) and value.get("ci95"):
+                self[key] = Mean(value["mean"], value["ci95"])
+            elif found.get(f"{key}_ci95"):
+                self[key] = Mean(value, found[f"{key}_ci95"])
+
+    def __missing__(self, key):
+        return Row({})
+
+    def __format__(self, form):
+        return ""
+
+
+def percent(share):
+    """A share as text, rounded down to a tenth of a percent, so that 100% is said of all alone."""
+    return f"{math.floor(1000 * share) / 10:g}%"
+
+
+def load(name):
+    """A JSON file of results/."""
+    return json.loads((harness.ROOT / "results" / name).read_text(encoding="utf-8"))
 
 
 def more(row, first):
@@ -98,24 +111,24 @@ def more(row, first):
     found = {}
     if "exact" in row:
         found["equal"] = "yes" if row["exact"] else f"but for {row['different_codes']} codes"
-    if "power_ratio" in row:
-        found["power"] = harness.power_above_half(row)
+    if "power_ratio" in row:  # by band of spatial frequency up to Nyquist
+        finest = row["power_ratio"][len(row["power_ratio"]) // 2 :]
+        found["power"] = sum(finest) / len(finest)
     if "stage" in row:
-        found |= {"name": "VQ-VAE" if row["stage"] == "vqvae" else "prior", "giga": row["operations_per_image"] / 1e9}
-        found["minutes"] = OASIS_SLICES / row["images_per_second"] / 60
+        found["name"] = "VQ-VAE" if row["stage"] == "vqvae" else "prior"
+        found["epoch_minutes"] = 9664 / row["images_per_second"] / 60  # of OASIS as PNG
     if "validation_bits_per_code" in row:
         bits, default = (one["validation_bits_per_code"] for one in (row, first))
         found["worse"] = "" if row is first else f"{bits / default - 1:+.1%}"
+    if "map" in row:
+        found["map"] = row["map"].replace("|", r"\|")
+    if row.get("completion") == "decoder alone":
+        found["seconds_each"] = Row({})  # nothing is drawn
+    if "neighbours_by_height" in row:
+        found["likeness"] = " / ".join(f"{row['neighbours_by_height'][i]:.3f}" for i in (0, 4, 7))
+    if "run" in row:
+        found["minutes"] = row["seconds"] / 60
     return found
-
-
-def load(name):
-    """A JSON file of results/."""
-    path = harness.ROOT / "results" / name
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; make benchmarks and make results write it") from error
 
 
 def table(head, rows):
@@ -125,61 +138,83 @@ def table(head, rows):
 
 def listing(name):
     """A table with a line for each row of a file, as `LISTINGS` says."""
-    found, (head, cells) = load(name), LISTINGS[name]
-    rows = [cells.format(**row, **more(row, found["rows"][0])).split(" | ") for row in found["rows"]]
-    giga = found.get("matrix_operations_per_second", 0) / 1e9
-    return table(head.format(**found, giga=giga).split(" | "), rows)
+    found, text = load(name), next(text for end, text in LISTINGS.items() if name.endswith(end))
+    titles, forms = zip(*(column.strip().split(" = ") for column in text.split(" |")), strict=True)
+    rows = [row for row in found["rows"] if row.get("lesions", "all") == "all"]
+    if name == "leak/leak.json":
+        places = {"test": "its own test slices", "new people": "new people"}
+        rows = [{"split": row["split"], "place": place, **row[key]} for row in rows for key, place in places.items()]
+    told = [Row(row | more(row, rows[0])) for row in rows]
+    head = [title.format(**found, whose=USED.get(name.split("/")[0])) for title in titles]
+    return table(head, [[form.format_map(row) for form in forms] for row in told])
 
 
-def told(row, name, digits, sign=""):
-    """A mean and its interval from `name` and `name_ci95` of a row; empty where the row has none."""
-    mean, ends = row.get(name), row.get(f"{name}_ci95")
-    if mean is None:
-        return ""
-    shown = f"{mean:{sign}.{digits}f}"
-    return shown if ends is None else f"{shown} ({' to '.join(f'{end:{sign}.{digits}f}' for end in ends)})"
+def beside(head, lines, runs):
+    """A table with a column for each run, by folder what it is called, and a line of each title and format."""
+    columns = []
+    for name in runs:
+        found = load(f"{name}/metrics.json")
+        codes, (least, *_, most) = found["codebook"], sorted(found["reconstruction_power_ratio"])
+        used = f"{codes['num_embeddings']} / {percent(codes['codes_in_use'])} / {codes['perplexity']:.0f}"
+        form = "{epochs} / {seconds:,.0f} / {fastest_epoch_seconds:.1f}"
+        times = {stage: form.format(**one) for stage, one in found["training"].items()}
+        people = found["reconstruction"]["ssim"]["people"]
+        columns.append(Row(found | {"used": used, "least": least, "most": most, "times": times, "people": people}))
+    rows = [[title, *(form.format_map(one) for one in columns)] for title, form in lines.items()]
+    return table([head, *runs.values()], rows)
+
+
+BITS = "{prior[bits_per_code]:.3f}"
+QUALITY = {name: f"{{reconstruction[{key}]:.{digits}f}}" for key, (name, digits) in report.RECONSTRUCTION.items()}
 
 
 def summary(names=(*SHARP, "demo"), head="on test people"):
     """The README's, and of one run alone a model card's: what matters most of reconstructions, codes and samples."""
-    runs = {name: load(f"{name}/metrics.json") for name in names}
     lines = {
-        "test people / slices": "{reconstruction[ssim][people]} / {slices}",
-        **{
-            RECONSTRUCTION[key][0]: interval(f"reconstruction[{key}]", RECONSTRUCTION[key][1])
-            for key in ("ssim", "ssim_head", "psnr_db")
-        },
-        "codes / in use / perplexity": "{codebook[num_embeddings]} / {codebook[codes_in_use]:.0%} / "
-        "{codebook[perplexity]:.0f}",
-        "bits per code under the priors": interval("prior", 3, "[bits_per_code]", "[bits_per_code_ci95]"),
+        "test people / slices": "{people} / {slices}",
+        **{name: form for name, form in QUALITY.items() if "SSIM " in name or "PSNR" in name},
+        "codes / in use / perplexity": "{used}",
+        "bits per code under the priors": BITS,
         "Fréchet distance: samples / other people, decoded": "{realism[samples][frechet_distance]:.0f} / "
         "{realism[decoded_floor][frechet_distance]:.0f}",
         "samples nearer to training slices than 99 % of test slices": "{realism[copies][share_of_samples]:.1%}",
     }
-    rows = [[name, *(form.format(**one) for one in runs.values())] for name, form in lines.items()]
-    return table([head, *(RUNS[name] for name in runs)], rows)
+    return beside(head, lines, {name: RUNS[name] for name in names})
 
 
 def results():
     """Reconstruction, codes and prior of each run."""
-    found = [load(f"{name}/metrics.json") for name in RUNS]
-    codes = "{codebook[num_embeddings]} / {codebook[codes_in_use]:.0%} / {codebook[perplexity]:.0f}"
     lines = {
-        "people / slices for testing": "{reconstruction[ssim][people]} / {slices}",
-        **{name: interval(f"reconstruction[{key}]", digits) for key, (name, digits) in RECONSTRUCTION.items()},
+        "people / slices for testing": "{people} / {slices}",
+        **QUALITY,
         "least and greatest share of power in eight bands": "{least:.2f} / {most:.2f}",
         "bits per pixel, raw": "{codebook[bits_per_pixel]:.3g}",
         "bits per pixel, by the codes' entropy": "{codebook[entropy_bits_per_pixel]:.3f}",
         "bits per pixel, under the prior": "{prior[bits_per_pixel]:.4f}",
-        "priors, bits per code": interval("prior", 3, "[bits_per_code]", "[bits_per_code_ci95]"),
+        "priors, bits per code": BITS,
         "bits per slice / of these the coarse codes'": "{prior[bits_per_image]:,.0f} / "
         "{prior[coarse_bits_per_image]:,.0f}",
-        "codes / in use / perplexity": codes,
+        "codes / in use / perplexity": "{used}",
     }
-    for one in found:
-        one["least"], *_, one["most"] = sorted(one["reconstruction_power_ratio"])
-    rows = [[name, *(form.format(**one) for one in found)] for name, form in lines.items()]
-    return table(["on test people", *RUNS.values()], rows)
+    return beside("on test people", lines, RUNS)
+
+
+def both():
+    """Slices drawn alone by the run that draws heads, beside those of the run that does not."""
+    lines = {
+        "bits per code under the priors": BITS,
+        "samples over decoded slices: ratio of the Fréchet distances": "{realism[ratio]:.2f}",
+        "the prior's own gap": "{realism[prior_gap][ratio]:.2f}",
+        "coverage": "{realism[samples][coverage]:.3f}",
+        "both lateral ventricles at 0.4 to 0.65": "{realism[anatomy][samples][both_ventricles]:.3f}",
+    }
+    return beside("slices drawn alone", lines, {"ds002748_sharp": "ds002748", HEADS: HEADS})
+
+
+def times():
+    """How long each stage of each run was trained."""
+    lines = {title: f"{{times[{stage}]}}" for stage, title in report.STAGES.items()}
+    return beside("epochs / seconds / fastest epoch", lines, {name: RUNS[name] for name in (*SHARP, "demo")})
 
 
 def rows_of(found):
@@ -187,16 +222,17 @@ def rows_of(found):
     rows = []
     for first, *cells in found["rows"]:
         name, meaning = first if isinstance(first, tuple) else (first, "")
-        rows.append([name, *("" if cell == "-" else str(cell).replace(NO_BREAK, " ") for cell in cells), meaning])
+        cells = ["" if cell == "-" else str(cell).replace(report.NO_BREAK, " ") for cell in cells]
+        rows.append([name, *cells, meaning])
     return rows
 
 
 def baselines(name):
     """The figures of one run and of what needs no model, as in its report."""
-    first = reconstruction_table(load(f"{name}/metrics.json"))
+    first = report.reconstruction_table(load(f"{name}/metrics.json"))
     rows = rows_of(first)
     if f"{name}_sharp" in RUNS:
-        sharp = rows_of(reconstruction_table(load(f"{name}_sharp/metrics.json")))[0]
+        sharp = rows_of(report.reconstruction_table(load(f"{name}_sharp/metrics.json")))[0]
         rows.insert(1, ["this model, sharp decoder", *sharp[1:]])
     rows = [[cell.replace(" to ", "–") for cell in row[:-1]] for row in rows]
     return table([RUNS[name], *first["head"][1:]], rows)
@@ -205,57 +241,42 @@ def baselines(name):
 def realism(title, runs):
     """Samples of some runs, by folder with what their columns are called, against the test people."""
     found, rows = [load(f"{name}/metrics.json")["realism"] for name in runs], []
-    for same in zip(*(rows_of(samples_tables(one)["realism"]) for one in found), strict=True):
+    for same in zip(*(rows_of(report.samples_tables(one)["realism"]) for one in found), strict=True):
         name, *_, meaning = same[0]
         rows.append([name, *(row[i] for i in (1, 2, 3) for row in same), meaning])
     copies = [f"{one['copies']['share_of_samples']:.1%}" for one in found]
-    blank = [""] * len(copies)
-    one_percent = ["1%"] * len(copies)
+    blank, one_percent = ([cell] * len(runs) for cell in ("", "1%"))
     rows.append(["nearer to a training slice than 99 % of test slices", *copies, *blank, *one_percent, "more: copies"])
-    kinds = ("samples", "training people, decoded", "training people")
-    return table([title, *(f"{kind}{name}" for kind in kinds for name in runs.values()), "how to read it"], rows)
+    sets = ("samples", "training people, decoded", "training people")
+    head = [f"{one}, {name}".removesuffix(", ") for one in sets for name in runs.values()]
+    return table([title, *head, "how to read it"], rows)
 
 
 def anatomy(title, runs):
     """Anatomy of samples and of what they can be compared with, for some runs by folder with what they are called."""
-    rows = []
-    for name, what in runs.items():
-        of_run = rows_of(samples_tables(load(f"{name}/metrics.json")["realism"])["anatomy"])
-        rows += [[f"{what}: {row[0]}", *row[1:]] for row in of_run]
-    return table([title, *ANATOMY_OF.values(), "how to read it"], rows)
+    found = {name: report.samples_tables(load(f"{name}/metrics.json")["realism"])["anatomy"] for name in runs}
+    rows = [[f"{what}: {row[0]}", *row[1:]] for name, what in runs.items() for row in rows_of(found[name])]
+    return table([title, *next(iter(found.values()))["head"][1:], "how to read it"], rows)
 
 
 def peers():
     """This project's VQ-VAE and its peers: what each costs, and its quality at each budget."""
     found = sorted(load("peers/peers.json")["rows"], key=lambda row: row["minutes"])
-    budgets = {f"{row['minutes']:g} min": "" for row in found}
-    rows = {row["entry"]: budgets for row in found}
+    rows = {row["entry"]: Row({}) for row in found}
     for row in found:
-        told = "{ssim_head:.3f} / {psnr_db:.2f} / {ssim:.3f} / {power:.2f}".format(**row, **more(row, row))
-        rows[row["entry"]] = rows[row["entry"]] | row | {f"{row['minutes']:g} min": told}
+        shown = Row(row | more(row, row) | {"used": percent(row["codes_in_use"])})
+        form = "{ssim_head.mean:.3f} / {psnr_db.mean:.2f} / {ssim.mean:.3f} / {power:.2f}"
+        rows[row["entry"]] |= shown | {f"{row['minutes']:g} min": form.format_map(shown)}
     cells = {
         "VQ-VAE": "{entry}",
         "trained parameters": "{parameters:,}",
         "bits per pixel, raw / entropy": "{bits_per_pixel:.3f} / {entropy_bits_per_pixel:.3f}",
-        "codes in use": "{codes_in_use:.0%}",
+        "codes in use": "{used}",
         "images/s": "{examples_per_second:.1f}",
         "peak MiB": "{peak_mib:,.0f}",
-        **{name: f"{{{name}}}" for name in budgets},
+        **{f"{row['minutes']:g} min": f"{{{row['minutes']:g} min}}" for row in found},
     }
-    return table([*cells], [[cell.format(**row) for cell in cells.values()] for row in rows.values()])
-
-
-def leak():
-    """The same training, split by slice and by person."""
-    places = {"test": "its own test slices", "new people": "new people"}
-    cells = [interval(name, 3) for name in ("ssim_head", "copy_ssim_head", "bits_per_code")]
-    head = ["split", "measured on", "SSIM inside the head", "the same of the nearest training slice", "bits per code"]
-    rows = [
-        [row["split"], place, *(cell.format(**row[key]) for cell in cells)]
-        for row in load("leak/leak.json")["rows"]
-        for key, place in places.items()
-    ]
-    return table(head, rows)
+    return table([*cells], [[cell.format_map(row) for cell in cells.values()] for row in rows.values()])
 
 
 def heads(run):
@@ -263,174 +284,79 @@ def heads(run):
     found = load(f"{run}/metrics.json").get("heads")
     if found is None:
         raise UserError(f"results/{run}/metrics.json: no whole heads; evaluate a run of train.py --neighbours")
-    _, *names = HEADS_OF.values()
-    return table(["whole heads", f"{found['number']} drawn", *names, "how to read it"], rows_of(heads_table(found)))
-
-
-def both():
-    """Slices drawn alone by the run that draws heads, beside those of the run that does not."""
-    runs = [load(f"{name}/metrics.json") for name in ("ds002748_sharp", HEADS)]
-    lines = {
-        "bits per code under the priors": interval("prior", 3, "[bits_per_code]", "[bits_per_code_ci95]"),
-        "samples over decoded slices: ratio of the Fréchet distances": "{realism[ratio]:.2f}",
-        "the prior's own gap": "{realism[prior_gap][ratio]:.2f}",
-        "coverage": "{realism[samples][coverage]:.3f}",
-        "both lateral ventricles at 0.4 to 0.65": "{realism[anatomy][samples][both_ventricles]:.3f}",
-    }
-    rows = [[name, *(form.format(**one) for one in runs)] for name, form in lines.items()]
-    return table(["slices drawn alone", "ds002748", HEADS], rows)
-
-
-def anomaly(run):
-    """Maps of what is uncommon, on all planted lesions."""
-    rows = [row for row in load(f"{run}/anomaly.json")["rows"] if row["lesions"] == "all"]
-    columns = {"auroc": "AUROC", "average_precision": "average precision", "dice": "best Dice"}
-    cells = [[row["map"].replace("|", r"\|"), *(told(row, key, 3) for key in columns)] for row in rows]
-    return table([f"map, {USED[run]}", *columns.values()], cells)
-
-
-def completion(run):
-    """Completions with and without a particle filter; `less` is the difference to the first row, on the same slices."""
-    columns = {
-        "hidden": ("error under the mask", 3, ""),
-        "hidden_less": ("less", 3, "+"),
-        "lower_edge": ("error at its lower edge", 3, ""),
-        "lower_edge_less": ("less", 3, "+"),
-        "bits_below": ("bits of the codes below", 2, ""),
-        "bits_below_less": ("less", 2, "+"),
-        "seconds_each": ("seconds a draw", 1, ""),
-    }
-    rows = [
-        [
-            row["completion"],
-            *(told(row, key, digits, sign) for key, (_, digits, sign) in columns.items()),
-        ]
-        for row in load(f"{run}/completion.json")["rows"]
-    ]
-    if rows[-1][0] == "decoder alone":
-        rows[-1][-1] = ""  # nothing is drawn
-    return table([f"completion, {USED[run]}", *(name for name, *_ in columns.values())], rows)
-
-
-def start():
-    """Ten people of a cohort, from a trained run and from nothing."""
-    columns = {
-        **{key: RECONSTRUCTION[key] for key in ("ssim", "ssim_head", "psnr_db")},
-        "bits_per_image": ("bits per slice", 0),
-    }
-    rows = [
-        [row["run"], *(told(row, key, digits) for key, (_, digits) in columns.items()), f"{row['seconds'] / 60:.0f}"]
-        for row in load("start.json")["rows"]
-    ]
-    head = ["run, ten people of IXI", *(name for name, _ in columns.values()), "minutes of training"]
-    return table(head, rows)
-
-
-def label():
-    """What the demo's label does to the ventricles, in the cohort and in what the models make."""
-    found = load("demo/ventricles.json")
-    one, other = found["labels"]
-    rows = []
-    for kind in ("cohort", "reconstructions", "samples"):
-        difference = found[f"{kind}: {one} less {other}"]
-        low, high = difference["ci95"]
-        shares = [f"{found[f'{kind} {name}']['mean']:.1%}" for name in (one, other)]
-        rows.append([kind, *shares, f"{100 * difference['difference']:.1f} ({100 * low:.1f} to {100 * high:.1f})"])
-    return table(["ventricles, share of the head", one, other, "difference in points (95 %)"], rows)
-
-
-def times():
-    """How long each stage of each run was trained."""
-    found = {name: load(f"{name}/metrics.json")["training"] for name in (*SHARP, "demo")}
-    form = "{epochs} / {seconds:,.0f} / {fastest_epoch_seconds:.1f}"
-    rows = [
-        [title, *(form.format(**one[stage]) if stage in one else "" for one in found.values())]
-        for stage, title in STAGES.items()
-    ]
-    return table(["epochs / seconds / fastest epoch", *(RUNS[name] for name in found)], rows)
+    shown = report.heads_table(found)
+    return table(["whole heads", f"{found['number']} drawn", *shown["head"][2:], "how to read it"], rows_of(shown))
 
 
 def layers(which):
     """The layers of "vqvae" or "prior", as docs/figures.py counts them."""
-    try:
-        from docs import figures
-    except ImportError as error:
-        raise UserError(f"docs/figures.py: not found ({console.in_a_line(error)}); it lists the layers") from error
+    from docs import figures
 
-    def cell(value):
-        if isinstance(value, int):
-            return f"{value:,}"
-        return str(value) if isinstance(value, str) else " × ".join(map(str, value))
-
-    found = figures.layers(which)
-    total = ("all of them", "", sum(number for *_, number in found))
-    name = {"vqvae": "VQ-VAE", "prior": "prior"}[which]
-    return table([name, "output shape", "trained parameters"], [[*map(cell, row)] for row in (*found, total)])
+    rows, name = figures.layers()[which], {"vqvae": "VQ-VAE", "prior": "prior"}[which]
+    rows = [*rows, ("all of them", "", sum(number for *_, number in rows))]
+    return table([name, "output shape", "trained parameters"], [[*words, f"{number:,}"] for *words, number in rows])
 
 
 def versions():
     """The packages of requirements.txt, in the versions of requirements-lock.txt."""
-    allowed = dict(
-        re.findall(r"^([\w-]+)([<>=~][^\s#]*)", (harness.ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    allowed, locked = (
+        dict(re.findall(pattern, (harness.ROOT / f"{name}.txt").read_text(), re.MULTILINE))
+        for name, pattern in (
+            ("requirements", r"^([\w-]+)([<>=~][^\s#]*)"),
+            ("requirements-lock", r"^([\w-]+)==(\S+)$"),
+        )
     )
-    path = harness.ROOT / "requirements-lock.txt"
-    locked = dict(re.findall(r"^([\w-]+)==(\S+)$", path.read_text(), re.MULTILINE))
-    if locked.keys() != allowed.keys():
-        raise UserError(f"{path}: other packages than requirements.txt: {', '.join(locked.keys() ^ allowed.keys())}")
     return table(["package", "version", "allowed"], [[name, locked[name], allowed[name]] for name in allowed])
 
 
 def pictures():
     """Every picture of the runs of results/; one that a sharp decoder does not change is shown under the plain one."""
-    questions = {name: picture.question for name, picture in PICTURES.items()}
+    questions = {name: picture.question for name, picture in report.PICTURES.items()}
     for path in sorted((harness.ROOT / "results").glob("*/*.png")):
         if path.parent.name in RUNS:
             questions.setdefault(path.name, "")
     rows = []
     for name, question in questions.items():
-        paths = [harness.ROOT / "results" / run / name for run in RUNS]
-        seen, row = set(), [f"{name.removesuffix('.png')}: {question}".removesuffix(": ")]
-        for path in paths:
+        seen, row = {None}, [f"{name.removesuffix('.png')}: {question}".removesuffix(": ")]
+        for path in (harness.ROOT / "results" / run / name for run in RUNS):
             content = path.read_bytes() if path.exists() else None
-            row.append("" if content is None or content in seen else f"[see]({path.parent.name}/{name})")
+            row.append("" if content in seen else f"[see]({path.parent.name}/{name})")
             seen.add(content)
-        if any(row[1:]):
-            rows.append(row)
+        rows += [row] * any(row[1:])
     return table(["picture", *RUNS.values()], rows)
 
 
 PAGES = {
     "README.md": [summary, partial(layers, "vqvae"), partial(layers, "prior"), versions],
-    "docs/data.md": [leak],
+    "docs/data.md": [partial(listing, "leak/leak.json")],
     "docs/results.md": [
         results,
-        partial(
-            realism,
-            "sharp decoders, against the test people",
-            {name: f", {what}" for name, what in SHARP.items()},
-        ),
+        partial(realism, "sharp decoders, against the test people", SHARP),
         partial(anatomy, "anatomy", SHARP),
     ],
     "docs/heads.md": [partial(heads, HEADS), partial(listing, f"{HEADS}/heads.json"), both],
     "docs/comparison.md": [
         *(partial(baselines, name) for name in ("ds002748", "ixi")),
         peers,
-        *(partial(listing, f"{name}.json") for name in ("peers/priors", "ixi/priors", "ixi/ablation")),
+        *(partial(listing, f"{name}.json") for name in ("ixi/priors", "ixi/ablation")),
     ],
-    "docs/using.md": [*(partial(make, run) for make in (completion, anomaly) for run in USED), start],
+    "docs/using.md": [
+        *(partial(listing, f"{run}/{name}.json") for name in ("completion", "anomaly") for run in USED),
+        partial(listing, "start.json"),
+    ],
     **{
         f"pretrained/{run}/MODEL_CARD.md": [partial(summary, (f"{run}_sharp",), "figures, test people")]
         for run in ("ds002748", "ixi")
     },
     f"pretrained/{HEADS}/MODEL_CARD.md": [partial(heads, HEADS), both],
     "docs/sampling.md": [partial(listing, "sampling.json")],
-    "docs/running.md": [times, *(partial(listing, f"{name}.json") for name in ("training", "large"))],
+    "docs/running.md": [times, partial(listing, "training.json")],
     "results/README.md": [
         pictures,
         partial(baselines, "demo"),
         partial(realism, "demo, against the test people", {"demo": ""}),
         partial(anatomy, "anatomy of the demo", {"demo": "demo"}),
-        label,
+        partial(listing, "demo/ventricles.json"),
     ],
 }
 
@@ -449,13 +375,12 @@ def rewrite(name, page):
     return "\n".join(lines)
 
 
-def run(args):
+@command
+def main(args):
     for name in PAGES:
         path = harness.ROOT / name
         files.write_text(path, rewrite(name, path.read_text(encoding="utf-8")))
 
-
-main = harness.command(run, __doc__, "stopped")
 
 if __name__ == "__main__":
     sys.exit(main())

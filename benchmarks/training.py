@@ -1,25 +1,30 @@
-"""How fast both stages train on this machine, and what share of its matrix-product rate they reach.
+"""How fast both stages train on this machine.
 
     python -m benchmarks.training --output results/training.json --seconds 5
 
 A step is what `train.py` does: one batch of random slices, or of random codes, with the defaults, at the precision that
-`--precision auto` finds. Floating-point operations are those of the forward pass, counted by the backend in its own
-graph (two for each multiplication with addition), times three, since the backward pass takes twice as many. The
-machine's rate is that of one large product of two square matrices at the same precision. Each step is waited for, which
-`train.py` does not do under JAX on an accelerator: there, these are lower bounds.
+`--precision auto` finds. Each step is waited for, which `train.py` does not do under JAX on an accelerator: there,
+these are lower bounds.
 """
 
 import sys
 import time
 
-import keras
+from benchmarks import harness
+
+with harness.command(
+    __name__,
+    __doc__,
+    output=harness.OUTPUT,
+    image_size=(harness.number(16), [128, 256], "pixels along a side"),
+    batch=(harness.number(1), None, "slices of a step (default: that of train.py for each stage)"),
+    seconds=(harness.number(0, kind=float), 20.0, "for each row"),
+) as command:
+    import keras  # noqa: F401
 import numpy as np
-from keras import ops
 
 import train
-from benchmarks import harness
 from running import models, options
-from system import devices
 
 
 def seconds_each(call, least_s):
@@ -33,31 +38,8 @@ def seconds_each(call, least_s):
     return (time.perf_counter() - start) / number
 
 
-def forward_operations(model, batch):
-    """Floating-point operations of a forward pass over a batch, counted by the backend."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        told = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), batch)
-        graph = tf.function(lambda x: model(x)).get_concrete_function(told).graph
-        kind = tf.compat.v1.profiler.ProfileOptionBuilder
-        how = kind(kind.float_operation()).with_empty_output().build()
-        return tf.compat.v1.profiler.profile(graph, options=how).total_float_ops
-    if keras.backend.backend() == "jax":
-        import jax
-
-        state = [[v.value for v in part] for part in (model.trainable_variables, model.non_trainable_variables)]
-        run = jax.jit(lambda state, x: model.stateless_call(*state, x)[0])
-        return run.lower(state, batch).compile().cost_analysis()["flops"]
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        model(batch)
-    return counter.get_total_flops()
-
-
 def measure(image_size, batch_size, stage, precision, least_s):
-    """A row: images/s of one stage, its operations, and the rate they come to."""
+    """A row: images/s of one stage."""
     how = options.train(["--image-size", str(image_size), "--preset", "default"]).options | {"precision": precision}
     batch_size = batch_size or how[f"{stage}_training"]["batch_size"]
     vqvae, prior = (models.build(name, image_size, 0, how) for name in ("vqvae", "prior"))
@@ -70,7 +52,6 @@ def measure(image_size, batch_size, stage, precision, least_s):
         codes = rng.integers(0, prior.num_embeddings, (batch_size, grid, grid), "int32")
         batch = {"codes": codes, "label": codes[:, 0, 0] * 0, "slice_position": rng.random(batch_size, "float32")}
         batch["coarse"] = rng.integers(0, 64, (batch_size, 8, 8), "int32")
-    operations = 3 * forward_operations(model, batch) / batch_size
     model.compile(optimizer=optimizer)
     rate = batch_size / seconds_each(lambda: model.train_on_batch(batch), least_s)
     return {
@@ -80,32 +61,17 @@ def measure(image_size, batch_size, stage, precision, least_s):
         "batch": batch_size,
         "parameters": model.count_params(),
         "images_per_second": rate,
-        "operations_per_image": operations,
-        "operations_per_second": operations * rate,
     }
 
 
-def run(args):
-    precision, size, rows = models.resolve_precision("auto"), 8192 if devices.gpus() else 2048, []
-    matrix = ops.cast(np.random.default_rng(0).standard_normal((size, size)), precision)
-    seconds = seconds_each(lambda: float(ops.matmul(matrix, matrix)[0, 0]), min(args.seconds, 5.0))
-    about = {"precision": precision, "matrix_operations_per_second": 2 * size**3 / seconds}
+@command
+def main(args):
+    precision, rows = models.resolve_precision("auto"), []
     for image_size in args.image_size:
         for stage in ("vqvae", "prior"):
-            row = measure(image_size, args.batch, stage, precision, args.seconds)
-            share = row["operations_per_second"] / about["matrix_operations_per_second"]
-            rows.append({**row, "share_of_matrix_rate": share})
-            harness.write(args.output, rows, **about)
+            rows.append(measure(image_size, args.batch, stage, precision, args.seconds))
+            harness.write(args.output, rows, precision=precision)
 
-
-main = harness.command(
-    run,
-    __doc__,
-    output=harness.OUTPUT,
-    image_size=(harness.number(16), [128, 256], "pixels along a side"),
-    batch=(harness.number(1), None, "slices of a step (default: that of train.py for each stage)"),
-    seconds=(harness.number(0, kind=float), 20.0, "for each row"),
-)
 
 if __name__ == "__main__":
     sys.exit(main())

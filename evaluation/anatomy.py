@@ -17,7 +17,7 @@ from skimage.morphology import disk, skeletonize
 
 from evaluation import metrics
 
-WINDOW = (0.4, 0.65)  # slice positions at which lateral ventricles are looked for
+PAIR_WINDOW = (0.4, 0.65)  # slice positions at which both lateral ventricles are to be seen
 # Lengths across are in half-widths of the head, lengths along it in half-lengths.
 WIDTH, LENGTH = 0.42, 0.5  # half axes of the ellipse that holds ventricles
 DARK = 0.78  # fluid is darker than this share of the ellipse's median
@@ -58,20 +58,20 @@ def ventricle_masks(image):
         image: float in [0, 1], shape (S, S).
     """
     head = metrics.head_mask(image)
-    found = np.zeros((2, *image.shape), bool)
+    masks = np.zeros((2, *image.shape), bool)
     if not head.any():
-        return found
+        return masks
     rows = np.flatnonzero(head.any(axis=1))
     across = (np.arange(image.shape[1]) - midline(head)[:, None]) / (head.sum(axis=1).max() / 2)
     along = (np.arange(len(image))[:, None] - rows.mean()) / ((np.ptp(rows) + 1) / 2)
     middle = head & ((across / WIDTH) ** 2 + (along / LENGTH) ** 2 < 1)
     if not middle.any():
-        return found
+        return masks
     grey = np.median(image[middle])
     pieces, number = ndimage.label(head & (image < DARK * grey))
     within = np.bincount(pieces[middle], minlength=number + 1) > np.bincount(pieces.ravel()) / 2
     dark = middle & within[pieces] & (pieces > 0)
-    for mask, side in zip(found, (across < 0, across >= 0), strict=True):
+    for mask, side in zip(masks, (across < 0, across >= 0), strict=True):
         pieces, number = ndimage.label(dark & side)
         if number:
             areas = np.bincount(pieces.ravel())
@@ -79,7 +79,7 @@ def ventricle_masks(image):
             core = ndimage.minimum(image, pieces, np.arange(number + 1))
             good = (areas >= LEAST * head.sum()) & (reach >= REACH) & (core < CORE * grey)
             mask[:] = good[pieces] & (pieces > 0)
-    return found
+    return masks
 
 
 def ventricles(image):
@@ -173,7 +173,7 @@ def measure(images, positions):
 
 def _log_ratios(table):
     """|log(left / right)| of the slices in the window that have both ventricles, and which of those there have."""
-    inside = table[table.slice_position.between(*WINDOW)]
+    inside = table[table.slice_position.between(*PAIR_WINDOW)]
     both = (inside.ventricle_left > 0) & (inside.ventricle_right > 0)
     left, right = inside.ventricle_left[both], inside.ventricle_right[both]
     return np.abs(np.log((left / right).to_numpy(float))), both

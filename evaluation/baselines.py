@@ -1,4 +1,4 @@
-"""Reconstructions that need no VQ-VAE: what a figure of merit says of them is what it is worth.
+"""Reconstructions that need no VQ-VAE: a metric is worth what separates the VQ-VAE from them.
 
 The mean slice knows nothing of the person; a blur says how kind a figure is to blur; JPEG and PCA are
 given as many bits as the codes have.
@@ -95,7 +95,7 @@ class PrincipalComponents:
 
     def __init__(self, images, rows, bits_per_pixel):
         self.shape = images.shape[1:]
-        used = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_FITTED)).round().astype(int))]
+        used = rows[metrics.spread(len(rows), MOST_FITTED)]
         fitted = images[np.sort(used)].reshape(len(used), -1).astype("float32") / 255
         self.mean, self.pca, self.bits_per_pixel = fitted.mean(axis=0).reshape(self.shape), None, 0.0
         if (fitted == fitted[0]).all():  # one slice, or all alike: there is nothing to tell beyond their mean
@@ -144,7 +144,7 @@ def measure(data, bits_per_pixel, blur_sigma, prior_bits_per_pixel):
             bits.setdefault(name, []).extend(taken for _, taken in compressed)
         for name, made in outputs.items():
             per_slice.setdefault(name, []).extend(metrics.batch_metrics(images, np.array(made)))
-    result = {name: metrics.summarise(found, test.subject_id) for name, found in per_slice.items()}
+    result = {name: metrics.summarise(values, test.subject_id) for name, values in per_slice.items()}
     for name, taken in bits.items():
         result[name]["bits_per_pixel"] = float(np.mean(taken))
     return result

@@ -81,11 +81,11 @@ def completions(path, image, mask, drawn, footer):
 
 def anomalies(path, images, maps, titles, footer):
     """Slices above the maps of what is uncommon in them, a column each."""
-    figure, axes = _image_axes(2, len(images))
+    figure, axes = _image_axes(2, len(images), size=max(1.7, 4 / len(images)))
     most = max(found.max() for found in maps)
     for column, (image, found, title) in enumerate(zip(images, maps, titles, strict=True)):
         axes[0, column].imshow(image, **GREY)
-        axes[0, column].set_title(title, fontsize=7)
+        axes[0, column].set_title(title, fontsize=6)
         shown = axes[1, column].imshow(found, cmap="magma", vmin=0, vmax=most, interpolation="nearest")
     axes[0, 0].set_ylabel("input")
     axes[1, 0].set_ylabel("uncommon")
@@ -119,10 +119,10 @@ def image_grid(path, images, titles, footer, columns=8, row_names=None):
     finish(figure, path, footer)
 
 
-def masks(path, images, found, titles, footer):
+def masks(path, images, outlined, titles, footer):
     """Slices with the outline of their masks, bool, shape (n, height, width)."""
     figure, axes = _image_axes(1, len(images))
-    for axis, image, mask, title in zip(axes.flat, images, found, titles, strict=True):
+    for axis, image, mask, title in zip(axes.flat, images, outlined, titles, strict=True):
         axis.imshow(image, **GREY)
         if mask.any():
             axis.contour(mask, levels=[0.5], colors="tab:orange", linewidths=0.8)
@@ -190,7 +190,7 @@ def history(path, stages, footer):
         ("prior", "bits_per_code", "prior, bits per code", "linear"),
         ("sharp", "least_power", "sharp, least power kept in a band", "linear"),
     ]
-    measured = {stage: set().union(*found) for stage, found in stages.items()}  # older runs lack some
+    measured = {stage: set().union(*rows) for stage, rows in stages.items()}
     curves = [curve for curve in curves if f"val_{curve[1]}" in measured.get(curve[0], ())]
     rows = max(1, -(-len(curves) // 3))
     figure = Figure(figsize=(11, 3.2 * rows), layout="constrained")
@@ -198,11 +198,10 @@ def history(path, stages, footer):
     for axis in axes[len(curves) :]:
         axis.axis("off")
     for axis, (stage, name, label, scale) in zip(axes, curves, strict=False):
-        found = stages[stage]
-        epochs = [row["epoch"] for row in found]
+        epochs = [row["epoch"] for row in stages[stage]]
         if name in measured[stage]:
-            axis.plot(epochs, [row.get(name, np.nan) for row in found], label="training", color="0.5")
-        axis.plot(epochs, [row.get(f"val_{name}", np.nan) for row in found], label="validation", color="tab:red")
+            axis.plot(epochs, [row[name] for row in stages[stage]], label="training", color="0.5")
+        axis.plot(epochs, [row[f"val_{name}"] for row in stages[stage]], label="validation", color="tab:red")
         axis.set(xlabel="epoch", ylabel=label, yscale=scale)
         axis.xaxis.get_major_locator().set_params(integer=True)
     if curves:
@@ -323,7 +322,7 @@ def views(slices, plane, voxel_mm, at=(0.5, 0.5, 0.5)):
     axis = {"sagittal": 0, "coronal": 1, "axial": 2}[plane]
     voxels = np.moveaxis(np.rot90(slices.transpose(1, 2, 0), -1), 2, axis)  # right, anterior, superior
     lit = [np.flatnonzero(voxels.max(axis=tuple({0, 1, 2} - {i})) > 25) for i in range(3)]
-    found, sizes = {}, np.insert(np.array(voxel_mm[:2], float), axis, voxel_mm[2])
+    images, sizes = {}, np.insert(np.array(voxel_mm[:2], float), axis, voxel_mm[2])
     for i, name in enumerate(("sagittal", "coronal", "axial")):
         ends = (0, voxels.shape[i] - 1) if len(lit[i]) == 0 else (lit[i][0], lit[i][-1])
         image = np.rot90(np.take(voxels, round(ends[0] + at[i] * (ends[1] - ends[0])), axis=i))
@@ -331,19 +330,19 @@ def views(slices, plane, voxel_mm, at=(0.5, 0.5, 0.5)):
         height, width = (round(n * mm / voxel_mm[0]) for n, mm in zip(image.shape, (along, across), strict=True))
         if image.shape != (height, width):
             image = resize(image.astype("float32"), (height, width), anti_aliasing=False)
-        found[name] = np.clip(image, 0, 255).round().astype("uint8")
-    return found
+        images[name] = np.clip(image, 0, 255).round().astype("uint8")
+    return images
 
 
-def heads(path, found, titles, pixel_mm, footer):
-    """Axial, coronal and sagittal views of heads, a column each: `found` holds what `views` says of each."""
+def heads(path, shown, titles, pixel_mm, footer):
+    """Axial, coronal and sagittal views of heads, a column each: `shown` holds the `views` of each."""
     names = ("axial", "coronal", "sagittal")
-    heights = [max(one[name].shape[0] for one in found) for name in names]
-    figure = Figure(figsize=(1.9 * len(found) + 0.6, 1.9 * sum(heights) / max(heights) + 0.8), layout="constrained")
-    axes = figure.subplots(3, len(found), squeeze=False, height_ratios=heights)
+    heights = [max(images[name].shape[0] for images in shown) for name in names]
+    figure = Figure(figsize=(1.9 * len(shown) + 0.6, 1.9 * sum(heights) / max(heights) + 0.8), layout="constrained")
+    axes = figure.subplots(3, len(shown), squeeze=False, height_ratios=heights)
     for row, name in zip(axes, names, strict=True):
-        for column, (axis, one) in enumerate(zip(row, found, strict=True)):
-            image = one[name]
+        for column, (axis, images) in enumerate(zip(row, shown, strict=True)):
+            image = images[name]
             axis.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
@@ -363,9 +362,9 @@ def flight(path, slices, plane, voxel_mm):
     """A GIF of a head: axial, coronal and sagittal slices side by side, from one end to the other."""
     frames = []
     for share in np.linspace(0.04, 0.96, 40):
-        one = views(slices, plane, voxel_mm, (share, share, share))
-        height = max(image.shape[0] for image in one.values())
-        padded = [np.pad(image, ((height - image.shape[0], 0), (0, 0))) for image in one.values()]
+        images = views(slices, plane, voxel_mm, (share, share, share))
+        height = max(image.shape[0] for image in images.values())
+        padded = [np.pad(image, ((height - image.shape[0], 0), (0, 0))) for image in images.values()]
         frames.append(PIL.Image.fromarray(np.concatenate(padded[::-1], axis=1) // 4 * 4))
     how = {"save_all": True, "append_images": frames[1:], "duration": 100, "loop": 0, "optimize": True}
     write_whole(path, lambda partial: frames[0].save(partial, **how))

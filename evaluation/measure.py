@@ -1,7 +1,9 @@
 """What metrics.json says of a run's test people: their slices, codes and bits."""
 
 import dataclasses
+from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 import dataset
@@ -10,7 +12,15 @@ from modules import code_lengths
 from reading.decoding import DARKEST
 from running import run_folder
 
-AT_ONCE = 256  # slices
+DECODED_AT_ONCE = 256  # slices; as floats they are larger than in the cache
+
+
+class Measured(NamedTuple):
+    """What `measure` finds of each test slice, in the order of `data.of("test")`."""
+
+    codes: np.ndarray  # uint16 (n, grid, grid)
+    metrics: list  # a dictionary of each
+    bits: np.ndarray  # of each code, float32 (n, grid, grid)
 
 
 def without_black(data):
@@ -40,9 +50,9 @@ def reconstruct(vqvae, data):
     test = data.of("test")
     codes = dataset.encode(vqvae, data.images, test.row.to_numpy())
     per_slice, kept, power = [], 0.0, 0.0
-    for start in tqdm(range(0, len(test), AT_ONCE), "test slices", leave=False, disable=None):
-        images = data.pixels(test.iloc[start : start + AT_ONCE])
-        outputs = vqvae.decode(codes[start : start + AT_ONCE])[..., 0]
+    for start in tqdm(range(0, len(test), DECODED_AT_ONCE), "test slices", leave=False, disable=None):
+        images = data.pixels(test.iloc[start : start + DECODED_AT_ONCE])
+        outputs = vqvae.decode(codes[start : start + DECODED_AT_ONCE])[..., 0]
         per_slice += metrics.batch_metrics(images, outputs)
         kept = kept + len(images) * realism.radial_power(outputs)
         power = power + len(images) * realism.radial_power(images)
@@ -60,25 +70,25 @@ def bits_of_test_slices(models, data, codes):
 
 def count(data):
     """People, slices, and people of each label in each split, "" for those without one."""
-    found, people = dataset.count(data.slices), data.slices.drop_duplicates(["subject_id", "label"])
+    splits, people = dataset.count(data.slices), data.slices.drop_duplicates(["subject_id", "label"])
     if data.labels:
-        for split, of_one in found.items():
+        for split, numbers in splits.items():
             labels = people.label[people.split == split]
-            of_one["labels"] = {name: int((labels == name).sum()) for name in [*data.labels, ""]}
-    return found
+            numbers["labels"] = {name: int((labels == name).sum()) for name in [*data.labels, ""]}
+    return splits
 
 
 def measure(model, data):
     """What metrics.json says of the test people's slices.
 
     Returns:
-        The dictionary; the codes of the test slices, a dictionary of metrics for each, bits of each code.
+        The dictionary, and a `Measured`.
     """
     test, vqvae, config = data.of("test"), model.vqvae, model.config
     codes, per_slice, power_ratio = reconstruct(vqvae, data)
     coarse_bits, bits = bits_of_test_slices(model.models, data, codes)
-    for one, of_codes, of_coarse in zip(per_slice, bits, coarse_bits, strict=True):
-        one["bits_per_code"] = float((of_codes.sum() + of_coarse) / of_codes.size)
+    for values, of_codes, of_coarse in zip(per_slice, bits, coarse_bits, strict=True):
+        values["bits_per_code"] = float((of_codes.sum() + of_coarse) / of_codes.size)
     summary = metrics.summarise(per_slice, test.subject_id)
     per_code = summary.pop("bits_per_code")
     codebook = metrics.codebook_metrics(codes, vqvae.quantizer.num_embeddings, vqvae.downsampling**2)
@@ -110,11 +120,11 @@ def measure(model, data):
             for stage, rows in run_folder.read_histories(model.run_dir, model.decoder).items()
         },
     }
-    return result, codes, per_slice, bits
+    return result, Measured(codes, per_slice, bits)
 
 
 def find_faults(result):
-    """What a reader must know before the figures: a line for each sign that a model has failed; none is well.
+    """What a reader must know before the figures: a line for each sign that a model has failed; empty if none.
 
     Args:
         result: What is in metrics.json.
@@ -122,8 +132,9 @@ def find_faults(result):
     faults, codebook = [], result["codebook"]
     if codebook["perplexity"] < max(2, 0.02 * codebook["num_embeddings"]):
         faults.append(
-            f"the codebook has collapsed: {codebook['codes_in_use']:.0%} of the codes in use, perplexity "
-            f"{codebook['perplexity']:.1f}"
+            f"the codebook has collapsed: {metrics.percent(codebook['codes_in_use'])} of the codes in use, perplexity "
+            f"{codebook['perplexity']:.1f}; train again with --restart-threshold above 0, a lower "
+            "--vqvae-learning-rate or a smaller --num-embeddings"
         )
     if "realism" in result:
         copies, samples, floor = (result["realism"][name] for name in ("copies", "samples", "floor"))
@@ -133,7 +144,7 @@ def find_faults(result):
                 f"samples copy training slices: {share:.0%} are nearer to one than 99 % of test slices, or of their "
                 "reconstructions, are"
             )
-        alike = [one["ms_ssim_diversity"] for one in (samples, floor)]
+        alike = [images["ms_ssim_diversity"] for images in (samples, floor)]
         if None not in alike and alike[0] > alike[1] + 0.1:
             faults.append(
                 f"samples are alike: MS-SSIM of two of them {alike[0]:.2f}, of two people's slices {alike[1]:.2f}"

@@ -17,6 +17,16 @@ from skimage.morphology import disk
 from extensions import losses
 
 
+def spread(number, most):
+    """Places of at most `most` of so many things, spread evenly over all of them: integers."""
+    return np.linspace(0, number - 1, min(number, most)).round().astype(int)
+
+
+def percent(share):
+    """A share as text, "99.8%"; "100%" is said of all alone."""
+    return "100%" if share == 1 else f"{min(100 * share, 99.9):.1f}%"
+
+
 def head_mask(image):
     """The head in a slice, scalp and skull included where they are shown; bool, shape of `image`.
 
@@ -79,7 +89,7 @@ def batch_metrics(images, outputs):
 
 def summarise(per_slice, subject_ids):
     """`over_people` of each metric of a list of dictionaries, one a slice."""
-    return {name: over_people([one[name] for one in per_slice], subject_ids) for name in per_slice[0]}
+    return {name: over_people([values[name] for values in per_slice], subject_ids) for name in per_slice[0]}
 
 
 def person_by_person(slices, per_slice):

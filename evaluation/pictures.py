@@ -9,7 +9,7 @@ def one_of_each(slices, position, most):
     """The slice nearest to a position of each of at most `most` people, who are spread over all of them."""
     away = (slices.slice_position - position).abs()
     nearest = slices.loc[away.groupby(slices.subject_id, sort=False).idxmin()]
-    return nearest.iloc[np.linspace(0, len(nearest) - 1, min(most, len(nearest))).round().astype(int)]
+    return nearest.iloc[metrics.spread(len(nearest), most)]
 
 
 def show_samples(path, images, labels, positions, names, footer):
@@ -49,9 +49,8 @@ def show_reconstructions(path, data, decoders, slices, footer):
     codes = next(iter(decoders.values())).encode(images[..., None])
     outputs = {name: vqvae.decode(codes)[..., 0] for name, vqvae in decoders.items()}
     *_, shown = outputs.values()
-    found = metrics.batch_metrics(images, shown)
     titles = [
-        f"{one.subject_id} {one.label}\nSSIM {of_one['ssim']:.3f}, head {of_one['ssim_head']:.3f}"
-        for one, of_one in zip(slices.itertuples(), found, strict=True)
+        f"{row.subject_id} {row.label}\nSSIM {values['ssim']:.3f}, head {values['ssim_head']:.3f}"
+        for row, values in zip(slices.itertuples(), metrics.batch_metrics(images, shown), strict=True)
     ]
     figures.reconstructions(path, images, outputs, titles, footer)

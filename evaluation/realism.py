@@ -4,17 +4,15 @@ No figure here means much alone, so each comes with its floor: the same figure f
 no part in the features. A set of samples that reaches its floor cannot be told from real slices by that figure.
 """
 
-import keras
 import numpy as np
 import scipy.fft
-from scipy import stats
 from scipy.spatial.distance import cdist
 from skimage.registration import phase_cross_correlation
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.neighbors import NearestNeighbors
-from tensorflow_probability.substrates import numpy as tfp  # needs no TensorFlow
 from tqdm import tqdm
 
 from evaluation import anatomy, metrics
@@ -26,13 +24,11 @@ CELLS, THUMBNAIL = 4, 8  # cells along each side over which energies are average
 COMPONENTS = 64
 NEIGHBOURS = 5
 FOLDS = 5
-MOST_FITTED = 2000  # training slices that the feature space is fitted to, and test slices that are looked at
-CANDIDATES = 5  # training slices looked at closely for each image
+MOST_SLICES = 2000  # training slices that the feature space is fitted to, and test slices that are compared
+CANDIDATE_SLICES = 5  # training slices looked at closely for each image
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# Features
-# ----------------------------------------------------------------------------------------------------------------
+# -- Features -----------------------------------------------------------------------------------------------------
 
 
 class TextureFeatures:
@@ -65,39 +61,11 @@ class TextureFeatures:
 
     def __call__(self, images):
         """float in [0, 1], shape (n, S, S) -> float32, shape (n, 448)."""
-        found = []
+        features = []
         for image in images:
             energy = np.abs(scipy.fft.ifft2(scipy.fft.fft2(image.astype("float32")) * self.filters, workers=-1))
-            found.append(np.concatenate([_cells(energy, CELLS).ravel(), _cells(image[None], THUMBNAIL).ravel()]))
-        return np.array(found, "float32")
-
-
-class InceptionFeatures:
-    """Features of InceptionV3 as Keras has it, trained on ImageNet: 2,048 channels, each its mean over the image.
-
-    Images are enlarged to 299 x 299 and their grey is given to all three colours. Other programs' "FID" has other
-    weights, another way of enlarging and no principal components: such figures do not compare.
-
-    Raises:
-        OSError: If the weights are not on this machine and cannot be fetched.
-    """
-
-    kinds = np.zeros(2048, int)
-
-    def __init__(self):
-        try:
-            self._network = keras.applications.InceptionV3(include_top=False, pooling="avg")
-        except Exception as error:  # Keras raises a bare Exception when a download fails
-            raise OSError(f"the weights of InceptionV3 cannot be had ({error}); use --features texture") from error
-
-    def __call__(self, images):
-        """float in [0, 1], shape (n, S, S) -> float32, shape (n, 2048)."""
-        found = []
-        for start in range(0, len(images), 32):
-            grey = np.asarray(images[start : start + 32], "float32")[..., None]
-            enlarged = keras.ops.image.resize(2 * grey - 1, (299, 299), antialias=True)
-            found.append(np.asarray(self._network.predict_on_batch(keras.ops.repeat(enlarged, 3, axis=-1))))
-        return np.concatenate(found)
+            features.append(np.concatenate([_cells(energy, CELLS).ravel(), _cells(image[None], THUMBNAIL).ravel()]))
+        return np.array(features, "float32")
 
 
 def _cells(planes, number):
@@ -121,27 +89,25 @@ class FeatureSpace:
     nearly every training slice is not blown up, as it would be by a scale of its own.
 
     Args:
-        found: Features of training slices, shape (n, d).
+        features: Of training slices, shape (n, d).
         kinds: Which are of one kind: integers, shape (d,).
     """
 
-    def __init__(self, found, kinds):
-        variance = np.bincount(kinds, found.var(axis=0, dtype="float64")) / np.bincount(kinds)
+    def __init__(self, features, kinds):
+        variance = np.bincount(kinds, features.var(axis=0, dtype="float64")) / np.bincount(kinds)
         self._scale = np.sqrt(np.maximum(variance, 1e-12))[kinds]
-        self._pca = PCA(min(COMPONENTS, *found.shape), svd_solver="full").fit(self.scale(found))
+        self._pca = PCA(min(COMPONENTS, *features.shape), svd_solver="full").fit(self.scale(features))
 
-    def scale(self, found):
+    def scale(self, features):
         """(n, d) -> (n, d), each kind scaled."""
-        return found / self._scale
+        return features / self._scale
 
-    def __call__(self, found):
+    def __call__(self, features):
         """(n, d) -> (n, 64), float64."""
-        return self._pca.transform(self.scale(found))
+        return self._pca.transform(self.scale(features))
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# Distances between two sets
-# ----------------------------------------------------------------------------------------------------------------
+# -- Distances between two sets -----------------------------------------------------------------------------------
 
 
 def frechet_distance(a, b):
@@ -168,9 +134,9 @@ def mmd(a, b):
     length = np.median(cdist(b, b)[np.triu_indices(len(b), 1)])
     if length == 0:  # real slices that are all alike
         return None
-    kernel = tfp.math.psd_kernels.ExponentiatedQuadratic(length_scale=length)
-    within = [(k.sum() - np.trace(k)) / (len(x) * (len(x) - 1)) for x in (a, b) for k in [kernel.matrix(x, x)]]
-    return float(sum(within) - 2 * kernel.matrix(a, b).mean())
+    gamma = 1 / (2 * length**2)
+    within = [(k.sum() - np.trace(k)) / (len(x) * (len(x) - 1)) for x in (a, b) for k in [rbf_kernel(x, gamma=gamma)]]
+    return float(sum(within) - 2 * rbf_kernel(a, b, gamma).mean())
 
 
 def overlap(samples, real, sample_people, real_people):
@@ -218,13 +184,8 @@ def classifier_accuracy(a, b, people_a, people_b):
         Number from 0 to 1; None if a set has fewer than five people.
     """
     number = min(len(a), len(b))
-    picked = [np.linspace(0, len(x) - 1, number).round().astype(int) for x in (a, b)]
-    groups = np.concatenate(
-        [
-            [f"{side} {people[i]}" for i in rows]
-            for side, people, rows in zip("ab", (people_a, people_b), picked, strict=True)
-        ]
-    )
+    picked = [metrics.spread(len(x), number) for x in (a, b)]
+    groups = np.concatenate([[f"a {people_a[i]}" for i in picked[0]], [f"b {people_b[i]}" for i in picked[1]]])
     target = np.repeat([0, 1], number)
     if min(len(set(groups[target == side])) for side in (0, 1)) < FOLDS:
         return None
@@ -234,9 +195,7 @@ def classifier_accuracy(a, b, people_a, people_b):
     return float(cross_val_score(model, both, target, groups=groups, cv=folds).mean())
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# Single images
-# ----------------------------------------------------------------------------------------------------------------
+# -- Single images ------------------------------------------------------------------------------------------------
 
 
 def radial_power(images):
@@ -249,29 +208,6 @@ def radial_power(images):
 def power_ratio(power, real):
     """Power over that of real slices, ring by ring; None in a ring where real slices have none."""
     return [float(a / b) if b > 0 else None for a, b in zip(power, real, strict=True)]
-
-
-def head_area(image):
-    """Share of the slice inside the head's mask."""
-    return float(metrics.head_mask(image).mean())
-
-
-def symmetry(image):
-    """Correlation of the head with its mirror image, left against right, about the middle of its mask; NaN without."""
-    mask = metrics.head_mask(image)
-    if not mask.any():
-        return np.nan
-    columns = np.flatnonzero(mask.any(axis=0))
-    head = np.where(mask, image, 0)[:, columns[0] : columns[-1] + 1]
-    if head.std() == 0:
-        return np.nan
-    return float(np.corrcoef(head.ravel(), head[:, ::-1].ravel())[0, 1])
-
-
-def _mean_of_finite(values):
-    """Mean of what is finite; None where nothing is."""
-    finite = [value for value in values if np.isfinite(value)]
-    return float(np.mean(finite)) if finite else None
 
 
 def diversity(images, positions, people, rng, pairs=400):
@@ -289,14 +225,10 @@ def diversity(images, positions, people, rng, pairs=400):
             second.append(int(rng.choice(near)))
         if len(first) == pairs:
             break
-    if not first:
-        return None
-    return float(np.mean(metrics.ms_ssim(images[first], images[second])))
+    return float(np.mean(metrics.ms_ssim(images[first], images[second]))) if first else None
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# Copies
-# ----------------------------------------------------------------------------------------------------------------
+# -- Copies -------------------------------------------------------------------------------------------------------
 
 
 class NearestTrainingSlice:
@@ -313,7 +245,7 @@ class NearestTrainingSlice:
     def __init__(self, images, rows):
         self.images, self.rows = images, np.asarray(rows)
         thumbnails = np.array([self._thumbnail(images[row] / np.float32(255)) for row in self.rows])
-        self._search = NearestNeighbors(n_neighbors=min(CANDIDATES, len(self.rows))).fit(thumbnails)
+        self._search = NearestNeighbors(n_neighbors=min(CANDIDATE_SLICES, len(self.rows))).fit(thumbnails)
 
     @staticmethod
     def _thumbnail(image):
@@ -351,9 +283,7 @@ def share_of_copies(samples_likeness, real_likeness):
     return float((np.asarray(samples_likeness) > limit).mean()), limit
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# All of it
-# ----------------------------------------------------------------------------------------------------------------
+# -- All of it ----------------------------------------------------------------------------------------------------
 
 
 class ImageSet:
@@ -363,7 +293,7 @@ class ImageSet:
         images: float in [0, 1], shape (n, S, S).
         positions: Slice positions, shape (n,).
         people: Whose each is, shape (n,).
-        extract: `TextureFeatures` or `InceptionFeatures`.
+        extract: `TextureFeatures` of that size.
     """
 
     def __init__(self, images, positions, people, extract):
@@ -378,36 +308,18 @@ def compare(candidates, real, space):
         Dictionary of numbers; `power_ratio` holds eight, ring by ring.
     """
     a, b = space(candidates.features), space(real.features)
-    areas, symmetries = (
-        [[value for value in map(figure, one.images) if np.isfinite(value)] for one in (candidates, real)]
-        for figure in (head_area, symmetry)
-    )
-
-    def distance(values):
-        return float(stats.wasserstein_distance(*values)) if all(values) else None
-
+    images, positions, people = candidates.images, candidates.positions, candidates.people
     return {
         "number": len(a),
         "frechet_distance": frechet_distance(a, b),
         "mmd": mmd(a, b),
-        **overlap(a, b, candidates.people, real.people),
+        **overlap(a, b, people, real.people),
         "classifier_accuracy": classifier_accuracy(
-            space.scale(candidates.features), space.scale(real.features), candidates.people, real.people
+            space.scale(candidates.features), space.scale(real.features), people, real.people
         ),
-        "ms_ssim_diversity": diversity(
-            candidates.images, candidates.positions, candidates.people, np.random.default_rng(0)
-        ),
-        "head_area": float(np.mean(areas[0])),
-        "head_area_distance": distance(areas),
-        "symmetry": _mean_of_finite(symmetries[0]),
-        "symmetry_distance": distance(symmetries),
-        "power_ratio": power_ratio(radial_power(candidates.images), radial_power(real.images)),
+        "ms_ssim_diversity": diversity(images, positions, people, np.random.default_rng(0)),
+        "power_ratio": power_ratio(radial_power(images), radial_power(real.images)),
     }
-
-
-def spread(slices, most):
-    """At most so many of the slices, evenly spread over them."""
-    return slices.iloc[np.unique(np.linspace(0, len(slices) - 1, min(len(slices), most)).round().astype(int))]
 
 
 def choose_floor(slices, number):
@@ -418,10 +330,42 @@ def choose_floor(slices, number):
     """
     train = slices[slices.split == "train"]
     for_floor = train.subject_id.isin(train.subject_id.unique()[::2])
-    return spread(train[for_floor], number), spread(train[~for_floor], MOST_FITTED)
+    parts = ((train[for_floor], number), (train[~for_floor], MOST_SLICES))
+    return tuple(part.iloc[metrics.spread(len(part), most)] for part, most in parts)
 
 
-def judge(samples, positions, data, reconstruct, extract):
+def find_copies(groups, data):
+    """Whether images are copies of training slices, by the likeness of each to the nearest one.
+
+    Args:
+        groups: float in [0, 1], shape (n, S, S), of "samples", "test_slices" and their "reconstructions".
+        data: The `dataset.Data`.
+
+    Returns:
+        What `judge_samples` calls `copies`, and the eight samples nearest to a training slice.
+    """
+    training = data.of("train").row.to_numpy()
+    search = NearestTrainingSlice(data.images, training)
+    nearest = {
+        name: [search(image) for image in tqdm(images, f"nearest training slice, {name}", leave=False, disable=None)]
+        for name, images in groups.items()
+    }
+    likeness = {name: np.array([value for _, value in pairs]) for name, pairs in nearest.items()}
+    share, limit = share_of_copies(likeness["samples"], likeness["test_slices"])
+    share_smooth, limit_smooth = share_of_copies(likeness["samples"], likeness["reconstructions"])
+    copies = {
+        "share_of_samples": share,
+        "limit_ms_ssim": limit,
+        "share_of_samples_by_reconstructions": share_smooth,
+        "limit_ms_ssim_by_reconstructions": limit_smooth,
+        **{f"median_ms_ssim_{name}": float(np.median(values)) for name, values in likeness.items()},
+        "most_ms_ssim_samples": float(likeness["samples"].max()),
+    }
+    closest = np.argsort(-likeness["samples"])[:8]
+    return copies, [(int(i), int(training[nearest["samples"][i][0]]), float(likeness["samples"][i])) for i in closest]
+
+
+def judge_samples(samples, positions, data, vqvae, codes):
     """Samples against the slices of the test people, with what they can be compared with, and copies among them.
 
     Beside the samples stand slices of half of the training people, as many if there are (`floor`: what real slices of
@@ -432,8 +376,8 @@ def judge(samples, positions, data, reconstruct, extract):
         samples: float in [0, 1], shape (n, S, S).
         positions: Slice position of each, shape (n,).
         data: The data set, a `dataset.Data`.
-        reconstruct: Turns float images in [0, 1], shape (n, S, S), into what the VQ-VAE makes of them.
-        extract: `TextureFeatures` or `InceptionFeatures`.
+        vqvae: The trained `modules.VQVAE`.
+        codes: Those of the test slices, (n, grid, grid).
 
     Returns:
         Dictionary: `samples`, `decoded_floor`, `floor` and `test_slices`, the figures of each; `ratio` and `excess`,
@@ -444,43 +388,39 @@ def judge(samples, positions, data, reconstruct, extract):
         are as smooth as samples. And the eight samples nearest to a training slice, as (sample, row of `data.images`,
         MS-SSIM).
     """
+    extract = TextureFeatures(data.image_size)
 
     def gather(slices):
         return ImageSet(data.pixels(slices), slices.slice_position, slices.subject_id, extract)
 
-    def decoded(one):
-        return ImageSet(reconstruct(one.images), one.positions, one.people, extract)
+    def decoded(real, its_codes):
+        return ImageSet(vqvae.decode(its_codes)[..., 0], real.positions, real.people, extract)
 
-    test = gather(spread(data.of("test"), MOST_FITTED))
+    chosen = metrics.spread(len(codes), MOST_SLICES)
+    test = gather(data.of("test").iloc[chosen])
+    decoded_test = decoded(test, codes[chosen])
     of_floor, of_space = choose_floor(data.slices, len(samples))
     space = FeatureSpace(gather(of_space).features, extract.kinds)
-    floor, decoded_test = gather(of_floor), decoded(test)
+    floor = gather(of_floor)
     sets = {
         "samples": ImageSet(samples, positions, [f"sample {i}" for i in range(len(samples))], extract),
-        "decoded_floor": decoded(floor),
+        "decoded_floor": decoded(floor, vqvae.encode(floor.images[..., None])),
         "floor": floor,
     }
-    result = {
-        name: compare(one, test, space)
-        for name, one in tqdm(sets.items(), "sets against test people", leave=False, disable=None)
-    }
-    distance, lowest = (result[name]["frechet_distance"] for name in ("samples", "decoded_floor"))
-    gap, gap_floor = (
-        frechet_distance(space(sets[name].features), space(decoded_test.features))
-        for name in ("samples", "decoded_floor")
-    )
+    bar = tqdm(sets.items(), "sets against test people", leave=False, disable=None)
+    result = {name: compare(images, test, space) for name, images in bar}
+    made = ("samples", "decoded_floor")
+    distance, lowest = (result[name]["frechet_distance"] for name in made)
+    gaps = [frechet_distance(space(sets[name].features), space(decoded_test.features)) for name in made]
     result |= {
         "ratio": _over(distance, lowest),
         "excess": distance - lowest,
-        "prior_gap": {"samples": gap, "decoded_floor": gap_floor, "ratio": _over(gap, gap_floor)},
+        "prior_gap": {**dict(zip(made, gaps, strict=True)), "ratio": _over(*gaps)},
     }
     if data.about.get("plane") in (None, "axial"):  # images are taken for axial, as nearly all are
-        measured = {name: sets[name] for name in ("samples", "decoded_floor")}
-        measured |= {"decoded_test_slices": decoded_test, "test_slices": test}
-        tables = {
-            name: anatomy.measure(one.images, one.positions)
-            for name, one in tqdm(measured.items(), "anatomy", leave=False, disable=None)
-        }
+        measured = {name: sets[name] for name in made} | {"decoded_test_slices": decoded_test, "test_slices": test}
+        bar = tqdm(measured.items(), "anatomy", leave=False, disable=None)
+        tables = {name: anatomy.measure(images.images, images.positions) for name, images in bar}
         result["anatomy"] = {
             name: anatomy.describe(table) | anatomy.distances(table, tables["test_slices"])
             for name, table in tables.items()
@@ -488,29 +428,10 @@ def judge(samples, positions, data, reconstruct, extract):
     result["test_slices"] = {
         "number": len(test.images),
         "ms_ssim_diversity": diversity(test.images, test.positions, test.people, np.random.default_rng(0)),
-        "head_area": float(np.mean([head_area(image) for image in test.images])),
-        "symmetry": _mean_of_finite([symmetry(image) for image in test.images]),
     }
-    training = data.of("train").row.to_numpy()
-    nearest = NearestTrainingSlice(data.images, training)
-    groups = {"samples": samples, "test slices": test.images, "reconstructions": decoded_test.images}
-    found = {
-        name: [nearest(image) for image in tqdm(group, f"nearest training slice, {name}", leave=False, disable=None)]
-        for name, group in groups.items()
-    }
-    likeness = {name.replace(" ", "_"): np.array([value for _, value in pairs]) for name, pairs in found.items()}
-    share, limit = share_of_copies(likeness["samples"], likeness["test_slices"])
-    share_smooth, limit_smooth = share_of_copies(likeness["samples"], likeness["reconstructions"])
-    result["copies"] = {
-        "share_of_samples": share,
-        "limit_ms_ssim": limit,
-        "share_of_samples_by_reconstructions": share_smooth,
-        "limit_ms_ssim_by_reconstructions": limit_smooth,
-        **{f"median_ms_ssim_{name}": float(np.median(values)) for name, values in likeness.items()},
-        "most_ms_ssim_samples": float(likeness["samples"].max()),
-    }
-    closest = np.argsort(-likeness["samples"])[:8]
-    return result, [(int(i), int(training[found["samples"][i][0]]), float(likeness["samples"][i])) for i in closest]
+    groups = {"samples": samples, "test_slices": test.images, "reconstructions": decoded_test.images}
+    result["copies"], closest = find_copies(groups, data)
+    return result, closest
 
 
 def _over(a, b):

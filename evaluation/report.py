@@ -15,14 +15,13 @@ import pandas as pd
 import PIL.Image
 from matplotlib import colormaps
 
+from evaluation.metrics import percent
 from system.files import write_text
 
 ROOT = Path(__file__).parent.parent
-MOST_BYTES = 9_500_000  # of the report; pictures of people are left out beyond
-PEOPLE_AT_ONCE = 16  # whose pictures are made
+MOST_PORTRAITS = 100  # people of whom there is a picture
 HEIGHT = 0.6  # slice position of the first picture of a person, where most can be seen
 NO_BREAK = "\N{NO-BREAK SPACE}"
-LISTED = 4  # voxel sizes, orientations and so on that are named
 
 
 class Picture(NamedTuple):
@@ -39,21 +38,18 @@ PICTURES = {
         "reconstruction",
         "What is lost between a slice and its codes?",
         "Test people, one slice each: input, output, and their difference.",
-        "Rows of brain slices: the input, the reconstruction, and their difference in red and blue. "
-        "Each column is a test person, with the SSIM under it.",
+        "Each column is a slice of a test person: the input, the reconstruction, and their difference in red and blue.",
     ),
     "worst.png": Picture(
         "reconstruction",
         "How bad can it get?",
         "The test slices of as many people whose SSIM inside the head is lowest.",
-        "Rows of brain slices: the input, the reconstruction, and their difference in red and blue. "
-        "The columns are the slices with the lowest SSIM, the worst on the left.",
+        "The slices with the lowest SSIM, the worst on the left: the input, the reconstruction, and their difference.",
     ),
     "masks.png": Picture(
         "reconstruction",
         "What counts as inside the head?",
-        "The outline within which SSIM is averaged. It holds what is brighter than half of Otsu's threshold. "
-        "Gaps and holes are closed, and the largest part is kept.",
+        "The outline within which SSIM is averaged: what is brighter than half of Otsu's threshold, without gaps.",
         "A row of brain slices. An orange line follows the outline of each head.",
     ),
     "spectrum.png": Picture(
@@ -61,8 +57,7 @@ PICTURES = {
         "How much of each size of detail survives?",
         "Power of reconstructions and samples over that of test slices, in eight rings of the frequency plane. "
         "1 is right. Below 1 is blur.",
-        "Curves of power against spatial frequency, from coarse on the left to fine on the right. "
-        "A grey line marks 1, the power of test slices.",
+        "Curves of power against spatial frequency, from coarse to fine. A grey line marks 1, that of test slices.",
     ),
     "codebook.png": Picture(
         "codes",
@@ -75,8 +70,7 @@ PICTURES = {
         "codes",
         "Where do the bits go?",
         "What the codes of a slice cost under the prior, in bits: the mean over test slices, and single slices.",
-        "Brain slices above maps of the bits of their codes, bright where a code was unexpected. "
-        "The first map is the mean over test slices.",
+        "Brain slices above maps of the bits of their codes, bright where a code was unexpected; first the mean map.",
     ),
     "samples.png": Picture(
         "samples",
@@ -99,10 +93,11 @@ PICTURES = {
     "volumes.png": Picture(
         "heads",
         "Do the slices of a head fit together?",
-        "Heads drawn slice by slice, from the lowest upwards. Beside them: slices drawn alone, which belong to nobody; "
-        "a test person after the VQ-VAE; that person. L and R are the person's left and right.",
-        "Columns of heads, each in an axial, a coronal and a sagittal view: heads that the model has drawn, "
-        "slices drawn alone, and a real head with and without the VQ-VAE.",
+        "Drawn by the model are the columns “drawn”, heads drawn slice by slice from the lowest upwards, and "
+        "“slices alone”, a stack of slices that belong to nobody. The last column, “real”, is a test person. "
+        "“real, decoded” is that person after the VQ-VAE. L and R are left and right.",
+        "Columns of heads, each in an axial, a coronal and a sagittal view. First heads that the model has drawn, then "
+        "slices drawn alone, then a real test person's head after the VQ-VAE, and last that real head as it was.",
     ),
     "history.png": Picture(
         "training",
@@ -137,10 +132,6 @@ REALISM = {
     "coverage": ("coverage", "share of real slices that have a sample near", 3),
     "classifier_accuracy": ("accuracy of a classifier", "0.5 cannot tell", 3),
     "ms_ssim_diversity": ("MS-SSIM between people", "lower is more diverse", 3),
-    "head_area": ("head, share of the slice", "", 3),
-    "head_area_distance": ("head, distance of distributions", "0 for equal sets", 4),
-    "symmetry": ("left-right symmetry", "correlation", 3),
-    "symmetry_distance": ("symmetry, distance of distributions", "0 for equal sets", 4),
 }
 ANATOMY = {
     "both_ventricles": ("slices at 0.4 to 0.65 with both lateral ventricles", "share", 3),
@@ -163,6 +154,8 @@ HEADS_OF = {
     "independent": "slices drawn alone",
     "decoded_test": "test people, decoded",
     "test": "test people",
+    "decoded_floor": "training people, decoded",
+    "floor": "training people",
     "real": "all people",
 }
 STAGES = {
@@ -174,9 +167,7 @@ STAGES = {
 }
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# Tables
-# ----------------------------------------------------------------------------------------------------------------
+# -- Tables -------------------------------------------------------------------------------------------------------
 
 
 def number(value, digits):
@@ -193,7 +184,7 @@ def with_interval(summary, digits):
     return f"{mean} ({low}{NO_BREAK}to{NO_BREAK}{high})"
 
 
-def listed(counts, most=LISTED):
+def listed(counts, most=4):
     """Names with their numbers, "a (3), b (1), 5 more" of a dictionary; empty for none."""
     shown = [f"{name} ({count})" for name, count in list(counts.items())[:most]]
     return ", ".join([*shown, *[f"{len(counts) - most} more"] * (len(counts) > most)])
@@ -227,10 +218,10 @@ def reconstruction_table(result):
         [
             [
                 name,
-                *(with_interval(found[key], digits) for key, (_, digits) in RECONSTRUCTION.items()),
-                number(bits.get(name, found.get("bits_per_pixel")), 3),
+                *(with_interval(values[key], digits) for key, (_, digits) in RECONSTRUCTION.items()),
+                number(bits.get(name, values.get("bits_per_pixel")), 3),
             ]
-            for name, found in methods.items()
+            for name, values in methods.items()
         ],
     )
 
@@ -242,7 +233,7 @@ def codes_table(result):
         "codes-figures",
         ["codes and prior", ""],
         [
-            ["codes in use", f"{codes['codes_in_use']:.0%}"],
+            ["codes in use", percent(codes["codes_in_use"])],
             [("perplexity", "how many codes, evenly used, would be as hard to guess"), number(codes["perplexity"], 1)],
             ["bits per pixel by the codes' entropy", number(codes["entropy_bits_per_pixel"], 4)],
             ["bits per pixel under the prior", number(prior["bits_per_pixel"], 4)],
@@ -255,36 +246,27 @@ def codes_table(result):
 
 def samples_tables(realism):
     """How samples stand to the test people, the anatomy in them, and whether they are copies."""
-    gap, copies = realism["prior_gap"], realism["copies"]
-    sets = ("samples", "decoded_floor", "floor")
-    samples = table(
-        "realism",
-        ["against the slices of the test people", "samples", "training people, decoded", "training people"],
-        [
-            [(name, meaning), *(number(realism[one][key], digits) for one in sets)]
-            for key, (name, meaning, digits) in REALISM.items()
-        ],
-    )
-    samples["rows"] += [
+    gap, copies, sets = realism["prior_gap"], realism["copies"], ("samples", "decoded_floor", "floor")
+
+    def rows(names, values, columns):
+        """A row for each metric of `names`."""
+        return [
+            [(name, meaning), *(number(values[column][key], digits) for column in columns)]
+            for key, (name, meaning, digits) in names.items()
+        ]
+
+    own = ("ratio of these two: the prior's own gap", "1: nothing is lost by the prior")
+    samples = [
+        *rows(REALISM, realism, sets),
         ["samples over decoded slices: ratio of the Fréchet distances", number(realism["ratio"], 2), "1", ""],
-        ["against decoded test slices: Fréchet distance", *(number(gap[one], 2) for one in list(gap)[:2]), ""],
-        [
-            ("ratio of these two: the prior's own gap", "1: nothing is lost by the prior"),
-            number(gap["ratio"], 2),
-            "1",
-            "",
-        ],
+        ["against decoded test slices: Fréchet distance", *(number(gap[name], 2) for name in sets[:2]), ""],
+        [own, number(gap["ratio"], 2), "1", ""],
     ]
-    tables = {"realism": samples}
+    head = ["against the slices of the test people", "samples", "training people, decoded", "training people"]
+    tables = {"realism": table("realism", head, samples)}
     if "anatomy" in realism:
-        tables["anatomy"] = table(
-            "anatomy",
-            ["anatomy", *ANATOMY_OF.values()],
-            [
-                [(name, meaning), *(number(realism["anatomy"][one][key], digits) for one in ANATOMY_OF)]
-                for key, (name, meaning, digits) in ANATOMY.items()
-            ],
-        )
+        of_sets = rows(ANATOMY, realism["anatomy"], ANATOMY_OF)
+        tables["anatomy"] = table("anatomy", ["anatomy", *ANATOMY_OF.values()], of_sets)
     tables["copies"] = table(
         "copies",
         ["copies", ""],
@@ -302,79 +284,58 @@ def samples_tables(realism):
 
 
 def heads_table(heads):
-    """Whole heads beside real ones, from what `heads.judge` returns."""
+    """Whole heads beside real ones, from what `heads.judge_heads` returns."""
     copies = heads["copies"]
 
-    def row(name, meaning, values, digits=3):
+    def row(name_of_row, meaning, values, digits=3):
         """`values` may be numbers, or a mean and a standard deviation each."""
         cells = []
-        for one in HEADS_OF:
-            value = values.get(one, "")
+        for name in HEADS_OF:
+            value = values.get(name, "")
             if isinstance(value, dict):
                 value = f"{number(value['mean'], digits)}{NO_BREAK}±{NO_BREAK}{number(value['sd'], digits)}"
             cells.append(value if isinstance(value, str) else number(value, digits))
-        return [(name, meaning), *cells]
-
-    def of_views(plane):
-        floors = {"decoded_test": heads[plane]["decoded_floor"], "real": heads[plane]["floor"]}
-        meaning = "Fréchet distance; real ones are those of training people"
-        return row(f"{plane} views against test people", meaning, heads[plane] | floors, 2)
+        return [(name_of_row, meaning), *cells]
 
     finest = {name: (values or [None])[-1] for name, values in heads["axis_power_ratio"].items()}
-    spread, equal = "ml, mean and standard deviation", "0 for equal sets, at most 1"
+    spread, equal, frechet = "ml, mean and standard deviation", "0 for equal sets, at most 1", "Fréchet distance"
     share = f"{copies['share_nearer_than_any_test_person']:.0%}"
+    median, most = ({n: copies[f"{kind}_ms_ssim_{n}"] for n in ("drawn", "test")} for kind in ("median", "most"))
     return table(
         "heads-figures",
         [f"{heads['number']} heads drawn", *HEADS_OF.values()],
         [
             row("likeness of neighbouring slices", "mean MS-SSIM", heads["neighbours"]),
             row("finest detail along the axis", "power, that of test people is 1", finest | {"test": 1.0}, 2),
-            of_views("coronal"),
-            of_views("sagittal"),
+            *(row(f"{plane} views against test people", frechet, heads[plane], 2) for plane in ("coronal", "sagittal")),
             row("head; brain, where no skull is shown", spread, heads["brain_ml"], 0),
             row("distance to all people", equal, {"drawn": heads["brain_ml"]["distance"]}),
             row("lateral ventricles", spread, heads["ventricles_ml"], 1),
             row("distance to all people", equal, {"drawn": heads["ventricles_ml"]["distance"]}),
-            row(
-                "likeness to the nearest training person",
-                "median MS-SSIM",
-                {name: copies[f"median_ms_ssim_{name}"] for name in ("drawn", "test")},
-            ),
-            row(
-                "that of the head that is most like one",
-                "MS-SSIM",
-                {name: copies[f"most_ms_ssim_{name}"] for name in ("drawn", "test")},
-            ),
+            row("likeness to the nearest training person", "median MS-SSIM", median),
+            row("that of the head that is most like one", "MS-SSIM", most),
             row("heads more like a training person than any test person is", "share", {"drawn": share}),
         ],
     )
 
 
 def training_table(training):
-    rows = [
-        [STAGES.get(stage, stage), found["epochs"], number(found["seconds"] / 60, 1)]
-        for stage, found in training.items()
-    ]
+    rows = [[STAGES[stage], of["epochs"], number(of["seconds"] / 60, 1)] for stage, of in training.items()]
     return table("training-figures", ["stage", "epochs", "minutes"], rows)
 
 
 def people_table(people):
     """A row for each test person; people.csv without column names of programs, and with as many digits as count."""
     columns = [name for name in people if name != "label" or people.label.any()]
-    named = {name: PEOPLE.get(name, (name.replace("_", " "), 4)) for name in columns}
+    names, digits = zip(*(PEOPLE[name] for name in columns), strict=True)
     rows = [
-        [
-            value if digits is None else number(value, digits)
-            for value, (_, digits) in zip(row, named.values(), strict=True)
-        ]
+        [value if after is None else number(value, after) for value, after in zip(row, digits, strict=True)]
         for row in people[columns].itertuples(index=False)
     ]
-    return table("people", [name for name, _ in named.values()], rows)
+    return table("people", list(names), rows)
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# Pictures of people
-# ----------------------------------------------------------------------------------------------------------------
+# -- Pictures of people -------------------------------------------------------------------------------------------
 
 
 def _panel(image, output):
@@ -385,55 +346,44 @@ def _panel(image, output):
 
 
 def _jpeg(picture):
+    """A picture as JPEG, in base64."""
     file = io.BytesIO()
     PIL.Image.fromarray(picture).save(file, "JPEG", quality=90, subsampling=0)
-    return file.getvalue()
+    return base64.b64encode(file.getvalue()).decode()
 
 
-def pictures_of_people(test, per_slice, show, most_bytes=MOST_BYTES):
+def pictures_of_people(test, per_slice, show):
     """A small picture of each test person: a slice at about 0.6 of the height, and the person's worst one below.
 
     Args:
         test: DataFrame of the test slices.
         per_slice: A dictionary of metrics for each.
         show: Function from places in these, integers, to their images and outputs, float in [0, 1], shape (n, S, S).
-        most_bytes: Of all of them, as text of the report. Those whose SSIM is lowest come first; when this is reached,
-            the others have none.
 
     Returns:
-        By name of the person, a dictionary of `jpeg`, bytes, and `caption`.
+        By name of the person, a dictionary of `jpeg` (base64) and `caption`: of at most 100 people, those whose SSIM
+        inside the head is lowest, and these first.
     """
     about = test.reset_index(drop=True)[["subject_id", "slice_position"]]
-    about["quality"] = [one["ssim_head"] for one in per_slice]
+    about["quality"] = [values["ssim_head"] for values in per_slice]
     about["away"] = (about.slice_position - HEIGHT).abs()
-    people = about.groupby("subject_id", sort=False)
-    chosen = {
-        person: list(dict.fromkeys([mine.away.idxmin(), *mine.quality.dropna().nsmallest(1).index]))
-        for person, mine in people
-    }
-    order = people.quality.mean().sort_values(kind="stable").index
-    found, used = {}, 0
-    for start in range(0, len(order), PEOPLE_AT_ONCE):
-        places = {person: chosen[person] for person in order[start : start + PEOPLE_AT_ONCE]}
-        images, outputs = show(np.concatenate(list(places.values())).astype(int))
-        panels = iter([_panel(*pair) for pair in zip(images, outputs, strict=True)])
-        for person, mine in places.items():
-            jpeg = _jpeg(np.concatenate([next(panels) for _ in mine]))
-            used += len(jpeg) * 4 // 3
-            if used > most_bytes:
-                return found
-            words = [
-                f"{row}: the slice at {about.slice_position[i]:.2f} of the height, "
-                f"SSIM inside the head {number(about.quality[i], 3)}."
-                for row, i in zip(("Above", "Below, the worst"), mine, strict=False)
-            ]
-            found[person] = {"jpeg": jpeg, "caption": " ".join(words)}
-    return found
+    people, chosen = about.groupby("subject_id", sort=False), {}
+    for person in people.quality.mean().sort_values(kind="stable").index[:MOST_PORTRAITS]:
+        mine = people.get_group(person)
+        chosen[person] = list(dict.fromkeys([mine.away.idxmin(), *mine.quality.dropna().nsmallest(1).index]))
+    panels, portraits = map(_panel, *show(np.concatenate(list(chosen.values())))), {}
+    for person, places in chosen.items():
+        words = [
+            f"{row}: the slice at {about.slice_position[i]:.2f} of the height, "
+            f"SSIM inside the head {number(about.quality[i], 3)}."
+            for row, i in zip(("Above", "Below, the worst"), places, strict=False)
+        ]
+        jpeg = _jpeg(np.concatenate([next(panels) for _ in places]))
+        portraits[person] = {"jpeg": jpeg, "caption": " ".join(words)}
+    return portraits
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# The report
-# ----------------------------------------------------------------------------------------------------------------
+# -- The report ---------------------------------------------------------------------------------------------------
 
 
 def code_version():
@@ -457,48 +407,45 @@ def citation():
 
 def facts(config, result, command):
     """The first table: what was measured, on whose data, how; pairs of a name and text, or of a name and lines."""
-    data, about = config["data"], config["data"].get("about", {})
-    size, pixel = data.get("image_size"), about.get("pixel_mm")
-    known = f", {pixel:.3g} mm a pixel" if pixel else ", millimetres not known"
-    labels = [str(label) for label in data.get("labels", [])]
-    versions = config.get("versions", {})
-    found = {
+    data, about, versions = config["data"], config["data"]["about"], config["versions"]
+    scale = f"{about['pixel_mm']:.3g} mm a pixel" if about["pixel_mm"] else "millimetres not known"
+    size, regex = data["image_size"], config["options"]["data"]["subject_regex"]
+    values = {
         "Data": data["title"],
-        "Layout of the data": data.get("layout", "").upper(),
-        "Slices": f"{about.get('plane') or 'plane not known'}, {size} x {size} pixels{known}" if size else None,
-        "Voxel size of the volumes": listed(about.get("voxel_size", {})) or "not known",
-        "Orientation of the volumes": listed(about.get("orientation", {})),
-        "Native size in pixels": listed(about.get("native_pixels", {})),
-        "Labels": ", ".join(labels) or "none",
-        "Notices": data.get("notices") or "none",
+        "Layout of the data": f"by --subject-regex {regex}" if data["layout"] == "regex" else data["layout"].upper(),
+        "Slices": f"{about['plane'] or 'plane not known'}, {size} x {size} pixels, {scale}",
+        "Voxel size of the volumes": listed(about["voxel_size"]) or "not known",
+        "Orientation of the volumes": listed(about["orientation"]),
+        "Native size in pixels": listed(about["native_pixels"]),
+        "Labels": ", ".join(data["labels"]) or "none",
+        "Notices": data["notices"] or "none",
         "Model": f"VQ-VAE with its {result['decoder']} decoder, PixelCNN prior",
         "Measured on": "the test people, who are in no other split",
-        "Features of samples": result.get("realism", {}).get("features"),
         "Command": command,
         "Date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         "Version of the code": code_version(),
         "Packages at training": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "SHA-256 of the split": config["splits_sha256"],
     }
-    return [(name, value) for name, value in found.items() if value]
+    return [(name, value) for name, value in values.items() if value]
 
 
 def headline(result):
     """The figures above everything: pairs of a number and its name."""
-    means = {name: result["reconstruction"][name]["mean"] for name in RECONSTRUCTION}
-    found = [
-        (number(means["ssim"], 3), "SSIM of the whole image"),
-        (number(means["ssim_head"], 3), "SSIM inside the head"),
-        (number(means["psnr_db"], 1), "dB of PSNR"),
-        (f"{result['codebook']['codes_in_use']:.0%}", "of the codes in use"),
+    ssim, ssim_head, psnr = (result["reconstruction"][name]["mean"] for name in ("ssim", "ssim_head", "psnr_db"))
+    figures = [
+        (number(ssim, 3), "SSIM of the whole image"),
+        (number(ssim_head, 3), "SSIM inside the head"),
+        (number(psnr, 1), "dB of PSNR"),
+        (percent(result["codebook"]["codes_in_use"]), "of the codes in use"),
         (number(result["prior"]["bits_per_code"], 2), "bits per code"),
     ]
     if "realism" in result:
-        found.append((number(result["realism"]["prior_gap"]["ratio"], 2), "the prior's own gap, 1 is best"))
-    return found
+        figures.append((number(result["realism"]["prior_gap"]["ratio"], 2), "the prior's own gap, 1 is best"))
+    return figures
 
 
-def write(folder, config, result, people, credit, command=None, portraits=None):
+def write(folder, config, result, people, credit, command, portraits):
     """Writes report.html from what is in the folder already.
 
     Args:
@@ -508,21 +455,21 @@ def write(folder, config, result, people, credit, command=None, portraits=None):
         people: DataFrame with a row for each test person.
         credit: Whom to name for the data; may be empty.
         command: What was typed, as one line.
-        portraits: What `pictures_of_people` returns, or a function that is told how many bytes are left for them and
-            returns that.
+        portraits: What `pictures_of_people` returns.
     """
-    settings = {name: dict(config[name]) for name in ("options", "models", "versions") if name in config}
     private = ("data_dir", "cache_dir")  # of no use to others
-    data = config["options"]["data"]
-    settings["options"]["data"] = {name: value for name, value in data.items() if name not in private}
-    tables = {"reconstruction": [reconstruction_table(result)], "codes": [codes_table(result)]}
-    missing = {section: [f"{why}."] for section, why in result.get("missing", {}).items()}
+    settings = {name: dict(config[name]) for name in ("options", "models", "versions")}
+    settings["options"]["data"] = {k: v for k, v in config["options"]["data"].items() if k not in private}
+    tables = {
+        "reconstruction": [reconstruction_table(result)],
+        "codes": [codes_table(result)],
+        "training": [training_table(result["training"])],
+    }
     if "realism" in result:
         tables["samples"] = list(samples_tables(result["realism"]).values())
     if "heads" in result:
         tables["heads"] = [heads_table(result["heads"])]
-    if result.get("training"):
-        tables["training"] = [training_table(result["training"])]
+    missing = {section: [f"{why}."] for section, why in result["missing"].items()}
     pictures = {}
     for name, picture in PICTURES.items():
         if (folder / name).exists():
@@ -531,31 +478,19 @@ def write(folder, config, result, people, credit, command=None, portraits=None):
             pictures.setdefault(picture.section, []).append(shown)
         elif name == "worst.png":
             missing.setdefault("reconstruction", []).append(NO_HEAD)
-    if callable(portraits):
-        used = sum(len(one["data"]) for some in pictures.values() for one in some)
-        portraits = portraits(MOST_BYTES - used)
-    portraits = {
-        person: {**one, "data": base64.b64encode(one["jpeg"]).decode()} for person, one in (portraits or {}).items()
-    }
-    rows = people_table(people)
-    without = len(rows["rows"]) - len(portraits)
-    if portraits and without:
-        missing["people"] = [
-            f"{without} people have no picture here, which would make this file too large; the others are those whose "
-            "SSIM inside the head is lowest."
-        ]
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    form = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.jinja")
-    page = form.render(
+    if len(portraits) < len(people):
+        missing["people"] = [f"pictures of {len(people) - len(portraits)} more people, whose SSIM is higher."]
+    forms = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
+    page = forms.get_template("report.html.jinja").render(
         title=config["data"]["title"],
         result=result,
         facts=facts(config, result, command),
         headline=headline(result),
-        splits=splits_table(result.get("splits") or config["data"].get("splits", {})),
+        splits=splits_table(result["splits"]),
         tables=tables,
         pictures=pictures,
         missing=missing,
-        people=rows,
+        people=people_table(people),
         portraits=portraits,
         settings=json.dumps(settings, indent=2),
         credit=credit,

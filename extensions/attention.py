@@ -40,6 +40,7 @@ class RowAttention(layers.Layer):
         self.query = layers.Dense(num_heads * head_dim, use_bias=False)
         self.key_value = layers.Dense(2 * num_heads * head_dim, use_bias=False)
         self.out = layers.Dense(filters)
+        self.built = True  # its layers are, when they are first called
 
     def queries_keys_values(self, v):
         """(B, rows, W, C) -> (B, heads, rows * W, head_dim) and twice (B, heads, rows * row_keys, head_dim)."""
@@ -93,6 +94,7 @@ class CodeMap(layers.Layer):
         self.embedding = layers.Embedding(num_embeddings + 1, filters)  # the first row: not known
         self.convolutions = [layers.Conv2D(filters, 3, padding="same") for _ in range(4)]
         self.out = layers.Conv2D(filters, 3, padding="same")
+        self.built = True
         self.nearest = np.arange(output_size) * grid_size // output_size  # row of the known grid under each row
 
     def call(self, codes):

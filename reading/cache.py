@@ -59,10 +59,49 @@ FOUND = {
     "negative": "negative values in {} files are kept: the lowest of a scan becomes black",
     "unoriented": "the headers of {} volumes name no orientation: the axes are taken as left, anterior, superior, as "
     "nibabel does; look at preview.png (train.py --dry-run)",
+    "disagreement": "in the headers of {} volumes pixdim or qform disagrees with the affine (sform) on the size or the "
+    "axes of a voxel: the affine is taken",
     "dark": "the slices of {} scans are far darker than those of the others",
     "black": "{} slices are black",
     "copy": "{} slices are equal to one of another person: are they whose they seem to be?",
 }
+
+
+class Manifest:
+    """What is known of the slices of a cache, row by row: `dataset.COLUMNS`, their digest, and what was found."""
+
+    def __init__(self, sources, how):
+        indices = [source.slice_index for source in sources if source.slice_index is not None]
+        self.lowest, self.highest = (min(indices), max(indices)) if indices else (0, how.num_slices - 1)
+        self.slices, self.digest, self.ranges = [], hashlib.sha256(), []
+        self.names = {kind: [] for kind in FOUND}
+        self.owners, self.means = {}, collections.defaultdict(list)
+
+    def note(self, kinds, name):
+        for kind in kinds:
+            self.names[kind].append(name)
+
+    def add(self, source, name, number, order, image):
+        """Takes down one slice: its number in its file, and its place among those that were taken of it."""
+        place = order if source.slice_index is None else number - self.lowest
+        position = round(place / max(1, self.highest - self.lowest), 6)
+        whose = (source.subject_id, source.session, number, position, source.label, source.split)
+        content = image.tobytes()
+        self.digest.update(content + repr(whose).encode())
+        self.slices.append((name, *whose, len(self.slices)))
+        self.means[f"{source.subject_id} {source.session}".strip()].append(image.mean())
+        if image.max() < DARKEST:
+            self.note(["black"], name)
+        elif self.owners.setdefault(hash(content), source.subject_id) != source.subject_id:
+            self.note(["copy"], name)
+
+    def notices(self):
+        """A line for each kind of thing that was found."""
+        means = {scan: np.mean(values) for scan, values in self.means.items()}
+        typical = np.median([*means.values()])
+        dark = [scan for scan, mean in means.items() if DARKEST / 10 < mean < 0.1 * typical]
+        names = self.names | {"dark": dark}
+        return [FOUND[kind].format(len(of)) + f" ({of[0]} the first)" for kind, of in names.items() if of]
 
 
 def _refuse_nothing(data_dir, found, bad_files):
@@ -99,76 +138,49 @@ def _most_common(values):
 def build_cache(data_dir, sources, how, packed, manifest_path):
     """Decodes every source into the array `packed`, uint8 (number, image_size, image_size), and writes the manifest.
 
-    Both appear under their names when they are whole. The manifest is JSON: the fingerprint, SHA-256 of the pixels and
-    of whose they are; notices; bad files; what the sources were like; and for each slice path, subject_id, session,
-    slice_index, slice_position, label, split and row.
+    Both appear under their names when they are whole. The manifest is JSON: slices and fingerprint as a `Manifest` has
+    them; notices; bad files; what the sources were like.
     """
     started = time.monotonic()
     sources, inspected, bad_files = _survey(data_dir, sources, how)
     native_size = native_size_of(about["shape"] for about in inspected)
     image_size = how.image_size or native_size
     scales = scales_of(sources, inspected)
-    kinds = {name: [] for name in FOUND}
-
-    def note(found, name):
-        for kind in found:
-            kinds[kind].append(name)
+    manifest = Manifest(sources, how)
 
     def decode(source):
         if source.slice_index is None:
-            numbers, stack, found, values = read_volume(source.path, how)
+            numbers, stack, kinds, values = read_volume(source.path, how)
         else:
             scale = scales.get((source.subject_id, source.session))
-            numbers, stack, found = [source.slice_index], read_image(source.path, scale, how)[None], []
+            numbers, stack, kinds = [source.slice_index], read_image(source.path, scale, how)[None], []
             values = scale or (float(stack.min()), float(stack.max()))
-        return numbers, [fit_square(image, native_size, image_size) for image in stack], found, values
-
-    indices = [source.slice_index for source in sources if source.slice_index is not None]
-    lowest, highest = (min(indices), max(indices)) if indices else (0, 0)
-    slices, ranges, digest, owners, means = [], [], hashlib.sha256(), {}, collections.defaultdict(list)
-
-    def fill(file):
-        per_source = how.num_slices if sources[0].slice_index is None else 1
-        shape = (len(sources) * per_source, image_size, image_size)
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for source, result in _each(decode, sources, how.skip_bad_files, "decoding slices"):
-            if isinstance(result, BadFile):
-                bad_files.append(result)
-                continue
-            numbers, images, found, values = result
-            name = source.path.relative_to(data_dir).as_posix()
-            note(found, name)
-            ranges.append(values)
-            for order, (number, image) in enumerate(zip(numbers, images, strict=True)):
-                if source.slice_index is None:
-                    position = order / max(1, how.num_slices - 1)
-                else:
-                    position = (number - lowest) / max(1, highest - lowest)
-                whose = (source.subject_id, source.session, number, round(position, 6), source.label, source.split)
-                content = image.tobytes()
-                file.write(content)
-                digest.update(content + repr(whose).encode())
-                slices.append((name, *whose, len(slices)))
-                means[source.subject_id, source.session].append(image.mean())
-                if image.max() < DARKEST:
-                    note(["black"], name)
-                elif owners.setdefault(hash(content), source.subject_id) != source.subject_id:
-                    note(["copy"], name)
-        _refuse_nothing(data_dir, slices, bad_files)
-        file.truncate(file.tell() + (shape[0] - len(slices)) * image_size**2)  # black rows for files that were left out
+        return numbers, [fit_square(image, native_size, image_size) for image in stack], kinds, values
 
     def write(partial):
+        per_source = how.num_slices if sources[0].slice_index is None else 1
+        shape = (len(sources) * per_source, image_size, image_size)
         with partial.open("wb") as file:
-            fill(file)
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for source, result in _each(decode, sources, how.skip_bad_files, "decoding slices"):
+                if isinstance(result, BadFile):
+                    bad_files.append(result)
+                    continue
+                numbers, images, kinds, values = result
+                name = source.path.relative_to(data_dir).as_posix()
+                manifest.note(kinds, name)
+                manifest.ranges.append(values)
+                for order, (number, image) in enumerate(zip(numbers, images, strict=True)):
+                    file.write(image.tobytes())
+                    manifest.add(source, name, number, order, image)
+            _refuse_nothing(data_dir, manifest.slices, bad_files)
+            left_out = shape[0] - len(manifest.slices)  # whose rows are black
+            file.truncate(file.tell() + left_out * image_size**2)
 
     write_whole(packed, write)
     for source, about in zip(sources, inspected, strict=True):
-        note(about["kinds"], source.path.relative_to(data_dir).as_posix())
-    mean = {" ".join(scan).strip(): np.mean(values) for scan, values in means.items()}
-    for scan, value in mean.items():
-        if DARKEST / 10 < value < 0.1 * np.median([*mean.values()]):
-            note(["dark"], scan)
-    notices = [FOUND[kind].format(len(names)) + f" ({names[0]} the first)" for kind, names in kinds.items() if names]
+        manifest.note(about["kinds"], source.path.relative_to(data_dir).as_posix())
+    notices = manifest.notices()
     if image_size > native_size:
         notices.append(f"slices of {native_size} pixels are enlarged to {image_size}, as --image-size asks")
     voxels = _most_common(
@@ -178,8 +190,8 @@ def build_cache(data_dir, sources, how, packed, manifest_path):
         several = ", ".join(f"{size} ({number})" for size, number in list(voxels.items())[:4])
         notices.append(f"voxels differ in size: {several}; --voxel-size brings all to one")
     shapes = _most_common(f"{height} x {width}" for height, width in (about["shape"] for about in inspected))
-    manifest = {
-        "fingerprint": digest.hexdigest(),
+    content = {
+        "fingerprint": manifest.digest.hexdigest(),
         "notices": notices,
         "bad_files": sorted((str(bad.path), bad.reason) for bad in bad_files),
         "about": {
@@ -188,13 +200,13 @@ def build_cache(data_dir, sources, how, packed, manifest_path):
             "native_pixels": shapes,
             "pixel_mm": _pixel_mm(sources, inspected, how, native_size / image_size),
             "plane": how.plane if voxels else None,
-            "values_before": [min(low for low, _ in ranges), max(high for _, high in ranges)],
+            "values_before": [min(low for low, _ in manifest.ranges), max(high for _, high in manifest.ranges)],
         },
-        "slices": slices,
+        "slices": manifest.slices,
     }
-    write_text(manifest_path, json.dumps(manifest))
-    seconds = time.monotonic() - started
-    print(f"decoded {len(slices)} slices in {seconds:.1f} s, {len(slices) / max(seconds, 1e-3):,.0f} a second")
+    write_text(manifest_path, json.dumps(content))
+    number, seconds = len(manifest.slices), time.monotonic() - started
+    print(f"decoded {number} slices in {seconds:.1f} s, {number / max(seconds, 1e-3):,.0f} a second")
 
 
 def _pixel_mm(sources, inspected, how, enlarged):

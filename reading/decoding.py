@@ -85,13 +85,13 @@ def read_image(path, scale, how):
             pixels, _ = _without_spoilers(path, pixels, far=2.5, black=low)
         pixels = np.nan_to_num((pixels - low) * (255 / ((high - low) or 1)), nan=0.0)
         pixels = np.clip(pixels, 0, 255).round().astype("uint8")
-    if how.background == "black":
+    if how.background == "black" and pixels.min() < pixels.max():  # one of a single value has no head to be kept
         pixels = np.where(head(pixels, max(1, max(pixels.shape) // 32)), pixels, 0).astype("uint8")
     return pixels
 
 
 def open_volume(path):
-    """A volume with axes right, anterior, superior; its orientation as stored, and whether the header names one."""
+    """A volume with axes right, anterior, superior; its orientation as stored; names of what its header lacks."""
     _refuse_no_file(path)
     try:
         volume = nibabel.load(path)
@@ -105,25 +105,38 @@ def open_volume(path):
     dtype = volume.get_data_dtype()
     if dtype.kind not in "biuf":
         raise BadFile(path, f"its voxels are of type {dtype}, not single numbers")
-    if min(shape) < 1 or math.prod(shape) * max(4, dtype.itemsize) > 4 * MOST_VOXELS:
-        raise BadFile(path, f"its header claims {' x '.join(map(str, shape))} voxels of type {dtype}")
+    size = max(4, dtype.itemsize)
+    if min(shape) < 1 or math.prod(shape) * size > 4 * MOST_VOXELS:
+        claimed, most = " x ".join(map(str, shape)), 4 * MOST_VOXELS // size
+        raise BadFile(path, f"its header claims {claimed} voxels; of type {dtype}, 1 to {most:,} can be read")
     if not np.isfinite(volume.affine).all():
         raise BadFile(path, "the affine is not finite")
     if not all(0.01 <= size <= 100 for size in voxel_sizes(volume)):
         raise BadFile(path, f"its header claims voxels of {' x '.join(f'{s:g}' for s in voxel_sizes(volume))} mm")
-    header = volume.header
-    named = True
-    if isinstance(volume, nibabel.Nifti1Pair):
-        named = bool(header["sform_code"] or header["qform_code"])
-    elif isinstance(volume, nibabel.AnalyzeImage):  # older than NIfTI; SPM keeps the affine beside it
-        named = path.with_suffix(".mat").exists()
     try:
-        orientation = "".join(nibabel.aff2axcodes(volume.affine))
+        orientation, kinds = "".join(nibabel.aff2axcodes(volume.affine)), _kinds_of_header(volume, path)
         volume = volume.slicer[(..., *[0] * (volume.ndim - 3))] if volume.ndim > 3 else volume
         canonical = nibabel.as_closest_canonical(volume)
     except Exception as error:
         raise BadFile(path, f"the affine names no axes ({in_a_line(error)})") from error
-    return canonical, orientation, named
+    return canonical, orientation, kinds
+
+
+def _kinds_of_header(volume, path):
+    if isinstance(volume, nibabel.Nifti1Pair):
+        header = volume.header
+        if not header["sform_code"] and not header["qform_code"]:
+            return ["unoriented"]
+        agree = np.allclose(np.abs(header["pixdim"][1:4]), voxel_sizes(volume), rtol=0.01)
+        if agree and header["qform_code"]:
+            try:
+                agree = nibabel.aff2axcodes(volume.get_qform()) == nibabel.aff2axcodes(volume.affine)
+            except (ValueError, nibabel.spatialimages.HeaderDataError):  # numbers that are no rotation
+                agree = False
+        return [] if agree else ["disagreement"]
+    if isinstance(volume, nibabel.AnalyzeImage) and not path.with_suffix(".mat").exists():
+        return ["unoriented"]  # older than NIfTI; SPM keeps the affine beside it
+    return []
 
 
 def _check_gzip(path, most):
@@ -149,9 +162,11 @@ def head(voxels, gap):
     between brain and scalp), its largest piece, holes filled in every plane, and one more element all around.
     """
     smooth = ndimage.gaussian_filter(voxels.astype("float32"), 1.0)
+    smooth -= min(0, smooth.min())  # half of a threshold is half the way from black, as of CT, where that is -1000
     if smooth.min() == smooth.max():
         return np.zeros(voxels.shape, bool)
-    closed = ndimage.binary_closing(np.pad(smooth > threshold_otsu(smooth) / 2, gap), iterations=gap)
+    half = (min(0, smooth.min()) + _otsu(smooth)) / 2
+    closed = ndimage.binary_closing(np.pad(smooth > half, gap), iterations=gap)
     labels, number = ndimage.label(closed[(slice(gap, -gap),) * voxels.ndim])
     largest = labels == np.argmax(np.bincount(labels.ravel(), minlength=number + 1)[1:]) + 1
     for axis in range(3) if voxels.ndim == 3 else ():
@@ -160,6 +175,25 @@ def head(voxels, gap):
     if voxels.ndim == 2:
         largest = ndimage.binary_fill_holes(largest)
     return ndimage.binary_dilation(largest)
+
+
+def _otsu(voxels):
+    return threshold_otsu(voxels.ravel(order="K"))  # flat, as a volume of three slices would pass for a colour image
+
+
+def to_slices(voxels, plane):
+    """A volume with axes right, anterior, superior as its slices of a plane, (n, height, width); a view.
+
+    The lowest (or most posterior, or leftmost) comes first. Rows of an axial slice run from anterior to posterior,
+    columns from the person's left to right; rows of the others from superior to inferior, columns of a coronal one from
+    left to right and of a sagittal one from posterior to anterior.
+    """
+    return np.rot90(np.moveaxis(voxels, PLANES[plane], 2)).transpose(2, 0, 1)
+
+
+def to_volume(slices, plane):
+    """The volume of which `to_slices` makes these slices; a view."""
+    return np.moveaxis(np.rot90(slices.transpose(1, 2, 0), -1), 2, PLANES[plane])
 
 
 def _without_spoilers(path, values, far, black=None):
@@ -200,43 +234,63 @@ def _without_spoilers(path, values, far, black=None):
 
 
 def read_volume(path, how):
-    """Slices of a plane around the brain's middle, lowest (or most posterior, or leftmost) first.
+    """Slices of a plane around the brain's middle, in the order and with the axes of `to_slices`.
 
-    Intensity runs from the volume's 0.5th percentile (0) to the 99.5th of its foreground (255). Rows of an axial slice
-    run from anterior to posterior, columns from the person's left to right; rows of the others from superior to
-    inferior, columns of a coronal one from left to right and of a sagittal one from posterior to anterior.
+    Intensity runs from the volume's 0.5th percentile (0) to the 99.5th of its foreground (255).
 
     Returns:
         A list of slice numbers in the canonical volume; uint8 of shape (num_slices, height, width); names of what was
         found; the range of values before, (low, high).
     """
-    volume, _, _ = open_volume(path)
-    try:
-        if path.suffix.lower() == ".gz":
-            _check_gzip(path, 2**24 + 16 * math.prod(volume.shape))  # numbers of 16 bytes at most, and extensions
-        voxels = np.asanyarray(volume.dataobj, dtype="float32")
-    except Exception as error:
-        raise BadFile(path, f"truncated or damaged ({in_a_line(error)})") from error
-    voxels, found = _without_spoilers(path, voxels, far=8)
+    volume = open_volume(path)[0]
+    voxels, found = _without_spoilers(path, _voxels(path, volume), far=8)
     if how.voxel_size:
         volume = nibabel.Nifti1Image(voxels, volume.affine)
         low = float(voxels.min())
         volume = resample_to_output(volume, np.broadcast_to(how.voxel_size, 3), order=1, cval=low)
         voxels = np.asanyarray(volume.dataobj, dtype="float32")
+    foreground, low, high = _scale(path, voxels)
+    numbers = _choose(path, to_slices(foreground, how.plane), voxel_sizes(volume)[PLANES[how.plane]], how)
+    if how.background == "black":
+        gap = max(1, round(BONE_MM / max(voxel_sizes(volume))))
+        voxels = np.where(head(voxels, gap), voxels, low)
+    stack = np.clip((to_slices(voxels, how.plane)[numbers] - low) / (high - low), 0, 1)
+    shape = slice_shape(volume, how)
+    if stack.shape[1:] != shape:  # square pixels, of the coarser of the two sizes
+        stack = np.stack([resize(image, shape, anti_aliasing=True) for image in stack])
+    return numbers.tolist(), (stack * 255).round().astype("uint8"), found, (float(low), float(high))
+
+
+def _voxels(path, volume):
+    """Values of an open volume, float32, its file read to the end."""
     try:
-        foreground = voxels > threshold_otsu(voxels)
+        if path.suffix.lower() == ".gz":
+            _check_gzip(path, 2**24 + 16 * math.prod(volume.shape))  # numbers of 16 bytes at most, and extensions
+        return np.asanyarray(volume.dataobj, dtype="float32")
+    except Exception as error:
+        raise BadFile(path, f"truncated or damaged ({in_a_line(error)})") from error
+
+
+def _scale(path, voxels):
+    """Which voxels are foreground, and the values that become 0 and 255."""
+    try:
+        foreground = voxels > _otsu(voxels)
     except ValueError as error:  # from NumPy, where all values lie within a rounding error
         raise BadFile(path, f"its values do not differ enough ({in_a_line(error)})") from error
     low, high = np.percentile(voxels, 0.5), np.percentile(voxels[foreground], 99.5)
     if low >= high:
         raise BadFile(path, f"nearly every value is {low:g}")
-    if how.background == "black":
-        gap = max(1, round(BONE_MM / max(voxel_sizes(volume))))
-        voxels = np.where(head(voxels, gap), voxels, low)
+    return foreground, low, high
 
-    axis = PLANES[how.plane]
-    along_mm = voxel_sizes(volume)[axis]
-    area = foreground.mean(axis=tuple(one for one in range(3) if one != axis))
+
+def _choose(path, foreground, along_mm, how):
+    """Numbers of the slices around the brain's middle, integers, shape (num_slices,).
+
+    Args:
+        foreground: All slices of the plane, bool, shape (n, height, width).
+        along_mm: Distance of one to the next.
+    """
+    depth, area = len(foreground), foreground.mean(axis=(1, 2))
     inside = np.flatnonzero(area > 0.1 * area.max())
     middle = (inside[0] + inside[-1]) / 2
     if how.plane == "axial":
@@ -246,7 +300,6 @@ def read_volume(path, how):
     offsets_mm = (np.arange(how.num_slices) - (how.num_slices - 1) / 2) * how.slice_spacing_mm
     # A voxel of 0.9999999 mm must not put two slices into one; 1e-3 of a slice is nothing.
     numbers = np.floor(middle + offsets_mm / along_mm + 0.5 + 1e-3).astype(int)
-    depth = voxels.shape[axis]
     if numbers[0] < 0 or numbers[-1] >= depth or len(set(numbers)) < how.num_slices:
         wanted = f"{how.num_slices} slices {how.slice_spacing_mm:g} mm apart around the brain's middle"
         spacing = max(how.slice_spacing_mm, along_mm)
@@ -256,12 +309,7 @@ def read_volume(path, how):
             f"its {depth} {how.plane} slices of {along_mm:g} mm do not hold {wanted}; "
             f"--num-slices {max(1, fits)} --slice-spacing {spacing:g} would fit",
         )
-    stack = np.rot90(np.moveaxis(voxels, axis, 2)[:, :, numbers]).transpose(2, 0, 1)
-    stack = np.clip((stack - low) / (high - low), 0, 1)
-    shape = slice_shape(volume, how)
-    if stack.shape[1:] != shape:  # square pixels, of the coarser of the two sizes
-        stack = np.stack([resize(image, shape, anti_aliasing=True) for image in stack])
-    return numbers.tolist(), (stack * 255).round().astype("uint8"), found, (float(low), float(high))
+    return numbers
 
 
 def slice_shape(volume, how):
@@ -301,8 +349,8 @@ def inspect_source(source, how):
         of an image of more than 8 bits; `voxel`, sizes in mm, and `orientation` of a volume.
     """
     if source.slice_index is None:
-        volume, orientation, named = open_volume(source.path)
-        kinds, voxel = [] if named else ["unoriented"], tuple(voxel_sizes(volume))
+        volume, orientation, kinds = open_volume(source.path)
+        voxel = tuple(voxel_sizes(volume))
         return {"shape": slice_shape(volume, how), "kinds": kinds, "voxel": voxel, "orientation": orientation}
     with _open_image(source.path) as image:
         about = {"shape": image.size[::-1], "kinds": []}

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import os
 import re
+import unicodedata
 from pathlib import Path
 
 from reading.participants import labels_of
@@ -29,6 +30,8 @@ SPLIT = f"(?P<split>{SPLIT_FOLDER})"
 CLASSES = "(?P<label>(?i:ADNI_)?(?i:AD|NC|CN|MCI|EMCI|LMCI|SMC|pMCI|sMCI|HC|FTD))"  # of folders without a split
 PICTURE, NIFTI = r"\.(?i:jpe?g|png)", r"\.(?i:nii(?:\.gz)?)"
 MOST_CLASSES = 20
+# Folders that no person made: of thumbnails, and of what file servers and systems leave. Hidden ones are beside these.
+NOT_DATA = re.compile(r"(?i)@.*|_*thumb(?:nail)?s?|__macosx|[#$]recycle.*|#snapshot|lost\+found")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +92,19 @@ LAYOUTS = {
         aside=r"[^/]+/mri/.*|fsaverage\w*/.*",
         aside_is="other volumes of FreeSurfer's",
     ),
+    # Recognised where the folder holds nothing else: see `_refuse_all_but_flat`.
+    "flat": Layout("NAME.nii.gz, each file another person", (r"(?P<subject>[^/]+?)\.(?i:nii|nii\.gz|img|mgz|mgh)",)),
 }
 NAMES = (*LAYOUTS, "regex")
+# What names a person in a path, for errors to suggest: in names of slices, in folders, in any name.
+OF_SLICES = (r"(?P<subject>[^/]+)_(?P<slice>\d+)\.\w+$", r"(?P<subject>[^/]+)/[^/]*?(?P<slice>\d+)\.\w+$")
+OF_ANY = (r"^(?P<subject>[^/]+)/", r"(?P<subject>[^/]+)/[^/]+$", r"(?P<subject>[^/.]+)[^/]*$")
+# Beginnings of file names that may name a person: up to the first number, the second, the third; or word.
+BEGINNINGS = [
+    f"^(?P<subject>{first}{more * number})"
+    for first, more in ((r"\D*\d+", r"\D+\d+"), (r"[^\W_]+", r"[\W_]+[^\W_]+"))
+    for number in range(3)
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +130,14 @@ def kind_of(name):
     return "image" if name.endswith(IMAGE_SUFFIXES) else "volume" if name.endswith(VOLUME_SUFFIXES) else ""
 
 
+def stem_of(name):
+    """A name or path without the ending of an image or a volume."""
+    endings = sorted((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES), key=len, reverse=True)
+    return name[: -len(next(ending for ending in endings if name.lower().endswith(ending)))]
+
+
 def walk(folder):
-    """Paths of all files below, relative to the folder, in order; links are followed, what is hidden is not."""
+    """Paths of all files below, relative to the folder, in order; links are followed, hidden and `NOT_DATA` are not."""
 
     def refuse(error):
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})")
@@ -128,7 +148,7 @@ def walk(folder):
         if real in above[place]:  # a link to a folder that holds it
             folders[:] = []
             continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not (name.startswith(".") or NOT_DATA.fullmatch(name)))
         above |= {os.path.join(place, name): above[place] | {real} for name in folders}
         start = os.path.relpath(place, folder)
         found += [name if start == "." else f"{start}/{name}" for name in sorted(names) if not name.startswith(".")]
@@ -170,13 +190,13 @@ def _pattern(subject_regex):
     try:
         pattern = re.compile(subject_regex)
     except re.error as error:
-        raise UserError(f"--subject-regex {subject_regex!r} is not a regular expression: {error}") from error
+        raise UserError(f"--subject-regex '{subject_regex}' is not a regular expression: {error}") from error
     if not pattern.groups or (pattern.groupindex and "subject" not in pattern.groupindex):
-        raise UserError(f"--subject-regex {subject_regex!r}: give the person's part a group, like (?P<subject>P\\d+)")
+        raise UserError(f"--subject-regex '{subject_regex}': give the person's part a group, (?P<subject>...)")
     known = ("subject", "session", "slice", "label", "split")
     unknown = [name for name in pattern.groupindex if name not in known]
     if unknown:
-        raise UserError(f"--subject-regex {subject_regex!r}: group {unknown[0]!r} is none of {', '.join(known)}")
+        raise UserError(f"--subject-regex '{subject_regex}': group {unknown[0]!r} is none of {', '.join(known)}")
     return pattern
 
 
@@ -206,13 +226,23 @@ def _sources(data_dir, matched):
             number = int(index) if index else numbers[series]
             numbers[series] += 1
         split = _split_of(split)
-        sources.append(Source(data_dir / name, subject, session, number, groups.get("label", ""), split))
+        label = unicodedata.normalize("NFC", groups.get("label", ""))  # macOS takes accents apart in names of files
+        sources.append(Source(data_dir / name, subject, session, number, label, split))
     if not any(source.split == "validation" for source in sources):  # which is then cut from those for training
         sources = [dataclasses.replace(one, split="" if one.split == "train" else one.split) for one in sources]
     return sorted(sources, key=lambda source: source.path)
 
 
-def _by_regex(data_dir, names, everything, subject_regex):
+def _suggestion(names):
+    """--subject-regex for files of no known layout, to be pasted: matches all of them, and tells people apart."""
+    patterns = (*OF_SLICES, *OF_ANY) if all(kind_of(name) == "image" for name in names) else OF_ANY
+    matches = {pattern: [re.search(pattern, name) for name in names] for pattern in patterns}
+    fitting = {pattern: len({match["subject"] for match in found}) for pattern, found in matches.items() if all(found)}
+    best = next((pattern for pattern, people in fitting.items() if people > 1), list(fitting)[-1])
+    return f"--subject-regex '{best}'"
+
+
+def _by_regex(data_dir, names, subject_regex):
     """Sources by --subject-regex, and notices."""
     pattern = _pattern(subject_regex)
     matched, notices = {}, []
@@ -222,17 +252,19 @@ def _by_regex(data_dir, names, everything, subject_regex):
             matched[name] = found.groupdict() if pattern.groupindex else {"subject": found[1]}
     others = [name for name in names if name not in matched]
     if not matched:
-        _refuse_nothing(data_dir, names, everything=everything)
-        raise UserError(f"--subject-regex {subject_regex!r} matches none of {len(names)} files, such as {names[0]}")
+        raise UserError(
+            f"--subject-regex '{subject_regex}' matches none of {len(names)} files, such as {names[0]}; "
+            f"{_suggestion(names)} does"
+        )
     for group in pattern.groupindex:
         if not any(groups[group] for groups in matched.values()):
             raise UserError(
-                f"--subject-regex {subject_regex!r}: its group {group!r} matches in none of {len(matched)} files"
+                f"--subject-regex '{subject_regex}': its group {group!r} matches in none of {len(matched)} files"
             )
     kinds = collections.Counter(map(kind_of, matched))
     if len(kinds) > 1:
         raise UserError(
-            f"--subject-regex {subject_regex!r} matches {kinds['image']} images and {kinds['volume']} volumes; "
+            f"--subject-regex '{subject_regex}' matches {kinds['image']} images and {kinds['volume']} volumes; "
             "let it end in the suffix of those that are meant"
         )
     if others:
@@ -286,14 +318,14 @@ def _unusual(sources, everything):
     return notices
 
 
-def _refuse_half_of_a_split(data_dir, sources, layout):
+def _refuse_half_of_a_split(data_dir, sources):
     """Raises UserError where the folder is one of a data set's train, validation and test."""
     here = data_dir.resolve()
     if _split_of(here.name) and not any(source.split for source in sources):
         beside = sorted(path.name for path in here.parent.iterdir() if _split_of(path.name) and path.is_dir())
         if len(beside) > 1:
             raise UserError(
-                f"{data_dir}: found {len(sources)} files; did you mean --data-dir {here.parent} ({layout}), "
+                f"{data_dir}: found {len(sources)} files; did you mean --data-dir {here.parent}, "
                 f"with {', '.join(beside)}?"
             )
 
@@ -314,12 +346,9 @@ def _checked(sources):
                 "or tell them apart by --subject-regex with a group 'session'"
             )
         if source.slice_index is None:
-            ending = next(
-                end for end in sorted(VOLUME_SUFFIXES, key=len)[::-1] if source.path.name.lower().endswith(end)
-            )
-            name = source.path.parent / source.path.name[: -len(ending)]
-            if seen.setdefault(name, source.path) != source.path:
-                raise UserError(f"{seen[name]} and {source.path}: both are one volume; remove one")
+            stem = stem_of(str(source.path))
+            if seen.setdefault(stem, source.path) != source.path:
+                raise UserError(f"{seen[stem]} and {source.path}: both are one volume; remove one")
     return sources
 
 
@@ -366,27 +395,15 @@ def find(data_dir, layout=None, subject_regex=None, label_column=None):
     data_dir = Path(data_dir)
     everything = walk(data_dir)
     names = [name for name in everything if kind_of(name)]
+    if not names:
+        _refuse_no_images(data_dir, everything, [] if subject_regex else [layout] if layout else LAYOUTS)
     if subject_regex:
-        layout = "regex"
-        sources, notices = _by_regex(data_dir, names, everything, subject_regex)
-        _refuse_half_of_a_split(data_dir, sources, layout)
+        layout, (sources, notices) = "regex", _by_regex(data_dir, names, subject_regex)
     else:
-        tried = [layout] if layout else list(LAYOUTS)
-        layout, matched = next(((name, found) for name in tried if (found := _match(name, names))), (layout, {}))
-        if not matched:
-            _refuse_nothing(data_dir, names, tried, everything)
-        sources = _sources(data_dir, matched)
-        _refuse_half_of_a_split(data_dir, sources, layout)
-        if layout == "adni":
-            _refuse_people_for_classes(data_dir, sources)
-        aside = re.compile(LAYOUTS[layout].aside or "(?!)", re.DOTALL)
-        others = [name for name in names if name not in matched]
-        known, unknown = ([name for name in others if bool(aside.fullmatch(name)) is so] for so in (True, False))
-        notices = [f"{LAYOUTS[layout].aside_is} are left aside: {_first(known)}"] if known else []
-        if unknown:
-            notices.append(
-                f"images or volumes that are not like {LAYOUTS[layout].looks} are left out: {_first(unknown)}"
-            )
+        layout, sources, notices = _by_layout(data_dir, names, layout)
+    _refuse_half_of_a_split(data_dir, sources)
+    if layout == "adni":
+        _refuse_people_for_classes(data_dir, sources)
     notices += _unusual(sources, everything)
     if not any(source.label for source in sources):
         labels, more = labels_of(data_dir, sources, label_column)
@@ -397,43 +414,84 @@ def find(data_dir, layout=None, subject_regex=None, label_column=None):
     return layout, _checked(sources), notices
 
 
-def _refuse_nothing(data_dir, names, tried=(), everything=()):
-    """Raises UserError where no file is used, with what may have been meant."""
-    kinds = collections.Counter(map(kind_of, names))
-    found = " and ".join(f"{kinds[kind]} {kind}s" for kind in ("image", "volume") if kinds[kind])
-    if not names:
-        scan = next((name for name in everything if _is_dicom(data_dir / name)), None)
-        if scan:
-            raise UserError(
-                f"{data_dir}: holds DICOM files ({scan}); convert them first, for example: "
-                f"dcm2niix -z y -o FOLDER {data_dir}"
-            )
-        if not tried:
-            raise UserError(f"{data_dir}: no images found; looked for PNG, JPEG and TIFF, NIfTI, Analyze and MGH files")
-    elif tried:
-        above = data_dir.resolve()
-        for up in range(1, 3):
-            prefix = "/".join(above.parts[-up:])
-            for layout in tried:
-                number = len(_match(layout, [f"{prefix}/{name}" for name in names]))
-                if number:
-                    meant = above.parents[up - 1]
-                    raise UserError(f"{data_dir}: found {found}; did you mean --data-dir {meant} ({layout})?")
-        for down in range(1, 4):
-            below = {name: name.split("/", down) for name in names if name.count("/") >= down}
-            for layout in tried:
-                matched = _match(layout, sorted({parts[-1] for parts in below.values()}))
-                folders = [parts[:-1] for parts in below.values() if parts[-1] in matched]
-                if folders:
-                    meant = data_dir.joinpath(*folders[0])
-                    raise UserError(f"{data_dir}: found {found}; did you mean --data-dir {meant} ({layout})?")
-        raise UserError(
-            f"{data_dir}: found {found}, such as {names[0]}, in no known layout ({', '.join(tried)}); say whose they "
-            r"are by --subject-regex, like '(?P<subject>P\d+)_(?P<slice>\d+)'"
+def _by_layout(data_dir, names, layout):
+    """The layout, which is recognised where it is None, its sources, and notices."""
+    tried = [layout] if layout else [name for name in LAYOUTS if name != "flat"]
+    known = ((name, matched) for name in tried if (matched := _match(name, names)))
+    found, matched = next(known, (None, None))
+    notices = []
+    if not found:
+        _refuse_all_but_flat(data_dir, names, tried)
+        found, matched = "flat", _match("flat", names)
+        notices.append(
+            f"each of {len(names)} files is taken for another person ({names[0]} the first); if one person has "
+            "several, name the person by --subject-regex"
         )
-    if tried:
-        wanted = "; ".join(f"{LAYOUTS[name].looks} ({name})" for name in tried)
-        raise UserError(f"{data_dir}: no images found; looked for {wanted}; for other folders give --subject-regex")
+    others = [name for name in names if name not in matched]
+    aside = [name for name in others if re.fullmatch(LAYOUTS[found].aside or "(?!)", name, re.DOTALL)]
+    unknown = [name for name in others if name not in set(aside)]
+    if aside:
+        notices.append(f"{LAYOUTS[found].aside_is} are left aside: {_first(aside)}")
+    if unknown:
+        notices.append(f"images or volumes that are not like {LAYOUTS[found].looks} are left out: {_first(unknown)}")
+    return found, _sources(data_dir, matched), notices
+
+
+def _refuse_all_but_flat(data_dir, names, tried):
+    """Raises UserError for files of no known layout, if they are not volumes in one folder, each surely a person."""
+    kinds = collections.Counter(map(kind_of, names))
+    found = f"{data_dir}: found " + " and ".join(f"{number} {kind}s" for kind, number in sorted(kinds.items()))
+    if meant := _meant(data_dir, names, tried):
+        raise UserError(f"{found}; did you mean --data-dir {meant[0]} ({meant[1]})?")
+    if len(tried) == 1 or kinds["image"] or any("/" in name for name in names):
+        raise UserError(
+            f"{found}, such as {names[0]}, in no known layout ({', '.join(tried)}); say whose they are, for example by "
+            + _suggestion(names)
+        )
+    for pattern in BEGINNINGS:
+        files = collections.defaultdict(list)
+        for name in names:
+            files[match["subject"] if (match := re.search(pattern, name)) else ""].append(name)
+        if "" in files or 1 == len(files) < len(names):
+            continue  # some name has no such beginning, or all have one and the same
+        of_one = max(files.values(), key=len)
+        if len(of_one) == 1:
+            return
+        raise UserError(
+            f"{found}, of which several may be of one person, such as {of_one[0]} and {of_one[1]}; "
+            f"give --subject-regex '{pattern}' if they are, or --layout flat if each file is another person"
+        )
+
+
+def _meant(data_dir, names, tried):
+    """The folder above or below in which these files would have one of the layouts, and which; else None."""
+    above = data_dir.resolve()
+    for up in (1, 2):
+        prefix = "/".join(above.parts[-up:])
+        for layout in tried:
+            if _match(layout, [f"{prefix}/{name}" for name in names]):
+                return above.parents[up - 1], layout
+    for down in (1, 2, 3):
+        below = [name.split("/", down) for name in names if name.count("/") >= down]
+        for layout in tried:
+            matched = _match(layout, sorted({name for *_, name in below}))
+            for *folders, name in below:
+                if name in matched:
+                    return data_dir.joinpath(*folders), layout
+    return None
+
+
+def _refuse_no_images(data_dir, everything, wanted):
+    """Raises UserError for a folder without any image or volume."""
+    scan = next((name for name in everything if _is_dicom(data_dir / name)), None)
+    if scan:
+        raise UserError(
+            f"{data_dir}: holds DICOM files ({scan}); convert them first, for example: "
+            f"dcm2niix -z y -o FOLDER {data_dir}"
+        )
+    looked_for = "; ".join(f"{LAYOUTS[name].looks} ({name})" for name in wanted)
+    more = f"{looked_for}; for other folders give --subject-regex" if wanted else "PNG, JPEG, TIFF, NIfTI, Analyze, MGH"
+    raise UserError(f"{data_dir}: no images found; looked for {more}")
 
 
 def _is_dicom(path):

@@ -6,9 +6,11 @@ lack `sub-` or leading zeros; missing values may be written in any of the usual 
 
 import collections
 import csv
+import unicodedata
 
 from system.console import UserError, in_a_line
 
+TABLES = ("participants.tsv", "participants.csv")
 MISSING = {"", "n/a", "n.a.", "#n/a", "na", "nan", "none", "null", "nil", "-", "-9", ".", "?", "missing", "unknown"}
 ID_COLUMNS = ("participant_id", "subject_id", "subject", "participant", "id", "ptid")
 LABEL_COLUMNS = (
@@ -26,7 +28,7 @@ LABEL_COLUMNS = (
 def read(path):
     """Rows of a table as dictionaries, its columns in lower case, blanks trimmed, and its separator."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))  # as labels in paths are
         lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
         header = lines[0].lower() if lines else ""
 
@@ -43,8 +45,8 @@ def read(path):
 
 
 def _key(name):
-    """An id without `sub-` or `ses-`, leading zeros and case."""
-    return name.lower().removeprefix("sub-").removeprefix("ses-").lstrip("0") or "0"
+    """An id without `sub-` or `ses-`, leading zeros and case, its accents as in a table."""
+    return unicodedata.normalize("NFC", name).lower().removeprefix("sub-").removeprefix("ses-").lstrip("0") or "0"
 
 
 def labels_of(data_dir, sources, column=None):
@@ -58,46 +60,48 @@ def labels_of(data_dir, sources, column=None):
     Raises:
         UserError: If the column, or a table, is asked for and not there, or nobody has a label in it.
     """
-    names = ("participants.tsv", "participants.csv")
-    tables = sorted(path for path in data_dir.iterdir() if path.name.lower() in names and path.is_file())
-    visits = sorted({path for source in sources for path in _sessions_tables(data_dir, source)})
-    if not tables and not visits:
-        if column:
-            raise UserError(f"--label-column {column}: no participants.tsv in {data_dir} to take labels from")
-        return [""] * len(sources), []
-    notices, of_person, of_visit, names_used, read_from, seen = [], {}, {}, [], [], []
+    tables = sorted(path for path in data_dir.iterdir() if path.name.lower() in TABLES and path.is_file())
+    visits = {data_dir / source.subject_id / f"{source.subject_id}_sessions.tsv" for source in sources}
+    visits = sorted(path for path in visits if path.is_file())
+    if column and not tables and not visits:
+        raise UserError(f"--label-column {column}: no participants.tsv in {data_dir} to take labels from")
+    wanted = [unicodedata.normalize("NFC", column).lower()] if column else LABEL_COLUMNS
+    notices, rows, used, seen = [], [], {}, {}
     for path in [*tables, *visits]:
-        columns, rows, separator = read(path)
-        seen += columns
-        name = next((one for one in ([column.lower()] if column else LABEL_COLUMNS) if one in columns), None)
-        if name is None:
-            if not column and path in tables:
-                listed = ", ".join(columns) or "nothing"
-                notices.append(f"{path.name} has none of the columns {', '.join(LABEL_COLUMNS[:3])}; it has {listed}")
-            continue
-        if separator != "\t":
-            notices.append(f"{path.name} is not separated by tabs but by {separator!r}, and read so")
-        read_from.append(path)
-        names_used.append(name)
-        _collect(path, columns, rows, name, path.parent.name if path in visits else None, of_person, of_visit)
-    if not read_from:
+        columns, cells, separator = read(path)
+        seen |= dict.fromkeys(columns)
+        name = next((name for name in wanted if name in columns), None)
+        if name:
+            used[path] = name
+            rows += _rows(path, columns, cells, name, path.parent.name if path in visits else None)
+            if separator != "\t":
+                notices.append(f"{path.name} is not separated by tabs but by {separator!r}, and read so")
+        elif not column and path in tables:
+            listed = ", ".join(columns) or "nothing"
+            notices.append(f"{path.name} has none of the columns {', '.join(LABEL_COLUMNS[:3])}; it has {listed}")
+    if not used:
         if column:
-            first = (tables or visits)[0]
-            raise UserError(f"{first}: no column {column!r}; it has {', '.join(dict.fromkeys(seen)) or 'none'}")
+            raise UserError(f"{[*tables, *visits][0]}: no column {column!r}; it has {', '.join(seen) or 'none'}")
         return [""] * len(sources), notices
+    of_visit = {(_key(person), _key(visit)): label for person, visit, label in rows if visit}
+    of_person = collections.defaultdict(lambda: collections.defaultdict(list))  # by key, then by id as it is written
+    for person, visit, label in rows:
+        if not visit:
+            of_person[_key(person)][person].append(label)
     twice = sorted(name for known in of_person.values() for name, labels in known.items() if len(set(labels)) > 1)
     if twice:
         notices.append(
             f"{len(twice)} people have several labels in the table, and the first is taken: {twice[0]} is one"
         )
-    if of_visit and of_person and len(set(names_used)) > 1:
+    names = list(used.values())
+    if of_visit and of_person and len(set(names)) > 1:
         of_person = {}
-        notices.append(f"labels are taken from {names_used[-1]} of the visits' tables alone, not from {names_used[0]}")
+        notices.append(f"labels are taken from {names[-1]} of the visits' tables alone, not from {names[0]}")
     labels = [_label(source, of_person, of_visit) for source in sources]
     if not any(labels):
         people = len({source.subject_id for source in sources})
-        example = next((name for known in of_person.values() for name in known), "")
-        message = f"{read_from[0]}: 0 of {people} people have a label in it; its ids are like {example!r}"
+        example = rows[0][0] if rows else ""
+        message = f"{next(iter(used))}: 0 of {people} people have a label in it; its ids are like {example!r}"
         if column:
             raise UserError(f"--label-column {column}: {message}")
         notices.append(message)
@@ -110,39 +114,27 @@ def labels_of(data_dir, sources, column=None):
     return labels, notices
 
 
-def _collect(path, columns, rows, name, person, of_person, of_visit):
-    """Adds the labels in column `name` of a table's rows: to those of people, or of visits.
+def _rows(path, columns, cells, name, person):
+    """(person, visit, label) of each row of a table: `visit` is empty where it is of a person, as a whole.
 
     Args:
+        name: The column of labels.
         person: Whose visits the table lists; None for a table of people.
-        of_person: Lists of labels by id as written, by key.
-        of_visit: A label by the keys of person and visit.
     """
     ids = "session_id" if person else next((one for one in ID_COLUMNS if one in columns), ID_COLUMNS[0])
     if ids not in columns:
         raise UserError(f"{path}: no column {ids!r}; it has {', '.join(columns)}")
-    for row in rows:
-        whose, label = row.get(ids), row.get(name, "")
-        label = "" if label.lower() in MISSING else label
-        visit = whose if person else row.get("session_id")
-        if not whose:
-            continue
-        if visit:
-            of_visit[_key(person or whose), _key(visit)] = label
-        else:
-            of_person.setdefault(_key(whose), {}).setdefault(whose, []).append(label)
-
-
-def _sessions_tables(data_dir, source):
-    """BIDS's table of a person's visits, where it is there."""
-    path = data_dir / source.subject_id / f"{source.subject_id}_sessions.tsv"
-    return [path] if path.is_file() else []
+    for row in cells:
+        label = row.get(name, "")
+        if row.get(ids):
+            visit = row[ids] if person else row.get("session_id", "")
+            yield person or row[ids], visit, "" if label.lower() in MISSING else label
 
 
 def _label(source, of_person, of_visit):
-    visit = of_visit.get((_key(source.subject_id), _key(source.session)))
-    if visit is not None:
-        return visit
+    visit = _key(source.subject_id), _key(source.session)
+    if source.session and visit in of_visit:
+        return of_visit[visit]
     rows = of_person.get(_key(source.subject_id), {})
     for name, labels in rows.items():
         if name.removeprefix("sub-") == source.subject_id.removeprefix("sub-"):

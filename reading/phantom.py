@@ -1,6 +1,6 @@
 """The embedded demo cohort: synthetic people made from the ICBM 152 templates, written as ADNI's images are.
 
-    python phantom.py OUTPUT_DIR        # AD_NC/{train,test}/{AD,NC}/<id>_<slice>.jpeg, 100 people, about a minute
+    python -m reading.phantom OUTPUT_DIR    # AD_NC/{train,test}/{AD,NC}/<id>_<slice>.jpeg, 100 people, about a minute
 
 nilearn ships the ICBM 152 nonlinear templates (2009a) of T1 intensity, grey and white matter at 1 mm. A synthetic
 person is that anatomy under

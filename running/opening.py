@@ -12,7 +12,7 @@ import numpy as np
 import dataset
 from running.config import read_config, refuse_if_different, refuse_start
 from running.models import build, fingerprint
-from running.run_folder import PRIORS, VQVAES, save, write_splits
+from running.run_folder import PRIORS, VQVAES, read_splits, save, write_splits
 from system import devices, files
 from system.console import UserError
 
@@ -102,7 +102,9 @@ def find_data(run_dir, config, data_dir=None, cache_dir=None):
     how["cache_dir"] = str(cache_dir or cache_here(config))
     data = dataset.prepare(**how)
     if data.fingerprint != config["data"]["fingerprint"]:
-        raise UserError(f"{how['data_dir'] or 'the demo cohort'}: not the data that {run_dir} was trained on")
+        change = dataset.first_difference(data.slices, read_splits(run_dir)) or "the pixels of a slice have changed"
+        where = how["data_dir"] or "the demo cohort"
+        raise UserError(f"{where}: not the data that {run_dir} was trained on: {change}")
     if dataset.splits_sha256(data.slices) != config["splits_sha256"]:
         raise UserError(f"{run_dir}: the split is not the one it was trained on; use the code that made it")
     return data

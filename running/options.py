@@ -314,7 +314,7 @@ def _values(given):
 
 
 def _of_start(given):
-    """What the run of --start-from was trained with, by group; of its data, the size alone."""
+    """What the run of --start-from was trained with, by group, in place of defaults; of its data, the size alone."""
     start = given.get("start_from")
     if not start:
         return {}
@@ -417,11 +417,6 @@ class Evaluation:
         "whole heads drawn and measured (half an hour), of a run trained with --neighbours; 0 for none",
         least=0,
         most=2000,
-    )
-    features: str = everyday(
-        "texture",
-        "what samples are judged by: log-Gabor energies, or InceptionV3, whose weights (84 MB) are fetched once",
-        ("texture", "inception"),
     )
 
 

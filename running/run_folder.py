@@ -171,27 +171,37 @@ def read_ranges(run_dir, decoder):
     """What is usual for test people with a decoder: see `write_ranges`; empty where evaluate.py has not measured it."""
     path = run_dir / "ranges.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get(decoder, {}) if path.exists() else {}
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({in_a_line(error)}); remove it and run evaluate.py") from error
+        found = json.loads(path.read_text(encoding="utf-8")).get(decoder, {}) if path.exists() else {}
+        for usual in (usual for kinds in found.values() for usual in kinds.values()):
+            float(usual["mean"] + usual["sd"] * usual["people"] + usual["quantiles"][-1])
+        return found
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: damaged, or of an older version; run evaluate.py again") from error
 
 
 def write_ranges(run_dir, decoder, per_slice, subject_ids):
-    """Keeps what is usual: of each metric the range of 98 in 100 test slices, and of the test people's means.
+    """Keeps what is usual for the test people, by metric: of their slices, and of each person's mean.
+
+    Of both, `mean` and `sd`, the standard deviation; `quantiles`, 21 from the least (0 %) to the most (100 %); and how
+    many `people` they are of. A metric that no slice has is left out.
 
     Args:
         per_slice: A dictionary of metrics for each test slice.
         subject_ids: Whose slice each is.
     """
     values = pd.DataFrame(per_slice).replace([np.inf, -np.inf], np.nan)
-    slices, people = values.quantile([0.01, 0.99]), values.groupby(np.asarray(subject_ids)).mean()
-    found = {
-        name: {
-            "slices": [round(float(x), 4) for x in slices[name]],
-            "people": [round(float(x), 4) for x in (people[name].min(), people[name].max())],
-        }
-        for name in values
-    }
-    path = run_dir / "ranges.json"
-    old = {other: ranges for other in ("plain", "sharp") if (ranges := read_ranges(run_dir, other))}
-    write_text(path, json.dumps({**old, decoder: found}, indent=2) + "\n")
+    of_people, usual = values.groupby(np.asarray(subject_ids)).mean(), {}
+    for name in values:
+        people = int(of_people[name].count())
+        for kind, table in (("slices", values), ("people", of_people)) if people else ():
+            some = table[name].dropna()
+            usual.setdefault(name, {})[kind] = {
+                "people": people,
+                "mean": float(some.mean()),
+                "sd": float(some.std(ddof=1)) if len(some) > 1 else 0.0,
+                "quantiles": some.quantile(np.linspace(0, 1, 21)).round(4).tolist(),
+            }
+    old = {}
+    with contextlib.suppress(UserError):  # a damaged file is replaced
+        old = {other: found for other in ("plain", "sharp") if (found := read_ranges(run_dir, other))}
+    write_text(run_dir / "ranges.json", json.dumps({**old, decoder: usual}, indent=1) + "\n")

@@ -1,8 +1,6 @@
 """Whose slice is it, in which split does he stand, and what is said of bad files."""
 
-import gzip
 import hashlib
-import json
 
 import nibabel
 import numpy as np
@@ -11,8 +9,9 @@ import pytest
 from conftest import blob, make_slices, write_adni, write_bids, write_image, write_oasis, write_volume
 
 import dataset
-from reading import decoding
+from reading import cache, decoding
 from system.console import UserError
+from using import scans
 
 FRACTIONS = {"validation_fraction": 0.1, "test_fraction": 0.15}
 
@@ -247,7 +246,7 @@ def test_an_interrupted_build_leaves_nothing_and_starts_again(tmp_path, cache_di
         return fit(image, *sizes)
 
     with monkeypatch.context() as patch:
-        patch.setattr(decoding, "fit_square", stopped)
+        patch.setattr(cache, "fit_square", stopped)
         with pytest.raises(KeyboardInterrupt):
             dataset.load(folder, cache_dir=cache_dir, skip_bad_files=True)
     assert list(cache_dir.iterdir()) == []
@@ -275,101 +274,6 @@ def test_nothing_is_written_into_the_data_folder(tmp_path):
 # -- bad input ----------------------------------------------------------------------------------------------------
 
 
-def bad_png(path, how):
-    good = path.read_bytes()
-    if how == "truncated":
-        path.write_bytes(good[: len(good) // 2])
-    elif how == "empty":
-        path.write_bytes(b"")
-    elif how == "text":
-        path.write_text("not an image")
-    elif how == "link":
-        path.unlink()
-        path.symlink_to("nowhere.png")
-    elif how == "huge":
-        PIL.Image.new("1", (20_000, 20)).save(path)
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("truncated", "truncated or damaged"),
-        ("empty", "the file is empty"),
-        ("text", "not a readable image"),
-        ("link", "a link to a file"),
-        ("huge", "20000 x 20 pixels"),
-    ],
-)
-def test_bad_images_are_named_or_skipped(tmp_path, cache_dir, how, message):
-    folder = write_oasis(tmp_path / "oasis", size=64)
-    victim = folder / "keras_png_slices_train" / "case_002_slice_1.nii.png"
-    bad_png(victim, how)
-    with pytest.raises(UserError, match=message) as caught:
-        dataset.load(folder, cache_dir=cache_dir)
-    assert str(victim) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    data = dataset.load(folder, skip_bad_files=True, cache_dir=cache_dir)
-    assert len(data.slices) == 23
-    assert data.bad_files[0][0] == str(victim)
-    assert not data.slices.path.str.endswith(victim.name).any()
-
-
-def volume_with(path, how):
-    rng = np.random.default_rng(0)
-    write_volume(path, rng)
-    image = nibabel.load(path)
-    voxels = np.asarray(image.dataobj).astype("float32")
-    if how == "4-D":
-        voxels = np.stack([voxels, voxels], axis=-1)
-    elif how == "zero":
-        voxels[:] = 0
-    elif how == "infinite":
-        voxels[0, 0, 0] = np.inf
-    elif how == "flat":
-        voxels = voxels[:, :, :10]
-    elif how == "one value but for a few voxels":
-        voxels[:] = 100
-        voxels[:3, :3, :3] = 0
-    nibabel.save(nibabel.Nifti1Image(voxels, image.affine), path)
-    if how == "no axes":  # the three rows of the header's affine
-        content = bytearray(gzip.decompress(path.read_bytes()))
-        content[280:328] = bytes(48)
-        path.write_bytes(gzip.compress(content))
-    if how == "truncated":
-        path.write_bytes(path.read_bytes()[:2000])
-    elif how == "empty":
-        path.write_bytes(b"")
-    elif how == "text":
-        path.write_bytes(gzip.compress(b"not a volume"))
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("4-D", "a 4-D image"),
-        ("zero", "every value is 0"),
-        ("infinite", "infinite"),
-        ("flat", "10 axial slices of 2 mm do not hold"),
-        ("one value but for a few voxels", "nearly every value is 100"),
-        ("truncated", "truncated or damaged|not a readable volume"),
-        ("no axes", "its header claims voxels of 0 x 0 x 0 mm"),
-        ("empty", "the file is empty"),
-        ("text", "not a readable volume"),
-    ],
-)
-def test_bad_volumes_are_named_or_skipped(tmp_path, cache_dir, how, message):
-    folder = write_bids(tmp_path / "bids")
-    victim = folder / "sub-03/anat/sub-03_T1w.nii.gz"
-    volume_with(victim, how)
-    options = {"num_slices": 8, "slice_spacing_mm": 4, "cache_dir": cache_dir}
-    with pytest.raises(UserError, match=message) as caught:
-        dataset.load(folder, **options)
-    assert str(victim) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    data = dataset.load(folder, skip_bad_files=True, **options)
-    assert set(data.slices.subject_id) == {f"sub-{i:02d}" for i in range(8) if i != 3}
-
-
 def test_16_bit_and_colour_slices_are_converted_and_said(tmp_path, cache_dir):
     folder = write_oasis(tmp_path / "oasis")
     train = folder / "keras_png_slices_train"
@@ -387,68 +291,56 @@ def test_16_bit_and_colour_slices_are_converted_and_said(tmp_path, cache_dir):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("description", "title", "credit"),
     [
-        ({}, r"no images found; looked for keras_png_slices.*CLASS.*sub-\*"),
-        ({"layout": "oasis"}, "no images found; looked for keras_png_slices"),
-        ({"layout": "regex"}, "--layout regex needs --subject-regex"),
-        ({"subject_regex": "(a"}, "not a regular expression"),
-        ({"subject_regex": "a"}, "give the person's part a group"),
-        ({"subject_regex": r"(?P<slice>\d)_(P\d)"}, "give the person's part a group"),
         (
-            {"label_column": "dx", "layout": "adni"},
-            "--label-column dx: for tables of participants, not for --layout adni",
+            '{"Name": "Some brains", "Authors": ["A. N.", "B. O."], "License": "CC0"}',
+            "Some brains",
+            "A. N., B. O.; CC0",
         ),
-        ({"subject_regex": "(a)", "layout": "adni"}, "is for --layout regex"),
-        ({"subject_regex": "(a)"}, "no images found"),
+        ('{"Name": "x", "Authors": "M. Z.", "License": "CC0"}', "x", "M. Z.; CC0"),
+        ('{"Authors": [{"name": "A", "email": "a@b"}, {"given": "B", "family": "C"}, null, 5]}', "data", "A, B C"),
+        ('{"Name": null, "Authors": 5, "License": ["CC0"]}', "data", "CC0"),
+        ('{"Name": "two\\nlines \\ud800"}', "two lines ?", ""),
+        ("[1, 2]", "data", ""),
+        ('"text"', "data", ""),
+        ("null", "data", ""),
     ],
 )
-def test_an_empty_folder_and_bad_options(tmp_path, cache_dir, options, message):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=message):
-        dataset.load(tmp_path / "empty", cache_dir=cache_dir, **options)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_any_description_gives_the_credit_that_it_can(tmp_path, description, title, credit, encoding):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_description.json").write_text(description, encoding=encoding)
+    assert dataset.describe(tmp_path / "data") == (title, credit, [])
 
 
-def test_a_folder_that_does_not_exist(tmp_path, cache_dir):
-    with pytest.raises(UserError, match="no such folder"):
-        dataset.load(tmp_path / "nowhere", cache_dir=cache_dir)
+@pytest.mark.parametrize("content", [b'{"Name": "Some br', b"\xff\xfe\x00", b"", b"[" * 100_000])
+def test_a_description_that_is_not_json_is_a_notice(tmp_path, cache_dir, content):
+    folder = write_oasis(tmp_path / "oasis", train=1, validate=0, test=0)
+    (folder / "dataset_description.json").write_bytes(content)
+    data = dataset.load(folder, cache_dir=cache_dir)
+    assert (data.title, data.credit) == ("oasis", "")
+    assert data.notices[-1].startswith("dataset_description.json names nobody to credit: it is not JSON (")
 
 
-def test_a_regex_that_matches_nothing(tmp_path, cache_dir):
-    write_image(tmp_path / "x" / "a.png", np.zeros((16, 16), "uint8"))
-    with pytest.raises(UserError, match="matches none of 1 files, such as a.png"):
-        dataset.load(tmp_path / "x", subject_regex=r"sub(\d+)", cache_dir=cache_dir)
+def test_the_first_slice_that_differs_is_named():
+    before = make_slices(3, ("AD", "NC"))
+    assert dataset.first_difference(before[::-1], before) == ""
+    assert dataset.first_difference(before[:3], before) == "slice 1 of 11 is no longer there"
+    assert dataset.first_difference(before, before[1:]) == "slice 0 of 00 is new"
+    other = before.assign(label=["AD", "AD", "AD", "NC", "AD", "AD"])
+    assert dataset.first_difference(other, before) == "slice 0 of 10 is of p0001 AD, and was of p0001 NC"
 
 
-def test_a_label_column_where_there_are_no_columns(tmp_path, cache_dir):
-    with pytest.raises(UserError, match="--label-column dx: no participants.tsv in .*oasis to take labels from"):
-        dataset.load(write_oasis(tmp_path / "oasis"), label_column="dx", cache_dir=cache_dir)
+@pytest.mark.parametrize(
+    ("number", "most", "expected"), [(10, 4, [0, 3, 6, 9]), (3, 9, [0, 1, 2]), (0, 3, []), (5, 1, [0])]
+)
+def test_a_choice_is_spread_evenly(number, most, expected):
+    assert dataset.spread(number, most).tolist() == expected
 
 
-def test_hidden_files_and_folders_are_nobodys(tmp_path, cache_dir):
-    """As macOS and Jupyter leave them."""
-    folder = write_bids(tmp_path / "bids", people=8)
-    (folder / "sub-01/anat/._sub-01_T1w.nii.gz").write_bytes(b"not a volume")
-    data = dataset.load(folder, num_slices=4, slice_spacing_mm=4, cache_dir=cache_dir)
-    assert len(data.slices) == 8 * 4
-    images = tmp_path / "images"
-    for person in range(4):
-        write_image(images / f"p{person}_0.png", np.full((16, 16), 9, "uint8"))
-        write_image(images / ".ipynb_checkpoints" / f"p{person}_1.png", np.full((16, 16), 9, "uint8"))
-    assert len(dataset.load(images, subject_regex=r"(p\d)_", cache_dir=cache_dir).slices) == 4
-
-
-def test_a_label_column_that_is_not_there(tmp_path, cache_dir):
-    with pytest.raises(UserError, match="no column 'diagnosis'; it has participant_id, age, group"):
-        dataset.load(write_bids(tmp_path / "bids"), label_column="diagnosis", cache_dir=cache_dir)
-
-
-def test_credit_comes_from_the_bids_description(tmp_path, cache_dir):
-    folder = write_bids(tmp_path / "bids")
-    description = {"Name": "Some brains", "Authors": ["A. Nonymous"], "License": "CC0"}
-    (folder / "dataset_description.json").write_text(json.dumps(description))
-    data = dataset.load(folder, num_slices=4, slice_spacing_mm=4, cache_dir=cache_dir)
-    assert (data.title, data.credit) == ("Some brains", "A. Nonymous; CC0")
+def test_each_kind_that_a_file_can_have_is_told_of_one_and_of_many():
+    assert set(cache.FOUND) - set(scans.TOLD) == {"dark", "black", "copy"}  # which are told of a data set alone
 
 
 # -- feeding ------------------------------------------------------------------------------------------------------

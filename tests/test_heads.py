@@ -2,20 +2,23 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
 import pytest
-from conftest import command, make_slices, write_bids
+from conftest import make_slices, randomise, write_bids
+from test_anatomy import draw
 
 import dataset
 import evaluate
 import predict
-import train
-from evaluation import figures, heads
+from evaluation import anatomy, figures, heads
 from predict import TrainedModel
-from running import models, opening
+from running import models, opening, options
 from running.config import read_config
+from system.console import UserError
+from using import heads as drawn_heads
 from using import scans
 
 
@@ -31,21 +34,41 @@ def test_neighbours_are_the_next_slices_of_the_same_scan():
             assert found[name][i] == (rows.index(wanted) if wanted in rows else -1)
 
 
-FEW = {"vqvae_epochs": 1, "coarse_epochs": 1, "coarse_prior_epochs": 1, "prior_epochs": 1, "downsampling": 8}
-VOLUMES = ["--num-slices", "4", "--slice-spacing", "6", "--neighbours"]
+SIZES = {
+    "vqvae": {"base_filters": 4, "num_embeddings": 16, "embedding_dim": 4, "downsampling": 8},
+    "coarse": {"base_filters": 4, "num_embeddings": 8, "embedding_dim": 4},
+    **dict.fromkeys(("coarse_prior", "prior"), {"filters": 8, "num_blocks": 2, "attention_every": 1}),
+}
 
 
-def call(place, run, *more, **changes):
-    """Arguments of train.py on a small BIDS data set."""
-    return command(place, run, *VOLUMES, *map(str, more), data="bids", **FEW | changes)
+def asked(place, run, **changes):
+    """Options of train.py for a small run on volumes of four slices, with other sizes where they are given."""
+    paths = {"--data-dir": place / "bids", "--run-dir": place / run, "--cache-dir": place / "cache"}
+    how = ["--num-slices", "4", "--slice-spacing", "6", "--neighbours", "--precision", "float32"]
+    found = options.train([*(str(part) for option in paths.items() for part in option), *how]).options
+    for name, sizes in SIZES.items():
+        found[name] |= sizes | changes.get(name, {})
+    return found
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Small volumes of ten people, and a run on them whose priors are told of neighbours."""
-    folder = tmp_path_factory.mktemp("heads")
+    """Small volumes of ten people, and a run on them whose priors are told of neighbours; it has learned nothing."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("heads")
     write_bids(folder / "bids", people=10)
-    assert train.main(call(folder, "run")) == 0
+    wanted = asked(folder, "run")
+    data = dataset.prepare(**wanted["data"])
+    opening.open_run(folder / "run", wanted, data)
+    vqvaes = {}
+    for name, of in (("vqvae", ()), ("coarse", ()), ("coarse_prior", ["coarse"]), ("prior", ["vqvae", "coarse"])):
+        whose = models.fingerprint(*(vqvaes[vqvae] for vqvae in of)) if of else ""
+        model = models.build(name, data.image_size, len(data.labels), wanted, whose)
+        randomise(model, rng, 0.3 if of else 0.1)
+        if not of:
+            images = dataset.as_float(dataset.shrink(data.images, model.image_size))
+            model.quantizer.initialise(model.encoder.predict(images, verbose=0))
+            vqvaes[name] = model
+        model.save(folder / "run" / f"{name}.keras")
     return folder
 
 
@@ -54,13 +77,24 @@ def data(place):
     return opening.find_data(place / "run", read_config(place / "run"))
 
 
-def test_a_training_slice_is_told_the_codes_of_its_own_neighbour_or_none(place, data):
+@pytest.fixture(scope="module")
+def model(place):
+    return TrainedModel(place / "run")
+
+
+@pytest.fixture
+def loaded(model, monkeypatch):
+    """Commands find the run's models in memory."""
+    for program in (predict, evaluate):
+        monkeypatch.setattr(program, "TrainedModel", lambda *how: model)
+
+
+def test_a_training_slice_is_told_the_codes_of_its_own_neighbour_or_none(model, data):
     """Of the same person, moved and mirrored alike; but for the few that are replaced."""
-    vqvae = models.load_vqvae(place / "run")
     training = data.of("train")
     beside = dataset.neighbours(training)
     told = dataset.prior_inputs(training, data.labels)
-    batches = dataset.ChangedCodes(told, {"codes": vqvae}, data, 4, 0, max_shift=2, mirrored=0.5, beside=beside)
+    batches = dataset.ChangedCodes(told, {"codes": model.vqvae}, data, 4, 0, max_shift=2, mirrored=0.5, beside=beside)
     alone, seen = [], {"below": 0, "above": 0}
     for epoch in range(4):
         batches.set_epoch(epoch)
@@ -82,7 +116,7 @@ def test_a_training_slice_is_told_the_codes_of_its_own_neighbour_or_none(place, 
     assert 0.3 < np.mean(alone) < 0.7  # and the lowest and the highest of four have one neighbour
 
 
-def test_heads_are_volumes_that_a_viewer_reads(place, capsys):
+def test_heads_are_volumes_that_a_viewer_reads(place, model, loaded):
     arguments = ["--run-dir", str(place / "run"), "--output-dir", str(place / "drawn"), "--volumes", "2"]
     assert predict.main(arguments) == 0
     for i in range(2):
@@ -97,7 +131,7 @@ def test_heads_are_volumes_that_a_viewer_reads(place, capsys):
     assert (place / "drawn" / "volumes.png").exists()
     assert (place / "drawn" / "volumes.gif").stat().st_size < 2e6
     drawn = [np.asarray(nibabel.load(p).dataobj) for p in sorted((place / "drawn" / "volumes").iterdir())]
-    again = next(TrainedModel(place / "run").sample_heads(1))
+    again = next(model.sample_heads(1))
     back = np.rot90(drawn[0], 1).transpose(2, 0, 1)
     np.testing.assert_array_equal(back, again[0])  # one alone is the same as the first of two
 
@@ -114,25 +148,32 @@ def test_a_real_head_written_as_a_new_one_lies_as_it_lay(place, data):
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
 
 
-def test_heads_are_measured(place, data):
+def test_heads_are_measured_also_where_the_run_folder_cannot_be_written(place, loaded, capsys):
     out = place / "measured"
+    (place / "run" / "ranges.json").mkdir()  # stands in for a folder without permission, which root always has
     arguments = ["--run-dir", str(place / "run"), "--output-dir", str(out), "--num-samples", "4", "--num-heads", "3"]
     assert evaluate.main(arguments) == 0
+    assert f"is in {out / 'ranges.json'}" in capsys.readouterr().out
+    assert "plain" in json.loads((out / "ranges.json").read_text())
+    for name in ("people.csv", "report.html", "volumes.png"):
+        assert (out / name).exists()
     found = json.loads((out / "metrics.json").read_text())["heads"]
     assert found["number"] == 3
     assert {"drawn", "test", "decoded_test", "independent"} == set(found["neighbours"])
     assert len(found["neighbours_by_height"]["drawn"]) == 3  # of four slices
     for plane in ("coronal", "sagittal"):
-        assert found[plane]["drawn"] > 0
-        assert found[plane]["floor"] < found[plane]["independent"]
+        assert set(found[plane]) == {"drawn", "independent", "decoded_test", "decoded_floor", "floor"}
+        assert 0 < found[plane]["floor"] < min(found[plane]["independent"], found[plane]["decoded_test"])
     assert 20 < found["brain_ml"]["test"]["mean"] < 40  # of four slices of an ellipsoid
-    assert (out / "volumes.png").exists()
 
 
-def test_a_run_without_neighbours_draws_no_heads(tmp_path, capsys):
-    arguments = ["--run-dir", "pretrained/ixi", "--output-dir", str(tmp_path), "--volumes", "1"]
-    assert predict.main(arguments) == 1
-    assert "heads need a run of train.py --neighbours" in capsys.readouterr().err
+def test_a_run_without_neighbours_draws_no_heads_and_none_are_read():
+    maps = SimpleNamespace(maps={})
+    model = SimpleNamespace(run_dir="x", draws_heads=False, models=SimpleNamespace(prior=maps, coarse_prior=maps))
+    with pytest.raises(UserError, match="heads need a run of train.py --neighbours"):
+        next(drawn_heads.sample(model, 1))
+    data = None  # which is not looked at
+    assert evaluate.compare_heads(None, SimpleNamespace(num_heads=4), model, data, "") is None
 
 
 def test_two_volumes_of_a_session_are_two_scans():
@@ -172,6 +213,36 @@ def test_the_power_along_the_axis_rises_where_slices_jump(rng):
 def test_the_volume_of_a_ball():
     brain, _ = heads.volumes_ml(ball(15), np.linspace(0, 1, 40), (2.0, 2.0, 2.0))
     np.testing.assert_allclose(brain, 4 / 3 * np.pi * 15**3 * 8 / 1000, rtol=0.05)
+
+
+def test_the_volume_of_ventricles_in_heads_of_few_slices():
+    """Each slice between 0.3 and 0.75 of the height counts once, and every second one is looked at."""
+    image = (draw() * 255).round().astype("uint8")
+    area = sum(anatomy.ventricle_masks(image / 255)).sum()
+    for number, counted in ((2, np.nan), (3, 1), (5, 2), (12, 6)):
+        positions = np.linspace(0, 1, number)
+        _, fluid = heads.volumes_ml(np.stack([image] * number), positions, (2.0, 2.0, 5.0))
+        np.testing.assert_allclose(fluid, counted * area * 0.02)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_heads_of_few_slices_are_judged(number):
+    slices = make_slices(6, per_scan=number).assign(row=np.arange(6 * number))
+    slices["slice_position"] = slices.slice_index / (number - 1)
+    slices["split"] = np.repeat(["train", "train", "train", "validation", "test", "test"], number)
+    people = [ball(radius, number) for radius in (12, 13, 14, 15, 16, 17)]
+    data = dataset.Data(np.concatenate(people), slices, "made up", "", "regex", "", [], [], {})
+    found = heads.judge_heads(people[:2], people[2:3], data, lambda head: head, (2.0, 2.0, 20.0))
+    json.dumps(found, allow_nan=False)
+    assert found["coronal"]["decoded_test"] == pytest.approx(0, abs=1e-3)  # nothing is lost
+    assert found["coronal"]["floor"] > 0.1
+    assert (
+        (found["ventricles_ml"]["drawn"]["mean"] is None)
+        == (found["ventricles_ml"]["distance"] is None)
+        == (number == 2)
+    )
+    assert heads.count_people(data, number).to_dict() == {"train": 3, "validation": 1, "test": 2}
+    assert heads.count_people(data, number + 1).empty
 
 
 def test_the_nearest_person_is_oneself():

@@ -10,13 +10,13 @@ from reading import layouts, phantom
 
 @pytest.fixture(scope="module")
 def people():
-    return {label: [phantom.make_person([0, i], label) for i in range(3)] for label in ("AD", "NC")}
+    return {label: [phantom.make_person([0, i], label) for i in range(n)] for label, n in (("AD", 2), ("NC", 1))}
 
 
 def test_a_seed_is_a_person(people):
     again = phantom.make_person([0, 1], "AD")
     np.testing.assert_array_equal(again, people["AD"][1])
-    assert np.abs(again.astype(int) - people["AD"][2]).mean() > 3
+    assert np.abs(again.astype(int) - people["AD"][0]).mean() > 3
 
 
 def test_slices_look_like_brains(people):
@@ -41,7 +41,8 @@ def test_ad_people_have_larger_ventricles(people):
     assert np.mean(ad) > 1.4 * np.mean(nc)
 
 
-def test_cohort_is_written_as_adni_is_and_only_once(tmp_path):
+def test_cohort_is_written_as_adni_is_and_only_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(phantom, "make_person", lambda seed, label: np.zeros((20, 240, 256), "uint8"))
     folder = tmp_path / "cohort"
     phantom.make_cohort(folder, num_people=5)
     layout, sources, _ = layouts.find(folder)

@@ -30,7 +30,7 @@ def as_slices(cohort):
 
 
 @given(people, st.integers(0, 5), st.randoms())
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 def test_nobody_is_in_two_splits_whoever_they_are(cohort, seed, shuffler: random.Random):
     slices = as_slices(cohort)
     try:
@@ -55,7 +55,7 @@ def test_nobody_is_in_two_splits_whoever_they_are(cohort, seed, shuffler: random
 
 
 @given(names, st.integers(0, 10**6), st.sampled_from(["jpeg", "jpg", "png"]))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 def test_an_adni_name_is_read_back(person, number, suffix):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "AD_NC" / "train" / "NC" / f"{person}_{number}.{suffix}"
@@ -66,7 +66,7 @@ def test_an_adni_name_is_read_back(person, number, suffix):
 
 
 @given(names.filter(lambda name: "_" not in name))
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 def test_a_name_of_another_kind_is_said(name):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train" / "AD" / f"{name}.png"

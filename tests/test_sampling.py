@@ -34,23 +34,16 @@ def prior():
 
 @pytest.mark.parametrize(
     ("options", "number"),
-    [
-        ({}, 1),
-        ({}, 5),
-        ({"temperature": 0.7}, 5),
-        ({"top_k": 3}, 5),
-        ({"top_p": 0.6}, 5),
-        ({"temperature": 1.3, "top_k": 6, "top_p": 0.9}, 5),
-    ],
+    [({}, 1), ({"temperature": 0.7}, 5), ({"temperature": 1.3, "top_k": 6, "top_p": 0.9}, 5)],
 )
 def test_sampler_draws_what_the_naive_loop_draws(prior, rng, options, number):
     x = prior_inputs(rng, number)
     sampler = sampling.PixelCNNSampler(prior, **options)
-    drawn = next(sampler.sample(x["label"], x["slice_position"], seed=3, batch_size=number))
+    drawn = sampler.draw(x["label"], x["slice_position"], seed=3, batch_size=number)
     np.testing.assert_array_equal(drawn, naive(prior, x, noise(3, number), **options))
 
 
-COARSE_CODES, SIDE = 7, 4  # codes and grid of the small coarse; 4 does not divide 9
+COARSE_CODES, SIDE = 7, 4  # codes and grid of the small coarse codes; 4 does not divide 9
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +66,6 @@ def test_both_levels_draw_what_the_naive_loops_draw(levels, rng):
     coarse = naive(coarse_prior, {**conditions, "codes": np.zeros((5, SIDE, SIDE), "int32")}, of_coarse, 0.8)
     np.testing.assert_array_equal(drawn, naive(prior, {**x, "coarse": coarse}, noise(3, 5), 1.2, top_p=0.95))
     assert len(np.unique(coarse)) > 2
-    same_noise = next(sampler.sample([1, 1], [0.5, 0.5], seed=3, noise_index=[4, 4], batch_size=2))
-    np.testing.assert_array_equal(*same_noise)
 
 
 def test_the_noises_of_a_sample_differ_by_seed_sample_and_level():
@@ -93,7 +84,7 @@ def test_the_textbook_loop_with_the_priors_own_distribution_draws_alike():
     for r in range(3):
         for c in range(3):
             codes[:, r, c] = model.distribution({**x, "codes": codes}).sample(seed=3 * r + c)[:, r, c]
-    drawn = next(sampling.PixelCNNSampler(model).sample(**x, seed=0, batch_size=number))
+    drawn = sampling.PixelCNNSampler(model).draw(**x, seed=0, batch_size=number)
     for code in range(3):  # five standard errors of a difference of shares
         np.testing.assert_allclose((codes == code).mean(axis=0), (drawn == code).mean(axis=0), atol=0.11)
     pairs = [(some[:, :, 1:] == some[:, :, :-1]).mean() for some in (codes, drawn)]  # neighbours go together alike
@@ -104,8 +95,7 @@ def test_the_textbook_loop_with_the_priors_own_distribution_draws_alike():
     "changes",
     [
         {"attention_every": 0, "num_blocks": 8},
-        {"num_labels": 0},
-        {"num_blocks": 6, "attention_every": 3, "max_dilation": 4},
+        {"num_labels": 0, "num_blocks": 6, "attention_every": 3, "max_dilation": 4},
     ],
 )
 def test_sampler_is_exact_for_other_priors_and_after_loading(tmp_path, rng, changes):
@@ -114,7 +104,7 @@ def test_sampler_is_exact_for_other_priors_and_after_loading(tmp_path, rng, chan
     x = prior_inputs(rng)
     if model.num_labels == 0:
         x["label"][:] = 0
-    drawn = next(sampling.PixelCNNSampler(model).sample(x["label"], x["slice_position"], 0, batch_size=3))
+    drawn = sampling.PixelCNNSampler(model).draw(x["label"], x["slice_position"], 0, batch_size=3)
     np.testing.assert_array_equal(drawn, naive(model, x, noise(0, 3)))
 
 
@@ -123,10 +113,10 @@ def test_sampler_is_exact_on_trained_weights(rng):
     x = prior_inputs(rng, 32)
     x["codes"][:] = (np.arange(SIZE)[:, None] + np.arange(SIZE) + x["label"][:, None, None]) % CODES
     model.compile(optimizer=keras.optimizers.Adam(1e-2))
-    history = model.fit(x, epochs=40, batch_size=8, verbose=0).history
+    history = model.fit(x, epochs=30, batch_size=8, verbose=0).history
     assert history["bits_per_code"][-1] < 1.0
     few = {name: value[:6] for name, value in x.items()}
-    drawn = next(sampling.PixelCNNSampler(model).sample(few["label"], few["slice_position"], 1, batch_size=6))
+    drawn = sampling.PixelCNNSampler(model).draw(few["label"], few["slice_position"], 1, batch_size=6)
     np.testing.assert_array_equal(drawn, naive(model, few, noise(1, 6)))
     assert (drawn == few["codes"]).mean() > 0.7
 
@@ -134,14 +124,11 @@ def test_sampler_is_exact_on_trained_weights(rng):
 def test_sample_i_is_the_same_in_every_batch(prior):
     sampler = sampling.PixelCNNSampler(prior)
     labels, positions = np.arange(7) % 3, np.linspace(0, 1, 7)
-    chunks = list(sampler.sample(labels, positions, 5, batch_size=4))
-    assert [len(chunk) for chunk in chunks] == [4, 3]
-    all_seven = np.concatenate(chunks)
-    np.testing.assert_array_equal(next(sampler.sample(labels[:2], positions[:2], 5, batch_size=4)), all_seven[:2])
-    np.testing.assert_array_equal(next(sampler.sample(labels, positions, 5, batch_size=7)), all_seven)
-    late = next(sampler.sample(labels[5:], positions[5:], 5, noise_index=[5, 6], batch_size=4))
+    all_seven = sampler.draw(labels, positions, 5, batch_size=7)
+    np.testing.assert_array_equal(sampler.draw(labels[:2], positions[:2], 5, batch_size=4), all_seven[:2])
+    late = sampler.draw(labels[5:], positions[5:], 5, noise_index=[5, 6], batch_size=4)
     np.testing.assert_array_equal(late, all_seven[5:])
-    shared = next(sampler.sample([1, 1, 1], [0.3, 0.3, 0.9], 5, noise_index=[2, 2, 2], batch_size=4))
+    shared = sampler.draw([1, 1, 1], [0.3, 0.3, 0.9], 5, noise_index=[2, 2, 2], batch_size=4)
     np.testing.assert_array_equal(shared[0], shared[1])
     assert not np.array_equal(shared[0], shared[2])
 
@@ -150,10 +137,10 @@ def test_known_codes_are_held_fixed(prior, rng):
     x = prior_inputs(rng)
     known = np.where(rng.random(x["codes"].shape) < 0.4, x["codes"], -1)
     sampler = sampling.PixelCNNSampler(prior)
-    drawn = next(sampler.sample(x["label"], x["slice_position"], 2, known=known, batch_size=3))
+    drawn = sampler.draw(x["label"], x["slice_position"], 2, known=known, batch_size=3)
     np.testing.assert_array_equal(drawn[known >= 0], known[known >= 0])
     np.testing.assert_array_equal(drawn, naive(prior, x, noise(2, 3), known=known))
-    free = next(sampler.sample(x["label"], x["slice_position"], 2, batch_size=3))
+    free = sampler.draw(x["label"], x["slice_position"], 2, batch_size=3)
     assert not np.array_equal(drawn, free)
 
 
@@ -180,6 +167,7 @@ def test_drawn_codes_have_the_right_frequencies(rng):
         ({"label": [0, 3]}, "labels are 0 to 2, not 0 to 3"),
         ({"slice_position": [0.5, 1.5]}, "slice positions are 0 to 1, not 0.5 to 1.5"),
         ({"slice_position": [0.5]}, "2 labels, 1 slice positions, 2 noises"),
+        ({"batch_size": 1}, "as many of each, 1 to 1"),
         ({"known": np.zeros((2, SIZE, SIZE - 1), int)}, "known codes have shape"),
         ({"known": np.full((2, SIZE, SIZE), CODES)}, f"known codes are -1 to {CODES - 1}, not up to {CODES}"),
     ],
@@ -187,7 +175,7 @@ def test_drawn_codes_have_the_right_frequencies(rng):
 def test_sampler_refuses_what_the_prior_cannot_have(prior, changes, message):
     sampler = sampling.PixelCNNSampler(prior)
     with pytest.raises(ValueError, match=message):
-        next(sampler.sample(**{"label": [0, 1], "slice_position": [0.5, 0.5], "seed": 0} | changes))
+        sampler.draw(**{"label": [0, 1], "slice_position": [0.5, 0.5], "seed": 0} | changes)
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
@@ -227,18 +215,18 @@ def test_completions_have_the_posterior_of_the_codes_that_are_not_known():
     posterior = np.exp2(bits.sum(axis=(1, 2)).min() - bits.sum(axis=(1, 2)))
     posterior /= posterior.sum()
 
-    def distance(particles, number=1500):
+    def distance(particles, number=400):
         sampler = sampling.SliceSampler(coarse_prior, prior)
         drawn = sampler.complete(known, coarse, 0, 0.5, number, 0, particles)
         assert (drawn[:, known >= 0] == known[known >= 0]).all()
         places = (drawn[:, *hidden] @ [9, 3, 1]).astype(int)
         return np.abs(np.bincount(places, minlength=27) / number - posterior).sum() / 2
 
-    assert distance(64) < 0.08  # 27 shares of 1,500 draws are off by about 0.04
-    assert distance(1) > 0.2
+    assert distance(64) < 0.14  # 27 shares of 400 draws are off by about 0.09
+    assert distance(1, 250) > 0.25
 
 
-def test_a_coarse_that_is_not_known_is_drawn_by_what_is_known_of_the_slice():
+def test_a_coarse_code_that_is_not_known_is_drawn_by_what_is_known_of_the_slice():
     """One coarse code unknown; its posterior is that of all codes of the slice."""
     rng = np.random.default_rng(6)
     coarse_prior, prior = tiny_levels(rng, 4, 2, 0.35)
@@ -253,9 +241,9 @@ def test_a_coarse_that_is_not_known_is_drawn_by_what_is_known_of_the_slice():
     bits += modules.code_lengths(prior, {**told, "codes": every, "coarse": coarse}).sum(axis=(1, 2))
     of_code = np.exp2(bits.min() - bits).reshape(4, 3).sum(axis=0)
     of_code /= of_code.sum()
-    drawn = sampling.SliceSampler(coarse_prior, prior).complete(known, known_coarse, 0, 0.5, 1200, 0, 64)
+    drawn = sampling.SliceSampler(coarse_prior, prior).complete(known, known_coarse, 0, 0.5, 500, 0, 64)
     found = np.bincount(drawn[:, 2, 2], minlength=3) / len(drawn)
-    assert np.abs(found - of_code).sum() / 2 < 0.06
+    assert np.abs(found - of_code).sum() / 2 < 0.07
 
 
 @pytest.mark.parametrize("log_weights", [[0.0, 0.0, 0.0, 0.0], [0.0, -1.0, -2.0, -9.0], [-50.0, 0.0, -50.0, -50.0]])

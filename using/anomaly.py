@@ -3,12 +3,15 @@
 found = anomaly.anomaly_map(model, images)
 """
 
+import textwrap
+import zlib
+
 import numpy as np
 from scipy import ndimage
 
 from evaluation import figures
 from using import scans
-from using.inputs import read_scans
+from using.inputs import describe, read_scans
 
 UNLIKELY = 0.2  # share of the codes that `restore` draws anew
 SMOOTHING_MM = 4.0  # sigma of what a slice differs by from its restorations
@@ -39,14 +42,20 @@ def restore(model, images, number=8, seed=0, label=None, slice_position=None):
     Returns:
         float32 in [0, 1], shape (n, number, S, S), of the plain decoder; and the bits around each pixel, (n, S, S).
     """
-    codes, coarse, told = model.describe(images, label, slice_position)
-    bits, coarse_bits = model.bits_of(codes, coarse, told)
+    described = model.describe(images, label, slice_position)
+    return restore_codes(model, *described, *model.bits_of(*described), number, seed)
+
+
+def restore_codes(model, codes, coarse, told, bits, coarse_bits, number=8, seed=0):
+    """As `restore`, of what `TrainedModel.describe` and `bits_of` say; a slice's noise depends on its codes alone."""
     known, known_coarse = without_unlikeliest(codes, bits), without_unlikeliest(coarse, coarse_bits)
     every = np.repeat(np.arange(len(codes)), number)
+    of_slice = np.array([zlib.crc32(grid.astype("<u2").tobytes()) for grid in codes], "int64")
     drawn = model.sampler.sample(
         told["label"][every],
         told["slice_position"][every],
         seed,
+        (of_slice[:, None] + (np.arange(number) << 32)).ravel(),
         known=known[every],
         known_coarse=known_coarse[every],
     )
@@ -65,8 +74,10 @@ def anomaly_map(model, images, number=8, seed=0, label=None, slice_position=None
     `restore`. It shows what this model finds uncommon, which is also another scanner, a movement, a rare fold; it
     finds no disease.
     """
-    images = np.asarray(images)
-    restored, around = restore(model, images, number, seed, label, slice_position)
+    return _map_of(model, images, *restore(model, images, number, seed, label, slice_position))
+
+
+def _map_of(model, images, restored, around):
     sigma = SMOOTHING_MM / model.voxel_mm[0]
     return ndimage.gaussian_filter(np.abs(restored.mean(axis=1) - images), (0, sigma, sigma)) * around
 
@@ -74,17 +85,20 @@ def anomaly_map(model, images, number=8, seed=0, label=None, slice_position=None
 def map_inputs(model, args, folder, footer):
     """--anomaly: a map of each scan, and a picture of them."""
     shown = []
-    for scan in read_scans(args.input, model.config):
-        heights = args.slice_position if scan.slice_positions is None else scan.slice_positions
-        found = anomaly_map(model, scan.images, seed=args.seed, label=args.label, slice_position=heights)
-        (folder / scan.name).mkdir(parents=True, exist_ok=True)
-        if scan.volume:
-            scans.write_volume(scan, found, folder / scan.name / "anomaly.nii.gz")
-        else:
-            scans.write_image(scan, found[0] / UNCOMMON_OF_WHITE, folder / scan.name / "anomaly.png")
-        worst = found.max(axis=(1, 2)).argmax()
-        shown.append((scan.images[worst], found[worst], scan.name[:24]))
-        print(f"{scan.name}: {folder / scan.name}")
-        images, maps, titles = zip(*shown[:8], strict=True)
-        figures.anomalies(folder / "anomalies.png", images, maps, titles, footer)
-    print(f"what is uncommon for {args.run_dir}: {folder / 'anomalies.png'}; it finds no disease")
+    try:
+        for scan, is_shown in read_scans(args.input, model.config):
+            made = describe(model, scan, args)
+            found = _map_of(model, scan.images, *restore_codes(model, *made.described, *made.bits, seed=args.seed))
+            (folder / scan.name).mkdir(parents=True, exist_ok=True)
+            if scan.grid:
+                scans.write_volume(scan, scans.in_volume(scan, found), folder / scan.name / "anomaly.nii.gz")
+            else:
+                scans.write_image(scan, found[0] / UNCOMMON_OF_WHITE, folder / scan.name / "anomaly.png")
+            if is_shown or not shown:
+                worst = found.max(axis=(1, 2)).argmax()
+                shown.append((scan.images[worst], found[worst], textwrap.fill(scan.name[:40], 20)))
+            print(f"{scan.name}: {folder / scan.name}")
+    finally:
+        if shown:
+            figures.anomalies(folder / "anomalies.png", *zip(*shown, strict=True), footer)
+            print(f"what is uncommon for {args.run_dir}: {folder / 'anomalies.png'}; it finds no disease")

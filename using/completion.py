@@ -8,9 +8,10 @@ from skimage.restoration import inpaint_biharmonic
 
 import dataset
 from evaluation import figures
+from system import files
 from system.console import UserError
 from using import scans
-from using.inputs import read_scans
+from using.inputs import describe, read_scans
 
 PARTICLES = 32  # of a draw
 
@@ -40,33 +41,43 @@ def complete(model, image, mask, number, seed=0, label=None, slice_position=None
         float32 in [0, 1], shape (number, S, S): the draws, outside the mask the image itself.
 
     Raises:
-        UserError: For a mask of another shape, or one that covers nothing, or all.
+        UserError: For an image that the model does not take; for a mask of another shape, or one that covers nothing,
+            or all.
     """
-    mask = np.asarray(mask, bool)
-    if mask.shape != np.shape(image):
-        raise UserError(f"the mask is {' x '.join(map(str, mask.shape))} pixels, the image {np.shape(image)}")
+    image, mask = model.checked(np.asarray(image)[None])[0, ..., 0], np.asarray(mask, bool)
+    if mask.shape != image.shape:
+        raise UserError(f"the mask is of shape {mask.shape}, the image of {image.shape}")
     if mask.all() or not mask.any():
         raise UserError(f"the mask covers {'all' if mask.any() else 'nothing'} of the image: nothing to complete")
-    filled = np.clip(inpaint_biharmonic(np.asarray(image, float), mask), 0, 1).astype("float32")[None]
+    if number < 1:
+        raise UserError(f"number {number}: at least one completion is drawn")
+    filled = np.clip(inpaint_biharmonic(image.astype(float), mask), 0, 1).astype("float32")[None]
     coarse = model.encode_coarse(filled)
     hidden, hidden_coarse = (touched(mask, grid) for grid in (model.grid_size, coarse.shape[1]))
     kind, height = model.likeliest(coarse, label, slice_position, ~hidden_coarse[None])
     known = np.where(hidden, -1, model.encode(filled)[0])
     known_coarse = np.where(hidden_coarse, -1, coarse[0])
     drawn = model.sampler.complete(known, known_coarse, kind[0], height[0], number, seed, particles)
-    return np.where(mask, model.decode(drawn), np.asarray(image, "float32"))
+    return np.where(mask, model.decode(drawn), image)
 
 
 def complete_input(model, args, folder, footer):
     """--mask: completions of one image, and a picture of them."""
-    (scan,) = read_scans(args.input, model.config)
-    if scan.volume:
-        raise UserError(f"{args.input[0]}: a volume, and --mask is for one image")
-    under, mask = scans.read_mask(args.mask, scan)
-    drawn = complete(model, scan.images[0], mask, args.num_samples, args.seed, args.label, args.slice_position)
-    for old in folder.glob("completion_*.png"):
-        old.unlink()
+    found = [scan for scan, _ in read_scans(args.input, model.config)]
+    if len(found) != 1 or found[0].grid:
+        what = "a volume" if len(found) == 1 else f"{len(found)} scans"
+        raise UserError(f"{args.input[0]}: {what}, and --mask is for one image")
+    mask, notices = scans.read_mask(args.mask, found[0])
+    scan, square = scans.hide(found[0], mask, model.config)
+    if scan.stored.ndim == 3:
+        notices.append("what is drawn is grey; outside of the mask the colours stay")
+    scan.notices.extend(notices)
+    describe(model, scan, args, square)
+    print(f"drawn anew: {mask.sum()} of {mask.size} pixels ({100 * mask.mean():.0f} %)")
+    drawn = complete(model, scan.images[0], square, args.num_samples, args.seed, args.label, args.slice_position)
+    files.remove_old(folder, r"completion_\d{4,}\.(png|tif)")
+    suffix = "png" if scan.stored.dtype in ("uint8", "uint16") else "tif"
     for i, image in enumerate(drawn):
-        scans.write_image(scan, image, folder / f"completion_{i:04d}.png", only=under)
-    figures.completions(folder / "completions.png", scan.images[0], mask, drawn[:14], footer)
+        scans.write_completion(scan, image, mask, folder / f"completion_{i:04d}.{suffix}")
+    figures.completions(folder / "completions.png", found[0].images[0], square, drawn[:14], footer)
     print(f"{len(drawn)} completions: {folder}; look at {folder / 'completions.png'}")

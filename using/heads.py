@@ -12,6 +12,7 @@ import dataset
 from evaluation import figures
 from running import run_folder
 from running.models import BESIDE
+from system import files
 from system.console import UserError
 from using import scans
 
@@ -73,8 +74,7 @@ def write_heads(model, args, folder, footer):
     if not about.get("pixel_mm"):
         print("note: the size of the run's pixels is not known: voxels of 1 mm are written")
     (folder / "volumes").mkdir(exist_ok=True)
-    for old in (folder / "volumes").glob("volume_*.nii.gz"):
-        old.unlink()
+    files.remove_old(folder / "volumes", r"volume_\d{3,}\.nii\.gz")
     labels, _ = model.conditions(args.volumes, args.seed, args.label)
     shown = []
     drawn = sample(model, args.volumes, args.seed, args.label, description="heads")

@@ -1,31 +1,46 @@
 """Scans of one's own: files made into what a run's models take, and what the models make of them turned into files.
 
-    for name, (source, scale) in scans.find([Path("scan.nii.gz")]).items():
+    found, notices = scans.find([Path("scan.nii.gz")])
+    for name, (source, scale) in found.items():
         scan = scans.read(name, source, model.config, scale)
         outputs = model.decode(model.encode(scan.images))
-        scans.write_volume(scan, outputs, Path("reconstruction.nii.gz"))
+        scans.write_reconstruction(scan, outputs, Path("."))
 
 A scan goes through the door that training goes through, `decoding.py`: the same plane, slices, intensities and
 background. What differs from the run's own scans is brought to them where that can be done, and told in `notices`.
 `write_head` writes a new head.
 """
 
+import collections
 import contextlib
 import dataclasses
 import re
+import tempfile
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import PIL.Image
 from nibabel.processing import resample_from_to
+from scipy import ndimage
+from skimage.filters import threshold_otsu
 from skimage.transform import resize
 
+from evaluation import metrics
 from reading import cache, decoding, layouts
 from reading.decoding import BadFile
 from system import files
 from system.console import UserError
 
 ALIKE = 0.02  # voxel sizes that differ by less are one
+MOST_LABELS = 16  # values of a mask whose labels are all drawn anew
+RIM_MM = (8, 14)  # below the outline of a head, where its skull is dark; that of a brain is bright there
+SKULL = 0.3  # share of a rim that is dark: of people's brains 0.1 to 0.25, of whole heads 0.4 to 0.8
+CUT_ABOVE = 0.2  # share of the largest area of a slice that the top one has where the top of the head is not shown
+SHORTEST_HEAD_MM = 200  # that slices must hold for whole heads of adults
+OF_BRAINS = (
+    "the run's slices are of brains without skull: strip it first (HD-BET, SynthStrip), or use a run of whole heads"
+)
 
 TOLD = {  # of one file, what `cache.FOUND` says of many
     "colour": "a colour image, made grey",
@@ -35,41 +50,33 @@ TOLD = {  # of one file, what `cache.FOUND` says of many
     "NaN": "NaN is taken for background",
     "spike": "single values far above all others are cut",
     "negative": "has negative values: the lowest becomes black",
+    "disagreement": "its header disagrees with its affine on the size or the axes of a voxel: the affine is taken",
     "unoriented": "its header names no orientation: the axes are taken as left, anterior, superior",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """A file as a run's models take it.
+    """A file as a run's models take it."""
 
-    Attributes:
-        name: Of the file or, in a folder, of its path below; unlike that of any other scan of a call.
-        images: float32 in [0, 1], shape (n, S, S): one image, or the slices of a volume, lowest first.
-        slice_positions: float32, shape (n,), from 0 to 1; None for an image, of which it is not known.
-        numbers: Which slices of the volume these are, in the canonical orientation.
-        notices: Lines on what differs from the run's own scans, or was done to this one.
-        pixels: An image as it is in its file, uint8, shape (height, width); None for a volume.
-        shape: Height and width in pixels of a slice before it was made square.
-        corner: Row and column of the square's corner on it; negative where it was padded.
-        native_size: Side of the square before it was resized.
-        values: (low, high) of the file, what became 0 and 1.
-        volume: The file's own grid, (shape, affine), and the one its slices were taken from; None for an image.
-        plane: Of the slices.
-    """
+    name: str  # of the file or, in a folder, of its path below; unlike that of any other scan of a call
+    path: Path
+    images: np.ndarray  # float32 in [0, 1], shape (n, S, S): one image, or the slices of a volume, lowest first
+    slice_positions: np.ndarray | None  # float32, shape (n,), from 0 to 1; None for an image, of which it is not known
+    numbers: list[int]  # which slices of the volume these are, in the canonical orientation
+    notices: list[str]  # what differs from the run's own scans, or was done to this one
+    stored: np.ndarray | None  # an image as it is in its file, (height, width[, channels]); None for a volume
+    shape: tuple[int, int]  # height and width in pixels of a slice before it was made square
+    corner: tuple[int, int]  # row and column of the square's corner on it; negative where it was padded
+    native_size: int  # side of the square before it was resized
+    values: tuple[float, float]  # of the file, what became 0 and 1
+    grid: tuple | None  # shape and affine of the canonical volume that the slices are of; None for an image
+    plane: str  # of the slices
 
-    name: str
-    images: np.ndarray
-    slice_positions: np.ndarray | None
-    numbers: list[int]
-    notices: list[str]
-    pixels: np.ndarray | None
-    shape: tuple[int, int]
-    corner: tuple[int, int]
-    native_size: int
-    values: tuple[float, float]
-    volume: tuple | None
-    plane: str
+    @property
+    def lit(self):
+        """Which slices are not black: bool, shape (n,)."""
+        return self.images.max(axis=(1, 2)) >= decoding.DARKEST / 255
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -78,46 +85,61 @@ class Scan:
 
 
 def find(paths):
-    """Names and sources of files, and of all images and volumes in folders: those of a known layout, else all.
+    """Names and sources of files, and of all images and volumes in folders.
 
     Returns:
-        A dictionary by name: a `layouts.Source`, and the scale that the images of its scan share, for `read`.
+        A dictionary by name: a `layouts.Source`, and the scale that the images of its scan share, for `read`; and lines
+        on what is left out.
 
     Raises:
         UserError: For a path that is not there, holds nothing, or is of a kind that is not read.
     """
-    found = []
+    found, named, notices = [], {}, []
+    endings = sorted((*layouts.IMAGE_SUFFIXES, *layouts.VOLUME_SUFFIXES), key=len, reverse=True)
     for path in paths:
         if path.is_dir():
-            names = [name for name in layouts.walk(path) if layouts.kind_of(name)]
-            scales = {}
-            try:
-                sources = layouts.find(path)[1]
-                scales = _scales(sources)
-            except UserError:
-                if not names:
-                    raise
-                sources = [_source(path / name) for name in names]
+            sources, left_out = _sources_in(path)
+            scales, notices = _scales(sources), notices + left_out
             for source in sources:
                 scale = scales.get((source.subject_id, source.session))
                 found.append((source.path.relative_to(path).as_posix(), source, scale))
         elif not path.exists():
             raise UserError(f"{path}: no such file or folder")
         elif not layouts.kind_of(path.name):
-            endings = ", ".join((*layouts.IMAGE_SUFFIXES, *layouts.VOLUME_SUFFIXES))
-            raise UserError(f"{path}: not a kind of file that is read; its name must end in {endings}")
+            raise UserError(f"{path}: not a kind of file that is read; its name must end in {', '.join(endings[::-1])}")
         else:
             found.append((path.name, _source(path), None))
-    named = {}
     for name, source, scale in found:
         stem = re.sub(r"[^\w.-]+", "_", name)
-        endings = sorted((*layouts.IMAGE_SUFFIXES, *layouts.VOLUME_SUFFIXES), key=len, reverse=True)
         stem = stem[: -len(next(ending for ending in endings if stem.lower().endswith(ending)))]
         number = 1
         while (unlike := stem + f"_{number}" * (number > 1)) in named:
             number += 1
         named[unlike] = source, scale
-    return named
+    return named, notices
+
+
+def _sources_in(folder):
+    """Sources of all images and volumes in a folder, whose they are where its layout is known; what is left out."""
+    everything, notices, known, aside, aside_is = layouts.walk(folder), [], {}, "", ""
+    names = [name for name in everything if layouts.kind_of(name)]
+    try:
+        layout, sources, _ = layouts.find(folder)
+        known = {source.path: source for source in sources}
+        if layout in layouts.LAYOUTS:
+            aside, aside_is = layouts.LAYOUTS[layout].aside, layouts.LAYOUTS[layout].aside_is
+    except UserError:
+        if not names:
+            raise
+    left = [name for name in names if aside and re.fullmatch(aside, name) and folder / name not in known]
+    if left:
+        notices.append(f"{folder}: {aside_is} are left out: {len(left)} ({left[0]} the first)")
+    kinds = collections.Counter(end for name in everything for end in layouts.NOT_READ if name.lower().endswith(end))
+    if kinds:
+        listed = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+        notices.append(f"{folder}: files of kinds that are not read: {listed}")
+    paths = [folder / name for name in names if name not in left]
+    return [known.get(path) or _source(path) for path in paths], notices
 
 
 def _scales(sources):
@@ -131,7 +153,7 @@ def _scales(sources):
 
 
 def _source(path):
-    return layouts.Source(path, path.name, slice_index=None if layouts.kind_of(path.name) == "volume" else 0)
+    return layouts.Source(path, str(path), slice_index=None if layouts.kind_of(path.name) == "volume" else 0)
 
 
 def read(name, source, config, scale=None):
@@ -164,11 +186,12 @@ def read(name, source, config, scale=None):
 def _read_image(name, source, how, shapes, image_size, native_size, scale):
     found = decoding.inspect_source(source, how)
     scale = scale or found.get("scale")
-    pixels = decoding.read_image(source.path, scale, how)
+    pixels, stored = decoding.read_image(source.path, scale, how), _stored(source.path)
+    if stored.min() == stored.max():
+        raise BadFile(source.path, f"all its pixels are {stored.flat[0]:g}")
     if pixels.max() < decoding.DARKEST:
         raise BadFile(source.path, "the image is black")
     notices, shape = [TOLD[kind] for kind in found["kinds"]], pixels.shape
-    original = decoding.read_image(source.path, scale, dataclasses.replace(how, background="keep"))
     if shape == (image_size, image_size):  # as the run writes its own samples
         native_size = image_size
     elif max(shape) > native_size:
@@ -179,8 +202,19 @@ def _read_image(name, source, how, shapes, image_size, native_size, scale):
         notices.append(f"its size is {_by(shape)} pixels, that of the run's slices {_by(shapes[0])}")
     corner = tuple(-((native_size - side) // 2) for side in pixels.shape)
     image = _squared(pixels[None], corner, native_size, image_size)
-    where = (original, pixels.shape, corner, native_size)
-    return Scan(name, image, None, [0], notices, *where, scale or (0.0, 255.0), None, how.plane)
+    where = (stored, pixels.shape, corner, native_size)
+    return Scan(name, source.path, image, None, [0], notices, *where, scale or (0.0, 255.0), None, how.plane)
+
+
+def _stored(path):
+    """The values of an image's file: (height, width), or with colours, and what is transparent, as channels."""
+    with PIL.Image.open(path) as image:
+        if image.mode == "PA" or "transparency" in image.info:
+            image = image.convert("RGBA")
+        elif image.mode not in ("L", "LA", "RGB", "RGBA", "F") and not image.mode.startswith("I"):
+            image = image.convert("L" if image.mode == "1" else "RGB")
+        values = np.asarray(image)
+    return values.astype(values.dtype.newbyteorder("="))
 
 
 def _read_volume(name, source, how, about, image_size, native_size):
@@ -200,28 +234,68 @@ def _read_volume(name, source, how, about, image_size, native_size):
     except BadFile as error:
         raise BadFile(path, error.reason.partition("; --num-slices")[0]) from error
     notices += [TOLD[kind] for kind in kinds]
-    corner = [-((native_size - side) // 2) for side in stack.shape[1:]]
-    for axis, side in enumerate(stack.shape[1:]):
-        if side > native_size:  # more air around the head than the run's scans have: the head is brought to the middle
-            lit = np.flatnonzero((stack > decoding.DARKEST).any(axis=(0, 2 - axis)))
-            if lit[-1] - lit[0] >= native_size:
-                raise BadFile(path, f"its head is {lit[-1] - lit[0] + 1} pixels wide, the run's slices {native_size}")
-            corner[axis] = int(np.clip((lit[0] + lit[-1] + 1 - native_size) // 2, 0, side - native_size))
-            notices.append(f"{side} pixels of a slice are cropped to {native_size} around the head")
-    images = _squared(stack, corner, native_size, image_size)
-    positions = np.arange(len(numbers), dtype="float32") / max(1, len(numbers) - 1)
     canonical, _, _ = decoding.open_volume(path)
+    voxels = np.nan_to_num(np.asanyarray(canonical.dataobj, dtype="float32")[::2, ::2])
+    area = (voxels > threshold_otsu(voxels)).mean(axis=(0, 1))
+    if how.plane == "axial" and area[-1] > CUT_ABOVE * area.max():
+        notices.append("the top of the head is not in the image: the slices lie lower in the head than the run's")
+    corner = _corner(path, stack, native_size, (about.get("pixel_mm") or 0) * image_size / native_size)
+    if max(stack.shape[1:]) > native_size:
+        of = f"its slices of {_by(stack.shape[1:])} pixels"
+        notices.append(f"{of} are cropped to the run's {_by([native_size] * 2)} around the head")
+    images = _squared(stack, corner, native_size, image_size)
+    black = int((images.max(axis=(1, 2)) < decoding.DARKEST / 255).sum())
+    if black == len(images):
+        raise BadFile(path, "all slices that the run would use are black")
+    if black:
+        notices.append(f"{black} of {len(images)} slices are black and left out of the figures")
+    positions = np.arange(len(numbers), dtype="float32") / max(1, len(numbers) - 1)
     grid = canonical.shape, canonical.affine
     if how.voxel_size:
         grid = nibabel.spaces.vox2out_vox(canonical, np.broadcast_to(how.voxel_size, 3))
-    file = nibabel.load(path)
-    volume = (file.shape[:3], file.affine), grid
-    where = (None, stack.shape[1:], tuple(corner), native_size)
-    return Scan(name, images, positions, numbers, notices, *where, values, volume, how.plane)
+    where = (None, stack.shape[1:], corner, native_size)
+    return Scan(name, path, images, positions, numbers, notices, *where, values, grid, how.plane)
+
+
+def _corner(path, stack, native_size, pixel_mm):
+    """Row and column of the run's square on the slices of a volume: in their middle, or where they are larger than it,
+    since they hold more air, around the head. Raises BadFile for too large a head; `pixel_mm` is 0 if not known.
+    """
+    corner = [-((native_size - side) // 2) for side in stack.shape[1:]]
+    if max(stack.shape[1:]) <= native_size:
+        return corner
+    middle = np.percentile(stack, 90, axis=0)  # of which noise in the air is no part
+    inside = decoding.head(middle, max(1, native_size // 32))
+    lit = [np.flatnonzero(inside.any(axis=1 - axis)) if inside.any() else [0] for axis in (0, 1)]
+    longest = max(ends[-1] - ends[0] + 1 for ends in lit)
+    if longest > native_size and pixel_mm:
+        rim = np.nanmean([head_shape(image, pixel_mm)[0] for image in stack[:: max(1, len(stack) // 8)]])
+        if rim > SKULL and native_size * pixel_mm < SHORTEST_HEAD_MM:
+            raise BadFile(path, f"looks like a whole head ({longest * pixel_mm:.0f} mm long), and {OF_BRAINS}")
+    if longest > native_size:
+        raise BadFile(path, f"its head is {longest} pixels wide, and the run's slices hold {native_size}: crop it")
+    for axis, (ends, side) in enumerate(zip(lit, stack.shape[1:], strict=True)):
+        if side > native_size:
+            corner[axis] = int(np.clip((ends[0] + ends[-1] + 1 - native_size) // 2, 0, side - native_size))
+    return corner
+
+
+def head_shape(image, pixel_mm):
+    """Which share of the rim of a head is dark, as its skull is, 0 to 1, and how long the head is in mm.
+
+    NaN and 0 where a slice has no head. The rim lies `RIM_MM` below the outline; dark is what has less than half the
+    brightness of what lies deeper.
+    """
+    inside = metrics.head_mask(image)
+    depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1] * pixel_mm
+    rim, deeper = image[(depth > RIM_MM[0]) & (depth <= RIM_MM[1])], image[depth > RIM_MM[1]]
+    lit = [np.flatnonzero(inside.any(axis=axis)) for axis in (0, 1)]
+    longest = max(np.ptp(places) + 1 if len(places) else 0 for places in lit) * pixel_mm
+    return (float((rim < np.median(deeper) / 2).mean()) if len(deeper) else np.nan), float(longest)
 
 
 def _by(sizes):
-    return " x ".join(f"{size:.3g}" for size in sizes)
+    return " x ".join(f"{size:.3g}" if size < 100 else f"{size:.0f}" for size in sizes)
 
 
 def _overlaps(shape, corner, side):
@@ -241,19 +315,60 @@ def _squared(stack, corner, native_size, image_size):
 
 
 def read_mask(path, scan):
-    """A mask image of the size of a scan's image, True where it is bright: as it is, and as a square, (S, S).
+    """What of an image is to be drawn anew, by a mask image of its size: bool, shape (height, width), and notices.
+
+    Of labels (few values) and of black and white all that is not 0; of many grey levels what is above half of the
+    brightest; of an image with a hole what is transparent.
 
     Raises:
-        BadFile: If it is not an image of that size.
+        UserError: If it is not an image of that size, or covers nothing, or all.
     """
-    source = _source(path)
-    pixels = decoding.read_image(path, decoding.inspect_source(source, decoding.How()).get("scale"), decoding.How())
-    pixels = pixels > pixels.max() // 2
-    if pixels.shape != scan.pixels.shape:
-        raise BadFile(path, f"a mask of {_by(pixels.shape)} pixels, for an image of {_by(scan.pixels.shape)}")
-    on_slice = pixels if scan.shape == pixels.shape else resize(pixels, scan.shape, order=0)
-    square = _squared(on_slice[None].astype("uint8") * 255, scan.corner, scan.native_size, scan.images.shape[1])
-    return pixels, square[0] > 0
+    try:
+        decoding.read_image(path, decoding.inspect_source(_source(path), decoding.How()).get("scale"), decoding.How())
+    except BadFile as error:
+        raise UserError(f"{path}: {error.reason}") from error
+    stored, notices = np.atleast_3d(np.nan_to_num(_stored(path))), []
+    transparent = stored[..., -1] == 0 if stored.shape[2] in (2, 4) else np.zeros(stored.shape[:2], bool)
+    values = np.where(transparent, 0, stored[..., : 3 if stored.shape[2] > 2 else 1].max(axis=2))
+    kinds = len(np.unique(values[~transparent]))
+    if transparent.any() and (kinds > MOST_LABELS or not values.any()):
+        mask = transparent
+        notices.append("the mask is transparent in part: what is transparent is drawn anew")
+    elif kinds > MOST_LABELS or path.suffix.lower() in (".jpg", ".jpeg"):
+        mask = values > values.max() / 2
+        notices.append("the mask has many grey levels: what is above half of the brightest is drawn anew")
+    else:
+        mask = values != 0
+    if mask.shape != scan.stored.shape[:2]:
+        raise UserError(f"{path}: a mask of {_by(mask.shape)} pixels, for an image of {_by(scan.stored.shape[:2])}")
+    if mask.all() or not mask.any():
+        covered = "all" if mask.any() else "nothing"
+        raise UserError(f"{path}: the mask covers {covered} of the image: nothing to complete")
+    return mask, notices
+
+
+def hide(scan, mask, config):
+    """The `Scan` of an image read again, with nothing left of what lies under a mask, bool, (height, width).
+
+    There the values of its file become those of the nearest pixel beside the mask, before they are scaled, the
+    background is made black and the image is shrunk. Also returned: which pixels of the square it touches, (S, S).
+    """
+    nearest = ndimage.distance_transform_edt(mask, return_distances=False, return_indices=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "filled.tif"
+        PIL.Image.fromarray(scan.stored[tuple(nearest)]).save(path)
+        try:
+            filled = read(scan.name, _source(path), config)
+        except BadFile as error:
+            raise UserError(f"{scan.path}: outside of the mask {error.reason}") from error
+    size, touches = scan.images.shape[1], []
+    for side, on_slice, corner in zip(mask.shape, filled.shape, filled.corner, strict=True):
+        edges = (np.arange(side + 1) * on_slice / side - corner) * size / filled.native_size  # of pixels, on the square
+        pixels = np.arange(size)[:, None]
+        overlaps = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+        touches.append((overlaps > 1e-6).astype("float32"))
+    square = touches[0] @ mask.astype("float32") @ touches[1].T > 0
+    return dataclasses.replace(filled, path=scan.path, stored=scan.stored), square
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -271,44 +386,81 @@ def slices_of(scan, squares, order=1):
     return whole
 
 
-def write_image(scan, square, path, order=1, only=None):
-    """Writes a square, float in [0, 1], as an 8-bit grey PNG of the size of the input; outside `only` the input."""
-    pixels = resize(slices_of(scan, square[None], order)[0], scan.pixels.shape, order=order)
-    pixels = (np.clip(pixels, 0, 1) * 255).round().astype("uint8")
-    if only is not None:
-        pixels = np.where(only, pixels, scan.pixels)
-    files.write_whole(path, PIL.Image.fromarray(pixels).save)
+def write_image(scan, square, path, order=1):
+    """Writes a square, float in [0, 1], as an 8-bit grey PNG of the size of the input."""
+    pixels = resize(slices_of(scan, square[None], order)[0], scan.stored.shape[:2], order=order)
+    files.write_whole(path, PIL.Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype("uint8")).save)
 
 
-def write_volume(scan, squares, path, order=1):
-    """Writes squares of a volume's slices, (n, S, S), as NIfTI, float32, with the shape and the affine of the input.
+def write_completion(scan, square, mask, path):
+    """Writes an image as it is in its file, but under a mask, (height, width), what a square holds there, in grey."""
+    whole, (low, high) = scan.stored.copy(), scan.values
+    drawn = low + resize(slices_of(scan, square[None])[0], mask.shape)[mask].clip(0, 1) * (high - low)
+    drawn = drawn.round() if whole.dtype.kind in "iu" else drawn
+    whole[mask] = (drawn if whole.ndim == 2 else drawn[:, None]).astype(whole.dtype)
+    if whole.ndim == 3 and whole.shape[2] in (2, 4):
+        whole[mask, -1] = 255  # not transparent
+    files.write_whole(path, PIL.Image.fromarray(whole).save)
 
-    Voxels outside the slices are 0. Where slices were resampled, `order` 1 interpolates and 0 takes the nearest.
+
+def in_volume(scan, squares, order=1):
+    """Squares (n, S, S) in the voxels of the scan's file: float32, NaN outside the slices.
+
+    Where slices were resampled, `order` 1 interpolates and 0 takes the nearest.
     """
-    (own_shape, own_affine), (shape, affine) = scan.volume
+    file, (shape, affine) = nibabel.load(scan.path), scan.grid
     axis = decoding.PLANES[scan.plane]
     across = [size for i, size in enumerate(shape) if i != axis]
     stack = slices_of(scan, squares, order)
     if stack.shape[1:] != (across[1], across[0]):
         stack = np.stack([resize(one, (across[1], across[0]), order=order) for one in stack])
-    whole = np.zeros((*across, shape[axis]), "float32")
-    whole[:, :, scan.numbers] = np.rot90(stack.transpose(1, 2, 0), -1)
-    volume = nibabel.Nifti1Image(np.moveaxis(whole, 2, axis), affine)
-    volume = resample_from_to(volume, (own_shape, own_affine), order=order)
-    volume.header["descrip"] = "made by a VQ-VAE"
+    whole = np.zeros((2, *across, shape[axis]), "float32")  # the values, and where there are any
+    whole[0][:, :, scan.numbers] = np.rot90(stack.transpose(1, 2, 0), -1)
+    whole[1][:, :, scan.numbers] = 1
+    values, share = (
+        resample_from_to(nibabel.Nifti1Image(np.moveaxis(part, 2, axis), affine), (file.shape[:3], file.affine), order)
+        for part in whole
+    )
+    values, share = np.asarray(values.dataobj), np.asarray(share.dataobj)
+    return np.divide(values, share, out=np.full_like(values, np.nan), where=share > 0.5 - 1e-3)
+
+
+def write_volume(scan, voxels, path):
+    """Writes voxels of the scan's file as NIfTI, float32, with its sform and qform; NaN becomes 0."""
+    file = nibabel.load(scan.path)
+    volume = nibabel.Nifti1Image(np.nan_to_num(voxels).astype("float32"), file.affine)
+    if isinstance(file, nibabel.Nifti1Pair):
+        volume.set_qform(file.get_qform(), int(file.header["qform_code"]))
+        volume.set_sform(file.get_sform(), int(file.header["sform_code"]))
+    _save(volume, path, "made by a VQ-VAE")
+
+
+def _save(volume, path, description):
+    volume.header["descrip"] = description
     volume.header.set_xyzt_units("mm")
     files.write_whole(path, lambda partial: nibabel.save(volume, partial))
 
 
-def write_head(slices, path, plane, voxel_mm, orientation):
-    """Writes the slices of a new head as NIfTI: uint8, the middle of the volume at 0, 0, 0 mm.
+def write_reconstruction(scan, outputs, folder):
+    """Writes what a model made of a volume's slices, (n, S, S), in the file's values, and less the file's own.
 
-    Args:
-        slices: uint8, shape (s, S, S), as the run's slices are.
-        path: Ends in .nii.gz.
-        plane: Of the slices.
-        voxel_mm: Pixels and distance of the slices: (across, along, between).
-        orientation: Axes of the file, as "RAS".
+    Where the run sees black, what the model makes is added to the file's own value: a background stays what it is.
+    Outside the slices reconstruction.nii.gz is as the background is, and difference.nii.gz 0.
+    """
+    low, high = scan.values
+    made, seen = in_volume(scan, outputs), in_volume(scan, scan.images)
+    own = np.asanyarray(nibabel.load(scan.path).dataobj, dtype="float32").reshape(made.shape)
+    own, inside, black = np.nan_to_num(own, nan=low), np.isfinite(made), seen == 0
+    background = np.median(own[black]) if black.any() else low
+    reconstruction = np.where(inside, np.where(black, own, low) + made * (high - low), background)
+    write_volume(scan, reconstruction, folder / "reconstruction.nii.gz")
+    write_volume(scan, np.where(inside, reconstruction - own, 0), folder / "difference.nii.gz")
+
+
+def write_head(slices, path, plane, voxel_mm, orientation):
+    """Writes the slices of a new head, uint8, (s, S, S), as NIfTI, the middle of the volume at 0, 0, 0 mm.
+
+    `plane` and `voxel_mm`, (across, along, between), are those of the slices, `orientation` the file's, as "RAS".
     """
     axis = decoding.PLANES[plane]
     voxels = np.moveaxis(np.rot90(slices.transpose(1, 2, 0), -1), 2, axis)
@@ -317,6 +469,5 @@ def write_head(slices, path, plane, voxel_mm, orientation):
     volume = nibabel.Nifti1Image(np.ascontiguousarray(voxels), affine)
     turned = nibabel.orientations.axcodes2ornt(orientation)
     volume = volume.as_reoriented(nibabel.orientations.ornt_transform(nibabel.io_orientation(affine), turned))
-    volume.header["descrip"] = "synthetic: made by a VQ-VAE and a PixelCNN"
-    volume.header.set_xyzt_units("mm")
-    files.write_whole(path, lambda partial: nibabel.save(volume, partial))
+    volume.set_qform(volume.affine, int(volume.header["sform_code"]))
+    _save(volume, path, "synthetic: made by a VQ-VAE and a PixelCNN")
