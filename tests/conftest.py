@@ -178,6 +178,7 @@ SMALL_RUN = {
     "--sharp-batch-size": 8,
     "--vqvae-batch-size": 8,
     "--base-filters": 4,
+    "--num-residual-blocks": 0,  # each weight is a quarter of a second of tracing
     "--num-embeddings": 16,
     "--embedding-dim": 4,
     "--prior-filters": 8,
@@ -188,7 +189,7 @@ SMALL_RUN = {
     "--precision": "float32",
 }
 SMALL_MODELS = {
-    "coarse": {"image_size": 16, "base_filters": 4, "num_embeddings": 8, "embedding_dim": 4},
+    "coarse": {"image_size": 16, "base_filters": 4, "num_residual_blocks": 0, "num_embeddings": 8, "embedding_dim": 4},
     "coarse_prior": {"filters": 8, "num_blocks": 2, "attention_every": 1},
     "coarse_training": {"batch_size": 8},
     "coarse_prior_training": {"batch_size": 8, "average_over": 0.5},
