@@ -302,11 +302,6 @@ def first_difference(slices, before):
     return ""
 
 
-def spread(number, most):
-    """At most so many indices of so many things, spread evenly from the first to the last: integers, ascending."""
-    return np.unique(np.linspace(0, number - 1, min(most, number)).round().astype(int))
-
-
 # ----------------------------------------------------------------------------------------------------------------
 # Feeding
 # ----------------------------------------------------------------------------------------------------------------

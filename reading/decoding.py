@@ -164,8 +164,7 @@ def head(voxels, gap):
     smooth = ndimage.gaussian_filter(voxels.astype("float32"), 1.0)
     if smooth.min() == smooth.max():
         return np.zeros(voxels.shape, bool)
-    half = (min(0, smooth.min()) + _otsu(smooth)) / 2
-    closed = ndimage.binary_closing(np.pad(smooth > half, gap), iterations=gap)
+    closed = ndimage.binary_closing(np.pad(smooth > _otsu(smooth) / 2, gap), iterations=gap)
     labels, number = ndimage.label(closed[(slice(gap, -gap),) * voxels.ndim])
     largest = labels == np.argmax(np.bincount(labels.ravel(), minlength=number + 1)[1:]) + 1
     for axis in range(3) if voxels.ndim == 3 else ():
