@@ -302,6 +302,11 @@ def first_difference(slices, before):
     return ""
 
 
+def spread(number, most):
+    """Places of at most `most` of so many things, spread evenly over all of them: integers."""
+    return np.linspace(0, number - 1, min(number, most)).round().astype(int)
+
+
 # ----------------------------------------------------------------------------------------------------------------
 # Feeding
 # ----------------------------------------------------------------------------------------------------------------
