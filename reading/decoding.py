@@ -162,6 +162,7 @@ def head(voxels, gap):
     between brain and scalp), its largest piece, holes filled in every plane, and one more element all around.
     """
     smooth = ndimage.gaussian_filter(voxels.astype("float32"), 1.0)
+    smooth -= min(0, smooth.min())  # half a threshold is half the way from black, also where that is -1000, as of CT
     if smooth.min() == smooth.max():
         return np.zeros(voxels.shape, bool)
     closed = ndimage.binary_closing(np.pad(smooth > _otsu(smooth) / 2, gap), iterations=gap)
