@@ -400,7 +400,7 @@ class Inputs:
     """scans of one's own; without them, new slices are drawn"""
 
     input: Path = everyday(None, "images, volumes or folders of them, to be reconstructed", several=True)
-    mask: Path = everyday(None, "image of the size of the one --input; what is bright in it is drawn anew")
+    mask: Path = everyday(None, "image of the size of the one --input; what is not 0 in it is drawn anew")
     anomaly: bool = everyday(False, "map what is uncommon in the inputs; that finds no disease")
 
 

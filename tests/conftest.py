@@ -177,8 +177,9 @@ SMALL_RUN = {
     "--coarse-prior-epochs": 2,
     "--prior-epochs": 2,
     "--sharp-epochs": 2,
-    "--sharp-batch-size": 8,
-    "--vqvae-batch-size": 8,
+    "--sharp-batch-size": 16,
+    "--vqvae-batch-size": 16,
+    "--prior-batch-size": 16,
     "--base-filters": 4,
     "--num-residual-blocks": 0,  # each weight is a quarter of a second of tracing
     "--num-embeddings": 16,
@@ -193,8 +194,8 @@ SMALL_RUN = {
 SMALL_MODELS = {
     "coarse": {"image_size": 16, "base_filters": 4, "num_residual_blocks": 0, "num_embeddings": 8, "embedding_dim": 4},
     "coarse_prior": {"filters": 8, "num_blocks": 2, "attention_every": 1},
-    "coarse_training": {"batch_size": 8},
-    "coarse_prior_training": {"batch_size": 8, "average_over": 0.5},
+    "coarse_training": {"batch_size": 16},
+    "coarse_prior_training": {"batch_size": 16, "average_over": 0.5},
     "prior_training": {"average_over": 0.5},
 }
 
