@@ -247,11 +247,11 @@ PRESETS = {
 DEMO = {
     "image_size": 128,
     "downsampling": 8,
-    "vqvae_epochs": 6,
-    "coarse_epochs": 14,
-    "coarse_prior_epochs": 14,
+    "vqvae_epochs": 5,
+    "coarse_epochs": 10,
+    "coarse_prior_epochs": 12,
     "coarse_prior_filters": 32,
-    "prior_epochs": 8,
+    "prior_epochs": 6,
     "prior_filters": 32,
 }
 
