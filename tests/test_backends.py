@@ -5,6 +5,7 @@ The run of one device under JAX is the measure of all that follow; TensorFlow, h
 
 import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,13 +14,11 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import PIL.Image
 import pytest
 from conftest import fit, write_adni
 
 import dataset
 import modules
-import predict
 import train
 from predict import TrainedModel
 from running import models, opening, run_folder
@@ -71,7 +70,8 @@ def said_of_shipped(name):
 
 def said_of_run(run):
     data = opening.find_data(run, read_config(run))
-    return said(run, data.pixels(data.of("test")), label="AD", slice_position=0.6)
+    images = data.pixels(data.of("test"))
+    return said(run, images, label="AD", slice_position=0.6) | {"drawn": TrainedModel(run).sample(4)}
 
 
 def train_and_say(folder):
@@ -79,13 +79,12 @@ def train_and_say(folder):
     folder = Path(folder)
     one = folder / "one"
     assert [fit(folder, "one", "--stage", stage, **FEW) for stage in ("all", "sharp")] == [0, 0]
-    assert predict.main(["--run-dir", str(one), "--num-samples", "4"]) == 0
     np.savez(one / "said.npz", **said_of_run(one))
     np.savez(folder / "shipped.npz", **said_of_shipped("ixi"))
     restarts()
-    assert [fit(folder, "two", "--devices", 2, "--stage", stage, **FEW) for stage in ("vqvae", "coarse", "prior")] == [
-        0
-    ] * 3
+    (folder / "two").mkdir()
+    shutil.copy(one / "coarse.keras", folder / "two")
+    assert [fit(folder, "two", "--devices", 2, "--stage", stage, **FEW) for stage in ("vqvae", "prior")] == [0, 0]
 
 
 def train_in_a_job(folder):
@@ -134,7 +133,7 @@ def test_float32_is_not_rounded_to_ten_bits_on_a_gpu_until_the_models_are_done()
 
 
 @needs_jax
-def test_a_run_of_jax_is_used_alike(place, tmp_path):
+def test_a_run_of_jax_is_used_alike(place):
     """And shipped weights; the same noise is the same sample, but for rounding."""
     for path, here in (
         (place / "one/said.npz", said_of_run(place / "one")),
@@ -143,12 +142,6 @@ def test_a_run_of_jax_is_used_alike(place, tmp_path):
         with np.load(path) as there:
             for name, values in here.items():
                 np.testing.assert_allclose(values, there[name], rtol=1e-4, atol=1e-4, err_msg=name)
-    arguments = ["--run-dir", place / "one", "--output-dir", tmp_path, "--num-samples", 4]
-    assert predict.main([str(argument) for argument in arguments]) == 0
-    for i in range(4):
-        paths = (folder / "samples" / f"sample_{i:04d}.png" for folder in (place / "one" / "predictions", tmp_path))
-        images = [np.asarray(PIL.Image.open(path), int) for path in paths]
-        assert np.abs(images[0] - images[1]).max() <= 1
 
 
 def assert_equal_runs(place, name, *stages):
@@ -162,7 +155,7 @@ def assert_equal_runs(place, name, *stages):
 
 @needs_jax
 def test_two_devices_train_as_one(place):
-    assert_equal_runs(place, "two", "vqvae", "coarse", "prior")
+    assert_equal_runs(place, "two", "vqvae", "prior")
 
 
 @needs_jax
