@@ -189,9 +189,9 @@ def test_a_history_of_other_epochs_is_said(place, monkeypatch, capsys):
     shutil.copy(place / "run" / "prior.keras", run)
     history = (run / "prior_history.csv").read_text().splitlines(keepends=True)
     (run / "prior_history.csv").write_text("".join(history[:2]))
-    monkeypatch.setattr(dataset.Batches, "__len__", lambda self: 4)
+    monkeypatch.setattr(dataset.Batches, "__len__", lambda self: 5)
     assert fit(place, "batches") == 1
-    assert "its epochs had not 4 batches" in capsys.readouterr().err
+    assert "its epochs had not 5 batches" in capsys.readouterr().err
 
 
 def test_the_prior_learns_codes_of_moved_slices_anew_each_epoch(place, data):
