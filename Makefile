@@ -70,8 +70,9 @@ ifdef DS
 	$(BIN)/python evaluate.py --run-dir runs/heads --output-dir results/ds002748_heads --decoder sharp
 	$(BIN)/python -m benchmarks.heads --run-dir runs/heads --output results/ds002748_heads/heads.json
 	$(call use,heads,ds002748_heads)
-	$(BIN)/python predict.py --run-dir runs/heads --input $(DS)/sub-02/anat/sub-02_T1w.nii.gz --output-dir results/using
-	rm -r results/using/sub-02_T1w  # a volume
+	$(BIN)/python predict.py --run-dir runs/ds002748 --input $(DS)/sub-02/anat/sub-02_T1w.nii.gz --output-dir results/using
+	$(BIN)/python predict.py --run-dir runs/heads --volumes 6 --output-dir results/using
+	rm -r results/using/sub-02_T1w results/using/volumes results/using/volumes.gif  # volumes
 endif
 ifdef IXI
 	$(call fit,ixi,--data-dir $(IXI) $(IXI_RUN))

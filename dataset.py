@@ -303,8 +303,8 @@ def first_difference(slices, before):
 
 
 def spread(number, most):
-    """At most so many indices of so many things, spread evenly from the first to the last: integers, ascending."""
-    return np.unique(np.linspace(0, number - 1, min(most, number)).round().astype(int))
+    """Places of at most `most` of so many things, spread evenly over all of them: integers."""
+    return np.linspace(0, number - 1, min(number, most)).round().astype(int)
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -458,7 +458,7 @@ def select(inputs, chosen):
 
 
 class ChangedSlices(Batches):
-    """Batches of training slices, mirrored and moved a little, anew each epoch: more people than there are.
+    """Batches of training slices, mirrored and moved a little, differently in each epoch, as augmentation.
 
     Args:
         data: A `Data`.
@@ -501,7 +501,7 @@ class ChangedCodes(ChangedSlices):
     """Batches for a prior: what `prior_inputs` says of the training slices, with the codes of the changed ones.
 
     A slice moved by a pixel has quite other codes, so that no pattern of codes can be learned by heart. What was
-    changed is told (`change`), so that slices which are drawn without a change are none: distribution augmentation
+    changed is told (`change`), so that the prior can draw unchanged slices: distribution augmentation
     (Jun et al., ICML 2020).
 
     Args:

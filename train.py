@@ -1,7 +1,7 @@
 """Trains both stages: a VQ-VAE on brain slices, then a PixelCNN prior on its codes; each also for coarse codes.
 
     python train.py                                        # the embedded demo cohort
-    python train.py --data-dir ../shared/data/ixi          # BIDS volumes; OASIS and ADNI folders likewise
+    python train.py --data-dir IXI          # BIDS volumes; OASIS and ADNI folders likewise
     python train.py --help                                 # the options that matter; --help-all shows the others
 
 A run folder holds all of a run (`running/run_folder.py` says what). The same command again goes on where the last one

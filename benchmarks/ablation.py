@@ -1,6 +1,6 @@
 """What each choice in the VQ-VAE is worth: the default beside variants of it, trained for the same seconds.
 
-    python -m benchmarks.ablation --data-dir ../shared/data/ixi --minutes 1 --output results/ixi/ablation.json
+    python -m benchmarks.ablation --data-dir IXI --minutes 1 --output results/ixi/ablation.json
 
 What a row does not say is as in train.py, with the learning rate going by its own clock (`race.py`). Figures are those
 of the validation people. All have 0.5 bits per pixel: 8 bits for each of 32 x 32 codes at 128 x 128.

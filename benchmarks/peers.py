@@ -1,6 +1,6 @@
 """The project's VQ-VAE beside what a person would pick instead, for the same seconds on the same machine.
 
-    python -m benchmarks.peers --data-dir ../shared/data/ixi --output-dir results/peers --monai runs/monai/bin/python
+    python -m benchmarks.peers --data-dir IXI --output-dir results/peers --monai runs/monai/bin/python
 
 Every contestant is a process of its own, those of MONAI in another environment (`make peers` makes it). One trains at a
 time, ten seconds in turn. At each budget the test people's slices are reconstructed and measured here, by the same

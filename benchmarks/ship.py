@@ -1,6 +1,6 @@
 """Copies a trained run so that it can be given away: weights in half precision, no optimiser, no path of this machine.
 
-    python -m benchmarks.ship --run-dir runs/ixi --data-dir ../shared/data/ixi --output-dir pretrained/ixi
+    python -m benchmarks.ship --run-dir runs/ixi --data-dir IXI --output-dir pretrained/ixi
 
 Weights are rounded before fingerprints are taken, so a prior of the copy belongs to the VQ-VAEs of the copy, and to no
 other. Nothing is trained; figures of the run hold for the copy but for rounding.

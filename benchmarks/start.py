@@ -1,6 +1,6 @@
 """Measures what a trained run is worth to a small cohort: ten people of it, with and without --start-from.
 
-    python -m benchmarks.start --data-dir ../shared/data/ixi --output results/start.json
+    python -m benchmarks.start --data-dir IXI --output results/start.json
 
 Both runs have the sizes of the run that one of them starts from (its dropout of the prior is in that one alone), the
 same epochs and so the same minutes. They are measured on the test people of the whole cohort, whom neither has seen.

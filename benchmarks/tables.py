@@ -7,7 +7,6 @@ tests/test_benchmarks.py checks that the pages agree with the files.
 """
 
 import json
-import math
 import re
 import sys
 from functools import partial
@@ -16,6 +15,7 @@ from benchmarks import harness
 
 with harness.command(__name__, __doc__, "stopped") as command:
     from evaluation import report
+from evaluation.metrics import percent
 from system import files
 from system.console import UserError
 
@@ -94,11 +94,6 @@ class Row(dict):
 
     def __format__(self, form):
         return ""
-
-
-def percent(share):
-    """A share as text, rounded down to a tenth of a percent, so that 100% is said of all alone."""
-    return f"{math.floor(1000 * share) / 10:g}%"
 
 
 def load(name):

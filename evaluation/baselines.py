@@ -13,6 +13,7 @@ from scipy import ndimage
 from sklearn.decomposition import PCA
 from tqdm import tqdm
 
+import dataset
 from evaluation import metrics
 
 MOST_FITTED = 2000  # training slices that the principal components are fitted to
@@ -95,7 +96,7 @@ class PrincipalComponents:
 
     def __init__(self, images, rows, bits_per_pixel):
         self.shape = images.shape[1:]
-        used = rows[metrics.spread(len(rows), MOST_FITTED)]
+        used = rows[dataset.spread(len(rows), MOST_FITTED)]
         fitted = images[np.sort(used)].reshape(len(used), -1).astype("float32") / 255
         self.mean, self.pca, self.bits_per_pixel = fitted.mean(axis=0).reshape(self.shape), None, 0.0
         if (fitted == fitted[0]).all():  # one slice, or all alike: there is nothing to tell beyond their mean

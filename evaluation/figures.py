@@ -6,6 +6,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from skimage.transform import resize
 
+from reading.decoding import PLANES, to_volume
 from system.files import write_whole
 
 GREY = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
@@ -319,11 +320,10 @@ def views(slices, plane, voxel_mm, at=(0.5, 0.5, 0.5)):
     Returns:
         Three images by plane, in which the front of a sagittal one is right, the left of the others left, top above.
     """
-    axis = {"sagittal": 0, "coronal": 1, "axial": 2}[plane]
-    voxels = np.moveaxis(np.rot90(slices.transpose(1, 2, 0), -1), 2, axis)  # right, anterior, superior
+    voxels = to_volume(slices, plane)  # right, anterior, superior
     lit = [np.flatnonzero(voxels.max(axis=tuple({0, 1, 2} - {i})) > 25) for i in range(3)]
-    images, sizes = {}, np.insert(np.array(voxel_mm[:2], float), axis, voxel_mm[2])
-    for i, name in enumerate(("sagittal", "coronal", "axial")):
+    images, sizes = {}, np.insert(np.array(voxel_mm[:2], float), PLANES[plane], voxel_mm[2])
+    for i, name in enumerate(PLANES):
         ends = (0, voxels.shape[i] - 1) if len(lit[i]) == 0 else (lit[i][0], lit[i][-1])
         image = np.rot90(np.take(voxels, round(ends[0] + at[i] * (ends[1] - ends[0])), axis=i))
         across, along = (sizes[j] for j in range(3) if j != i)

@@ -90,7 +90,7 @@ class NearestPerson:
 
     @staticmethod
     def _chosen(head):
-        return head[metrics.spread(len(head), COMPARED_SLICES)]
+        return head[dataset.spread(len(head), COMPARED_SLICES)]
 
     def _shrunk(self, head):
         return dataset.shrink(self._chosen(head), 28).ravel()

@@ -17,11 +17,6 @@ from skimage.morphology import disk
 from extensions import losses
 
 
-def spread(number, most):
-    """Places of at most `most` of so many things, spread evenly over all of them: integers."""
-    return np.linspace(0, number - 1, min(number, most)).round().astype(int)
-
-
 def percent(share):
     """A share as text, "99.8%"; "100%" is said of all alone."""
     return "100%" if share == 1 else f"{min(100 * share, 99.9):.1f}%"

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+import dataset
 from evaluation import figures, metrics
 
 
@@ -9,7 +10,7 @@ def one_of_each(slices, position, most):
     """The slice nearest to a position of each of at most `most` people, who are spread over all of them."""
     away = (slices.slice_position - position).abs()
     nearest = slices.loc[away.groupby(slices.subject_id, sort=False).idxmin()]
-    return nearest.iloc[metrics.spread(len(nearest), most)]
+    return nearest.iloc[dataset.spread(len(nearest), most)]
 
 
 def show_samples(path, images, labels, positions, names, footer):

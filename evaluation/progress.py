@@ -32,10 +32,11 @@ class Progress(keras.callbacks.Callback):
     def __init__(self, data, run_dir, epochs):
         super().__init__()
         watched = data.of("validation")
-        watched = watched.iloc[_spread(np.arange(len(watched)), WATCHED)]
+        watched = watched.iloc[dataset.spread(len(watched), WATCHED)]
         self.images = data.pixels(watched)
         middle = np.flatnonzero((watched.slice_position - 0.5).abs() < 0.25)  # there is little to see in the others
-        self.shown = _spread(middle if len(middle) >= SHOWN else np.arange(len(watched)), SHOWN)
+        middle = middle if len(middle) >= SHOWN else np.arange(len(watched))
+        self.shown = middle[dataset.spread(len(middle), SHOWN)]
         self.run_dir, self.epochs = run_dir, epochs
         self.footer = run_folder.footer(data.title, data.credit)
         self.writer = None
@@ -85,11 +86,6 @@ def _psnr_db(images, outputs):
     """PSNR of each pair of images in [0, 1], (n, S, S), in dB: (n,); infinite where they are equal."""
     with np.errstate(divide="ignore"):
         return -10 * np.log10(np.square(images - outputs, dtype="float64").mean(axis=(1, 2)))
-
-
-def _spread(places, most):
-    """At most so many of some places, (n,), spread evenly over all of them."""
-    return places[np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)]
 
 
 def tell(data, run_dir, options):
@@ -143,7 +139,8 @@ def preview(path, data):
     """Draws a contact sheet: some people of each split at three heights."""
     columns = []
     for split, most in (("train", 4), ("validation", 3), ("test", 3)):
-        for person in _spread(data.of(split).subject_id.unique(), most):
+        people = data.of(split).subject_id.unique()
+        for person in people[dataset.spread(len(people), most)]:
             mine = data.slices[data.slices.subject_id == person].sort_values("slice_position", kind="stable")
             some = mine.iloc[[len(mine) * part // 4 for part in (3, 2, 1)]]
             label = " ".join(dict.fromkeys(filter(None, some.label)))

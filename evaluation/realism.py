@@ -15,6 +15,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
+import dataset
 from evaluation import anatomy, metrics
 from extensions import losses
 
@@ -184,7 +185,7 @@ def classifier_accuracy(a, b, people_a, people_b):
         Number from 0 to 1; None if a set has fewer than five people.
     """
     number = min(len(a), len(b))
-    picked = [metrics.spread(len(x), number) for x in (a, b)]
+    picked = [dataset.spread(len(x), number) for x in (a, b)]
     groups = np.concatenate([[f"a {people_a[i]}" for i in picked[0]], [f"b {people_b[i]}" for i in picked[1]]])
     target = np.repeat([0, 1], number)
     if min(len(set(groups[target == side])) for side in (0, 1)) < FOLDS:
@@ -331,7 +332,7 @@ def choose_floor(slices, number):
     train = slices[slices.split == "train"]
     for_floor = train.subject_id.isin(train.subject_id.unique()[::2])
     parts = ((train[for_floor], number), (train[~for_floor], MOST_SLICES))
-    return tuple(part.iloc[metrics.spread(len(part), most)] for part, most in parts)
+    return tuple(part.iloc[dataset.spread(len(part), most)] for part, most in parts)
 
 
 def find_copies(groups, data):
@@ -396,7 +397,7 @@ def judge_samples(samples, positions, data, vqvae, codes):
     def decoded(real, its_codes):
         return ImageSet(vqvae.decode(its_codes)[..., 0], real.positions, real.people, extract)
 
-    chosen = metrics.spread(len(codes), MOST_SLICES)
+    chosen = dataset.spread(len(codes), MOST_SLICES)
     test = gather(data.of("test").iloc[chosen])
     decoded_test = decoded(test, codes[chosen])
     of_floor, of_space = choose_floor(data.slices, len(samples))

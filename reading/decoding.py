@@ -157,16 +157,15 @@ def voxel_sizes(volume):
 def head(voxels, gap):
     """What is inside the head: bool, shape of `voxels`, a volume or a slice.
 
-    For what is kept of a scan: generous, where `evaluation.metrics.head_mask`, which figures are made within, is tight.
+    This mask is generous: it decides what is kept of a scan. `evaluation.metrics.head_mask`, for metrics, is tight.
     The smoothed image above half of Otsu's threshold, closed over gaps of so many elements on either side (bone lies
     between brain and scalp), its largest piece, holes filled in every plane, and one more element all around.
     """
     smooth = ndimage.gaussian_filter(voxels.astype("float32"), 1.0)
-    smooth -= min(0, smooth.min())  # half of a threshold is half the way from black, as of CT, where that is -1000
+    smooth -= min(0, smooth.min())  # half a threshold is half the way from black, also where that is -1000, as of CT
     if smooth.min() == smooth.max():
         return np.zeros(voxels.shape, bool)
-    half = (min(0, smooth.min()) + _otsu(smooth)) / 2
-    closed = ndimage.binary_closing(np.pad(smooth > half, gap), iterations=gap)
+    closed = ndimage.binary_closing(np.pad(smooth > _otsu(smooth) / 2, gap), iterations=gap)
     labels, number = ndimage.label(closed[(slice(gap, -gap),) * voxels.ndim])
     largest = labels == np.argmax(np.bincount(labels.ravel(), minlength=number + 1)[1:]) + 1
     for axis in range(3) if voxels.ndim == 3 else ():

@@ -61,6 +61,7 @@ def open_run(run_dir, options, data, dry_run=False):
     packages = (keras.backend.backend(), "keras", "numpy", "scipy", "scikit-image", "pillow", "nibabel", "nilearn")
     config["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     if devices.is_first():
+        run_dir.mkdir(parents=True, exist_ok=True)
         files.remove_old(run_dir, files.PARTIAL)
         write_splits(run_dir, data)
         if not dry_run:

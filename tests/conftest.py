@@ -1,6 +1,8 @@
 """Small data sets in each layout, written as image files of synthetic blobs, small priors, small runs; seeded."""
 
+import functools
 import os
+from unittest import mock
 
 from system import console
 
@@ -197,6 +199,9 @@ SMALL_MODELS = {
 }
 
 
+COMPILE, STOPPED = keras.Model.compile, "stopped; the same command goes on"
+
+
 def command(folder, run, *more, data="adni", **changes):
     """The command line of a small run on a data set in a folder."""
     paths = {"--data-dir": folder / data, "--run-dir": folder / run, "--cache-dir": folder / "cache"}
@@ -213,8 +218,15 @@ def asked(*arguments, **changes):
 
 
 def fit(*arguments, **changes):
-    """Trains a small run; the arguments are those of `command`. Returns the exit status."""
-    return console.exit_status(lambda: train.run(asked(*arguments, **changes)), "stopped; the same command goes on")
+    """Trains a small run; the arguments are those of `command`. Returns the exit status.
+
+    Steps are not compiled under TensorFlow: that takes ten times as long as the few of them.
+    """
+    if keras.backend.backend() == "tensorflow":
+        compiled = functools.partialmethod(COMPILE, run_eagerly=True)
+        with mock.patch.object(keras.Model, "compile", compiled):
+            return console.exit_status(lambda: train.run(asked(*arguments, **changes)), STOPPED)
+    return console.exit_status(lambda: train.run(asked(*arguments, **changes)), STOPPED)
 
 
 @pytest.fixture(scope="session")

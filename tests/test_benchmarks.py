@@ -92,7 +92,6 @@ def test_pages_have_the_figures_of_the_files(name):
 def test_what_a_file_does_not_say_is_shown_as_nothing():
     row = tables.Row({"a": -0.5, "a_ci95": [-0.7, 0.1], "b": {"mean": 2.0, "ci95": [1, 3], "people": 4}})
     assert "{a:+.1f} | {b:.0f} | {c:.2f}{d[e][f]:,}".format_map(row) == "-0.5 (-0.7 to +0.1) | 2 (1–3) | "
-    assert [tables.percent(share) for share in (1, 511 / 512, 0.09)] == ["100%", "99.8%", "9%"]
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -332,13 +332,6 @@ def test_the_first_slice_that_differs_is_named():
     assert dataset.first_difference(other, before) == "slice 0 of 10 is of p0001 AD, and was of p0001 NC"
 
 
-@pytest.mark.parametrize(
-    ("number", "most", "expected"), [(10, 4, [0, 3, 6, 9]), (3, 9, [0, 1, 2]), (0, 3, []), (5, 1, [0])]
-)
-def test_a_choice_is_spread_evenly(number, most, expected):
-    assert dataset.spread(number, most).tolist() == expected
-
-
 def test_each_kind_that_a_file_can_have_is_told_of_one_and_of_many():
     assert set(cache.FOUND) - set(scans.TOLD) == {"dark", "black", "copy"}  # which are told of a data set alone
 

@@ -147,6 +147,19 @@ def test_all_of_a_folder_is_done_and_what_is_left_out_is_named(tmp_path):
     found, notices = scans.find([data_dir])
     assert len(found) == 4
     assert "label maps are left out: 3 (keras_png_slices_seg_test/" in notices[0]
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "a.webp").write_bytes(b"0")
+    with pytest.raises(UserError, match=r"no images found; looked for PNG.*not read: 1 \.webp$"):
+        scans.find([tmp_path / "none"])
+
+
+def test_a_head_whose_top_is_not_in_the_image_is_told(tmp_path):
+    write_volume(tmp_path / "head.nii.gz", np.random.default_rng(0), (80, 100, 85))
+    volume = nibabel.load(tmp_path / "head.nii.gz")
+    nibabel.save(volume.slicer[:, :, :65], tmp_path / "cut.nii.gz")
+    for name, told in (("head", False), ("cut", True)):
+        notices = read(tmp_path / f"{name}.nii.gz", shipped("ixi")).notices
+        assert any("the top of the head is not in the image" in line for line in notices) is told
 
 
 # -- Masks --------------------------------------------------------------------------------------------------------

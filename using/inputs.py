@@ -18,7 +18,7 @@ from using import scans
 BITS_OF_WHITE = 16  # bits of a code that are white in bits.png
 MOST_SHOWN = 8  # rows of inputs.png
 JUDGED = {"ssim_head": ("SSIM inside the head", -1), "bits_per_code": ("bits per code", 1)}  # and which side is bad
-BEYOND = 0.001  # share of new people who are beyond a limit, if people are normally distributed
+BEYOND = 0.0003  # share of new people who are beyond a limit, if people are normally distributed
 
 # What the models make of a scan: what `TrainedModel.describe` and `bits_of` say, the decoded slices, a dictionary of
 # metrics for each, and the scan's row of inputs.csv.
@@ -36,7 +36,7 @@ def read_scans(paths, config):
     found, notices = scans.find(paths)
     for line in notices:
         print(f"note: {line}")
-    shown, bad = np.linspace(0, len(found) - 1, min(MOST_SHOWN, len(found))).round(), 0
+    shown, bad = dataset.spread(len(found), MOST_SHOWN), 0
     for number, (name, (source, scale)) in enumerate(found.items()):
         try:
             scan = scans.read(name, source, config, scale)

@@ -1,4 +1,4 @@
-"""Scans of one's own: files made into what a run's models take, and what the models make of them turned into files.
+"""Scans of one's own: read as a run read its own files; results are written as files of the same shape.
 
     found, notices = scans.find([Path("scan.nii.gz")])
     for name, (source, scale) in found.items():
@@ -123,21 +123,21 @@ def _sources_in(folder):
     """Sources of all images and volumes in a folder, whose they are where its layout is known; what is left out."""
     everything, notices, known, aside, aside_is = layouts.walk(folder), [], {}, "", ""
     names = [name for name in everything if layouts.kind_of(name)]
-    try:
-        layout, sources, _ = layouts.find(folder)
-        known = {source.path: source for source in sources}
-        if layout in layouts.LAYOUTS:
-            aside, aside_is = layouts.LAYOUTS[layout].aside, layouts.LAYOUTS[layout].aside_is
-    except UserError:
-        if not names:
-            raise
-    left = [name for name in names if aside and re.fullmatch(aside, name) and folder / name not in known]
-    if left:
-        notices.append(f"{folder}: {aside_is} are left out: {len(left)} ({left[0]} the first)")
     kinds = collections.Counter(end for name in everything for end in layouts.NOT_READ if name.lower().endswith(end))
     if kinds:
         listed = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
         notices.append(f"{folder}: files of kinds that are not read: {listed}")
+    try:
+        layout, sources, _ = layouts.find(folder, subject_regex=None if names else "(.+)")  # which says what is read
+        known = {source.path: source for source in sources}
+        if layout in layouts.LAYOUTS:
+            aside, aside_is = layouts.LAYOUTS[layout].aside, layouts.LAYOUTS[layout].aside_is
+    except UserError as error:
+        if not names:
+            raise UserError("; ".join([str(error), *notices])) from error
+    left = [name for name in names if aside and re.fullmatch(aside, name) and folder / name not in known]
+    if left:
+        notices.append(f"{folder}: {aside_is} are left out: {len(left)} ({left[0]} the first)")
     paths = [folder / name for name in names if name not in left]
     return [known.get(path) or _source(path) for path in paths], notices
 
@@ -409,18 +409,11 @@ def in_volume(scan, squares, order=1):
     Where slices were resampled, `order` 1 interpolates and 0 takes the nearest.
     """
     file, (shape, affine) = nibabel.load(scan.path), scan.grid
-    axis = decoding.PLANES[scan.plane]
-    across = [size for i, size in enumerate(shape) if i != axis]
-    stack = slices_of(scan, squares, order)
-    if stack.shape[1:] != (across[1], across[0]):
-        stack = np.stack([resize(one, (across[1], across[0]), order=order) for one in stack])
-    whole = np.zeros((2, *across, shape[axis]), "float32")  # the values, and where there are any
-    whole[0][:, :, scan.numbers] = np.rot90(stack.transpose(1, 2, 0), -1)
-    whole[1][:, :, scan.numbers] = 1
-    values, share = (
-        resample_from_to(nibabel.Nifti1Image(np.moveaxis(part, 2, axis), affine), (file.shape[:3], file.affine), order)
-        for part in whole
-    )
+    whole = np.zeros((2, *decoding.to_slices(np.broadcast_to(0, shape), scan.plane).shape), "float32")
+    for number, image in zip(scan.numbers, slices_of(scan, squares, order), strict=True):
+        whole[0, number], whole[1, number] = resize(image, whole.shape[2:], order=order), 1  # and where there are any
+    volumes = [nibabel.Nifti1Image(decoding.to_volume(part, scan.plane), affine) for part in whole]
+    values, share = (resample_from_to(one, (file.shape[:3], file.affine), order) for one in volumes)
     values, share = np.asarray(values.dataobj), np.asarray(share.dataobj)
     return np.divide(values, share, out=np.full_like(values, np.nan), where=share > 0.5 - 1e-3)
 
@@ -462,9 +455,8 @@ def write_head(slices, path, plane, voxel_mm, orientation):
 
     `plane` and `voxel_mm`, (across, along, between), are those of the slices, `orientation` the file's, as "RAS".
     """
-    axis = decoding.PLANES[plane]
-    voxels = np.moveaxis(np.rot90(slices.transpose(1, 2, 0), -1), 2, axis)
-    sizes = np.insert(np.array(voxel_mm[:2], float), axis, voxel_mm[2])
+    voxels = decoding.to_volume(slices, plane)
+    sizes = np.insert(np.array(voxel_mm[:2], float), decoding.PLANES[plane], voxel_mm[2])
     affine = nibabel.affines.from_matvec(np.diag(sizes), -sizes * (np.array(voxels.shape) - 1) / 2)
     volume = nibabel.Nifti1Image(np.ascontiguousarray(voxels), affine)
     turned = nibabel.orientations.axcodes2ornt(orientation)
