@@ -242,7 +242,7 @@ class TrainedModel:
         return pixel, pixel, between
 
     def sample_heads(self, number, seed=0, label=None, **how):
-        """Yields new heads: see `using.heads.sample`."""
+        """Yields new stacks of slices: see `using.heads.sample`."""
         return heads.sample(self, number, seed, label, **how)
 
     @_whole

@@ -452,7 +452,7 @@ def _to_predict(args, given):
         if value and not args.input:
             raise UserError(f"{flag}: is for a scan, which --input gives")
     if args.volumes and args.input:
-        raise UserError(f"--volumes {args.volumes}: draws new stacks of slices, and --input gives scans; give one of them")
+        raise UserError(f"--volumes {args.volumes}: draws new stacks, and --input gives scans; give one of them")
     if args.mask and args.anomaly:
         raise UserError("--mask and --anomaly: give one of them")
     if args.mask and (len(args.input) > 1 or args.input[0].is_dir()):

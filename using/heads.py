@@ -33,7 +33,7 @@ def positions(model):
 
 
 def sample(model, number, seed=0, label=None, first=FIRST_SLICE, batch_size=16, description=None):
-    """Yields new heads, some at a time: uint8, shape (m, s, S, S), the lowest slice first.
+    """Yields new stacks of slices, some at a time: uint8, shape (m, s, S, S), the lowest slice first.
 
     Args:
         model: A `predict.TrainedModel`.
@@ -68,7 +68,7 @@ def decode(model, codes, smoothing_mm=SMOOTHING_ALONG_MM):
 
 
 def write_heads(model, args, folder, footer):
-    """--volumes: stacks of slices as volumes/volume_000.nii.gz, volumes.png, and a flight through the first, volumes.gif."""
+    """--volumes: stacks as volumes/volume_000.nii.gz, volumes.png, and a flight through the first, volumes.gif."""
     about = model.config["data"].get("about", {})
     plane, orientation = about.get("plane") or "axial", next(iter(about.get("orientation", ())), "RAS")
     if not about.get("pixel_mm"):
