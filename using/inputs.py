@@ -165,9 +165,8 @@ def reconstruct_all(model, args, folder, footer):
     """--input: a folder for each scan, inputs.csv and inputs.png."""
     rows, shown = [], []
     if not run_folder.read_ranges(model.run_dir, model.decoder):
-        print(
-            f"note: to know what is usual for the run's test people: python evaluate.py --run-dir {shlex.quote(str(args.run_dir))}"
-        )
+        run_dir = shlex.quote(str(args.run_dir))
+        print(f"note: to know what is usual for the run's test people: python evaluate.py --run-dir {run_dir}")
     try:
         for scan, is_shown in read_scans(args.input, model.config):
             made = describe(model, scan, args)
