@@ -5,8 +5,8 @@ Read from top to bottom:
 1. the VQ-VAE: `VectorQuantizer`, encoder, decoder, `VQVAE`      (van den Oord et al. 2017);
 2. the prior: `MaskedConv2D`, `GatedBlock`, `PixelCNN`           (van den Oord et al. 2016).
 
-What is of neither paper stands in `extensions/`: the losses by which reconstructions are compared, row attention and
-maps of known codes in the prior, the fine end of the sharp decoder. `sampling.py` draws from the prior.
+What is of neither paper stands in `extensions/`: losses, row attention and maps of known codes in the prior, the fine
+end of the sharp decoder. `sampling.py` draws from the prior.
 
 Everything is written in `keras.ops`, so the models run under TensorFlow and JAX.
 Images are float32 in [0, 1], shape (batch, height, width, 1); grids of codes are int32, shape
@@ -36,8 +36,7 @@ from extensions.sharpening import fine_end
 PACKAGE = "brain_vqvae"
 
 
-def _arguments(given):
-    """What a constructor was called with, from its first `locals()`: config.json keeps it, defaults included."""
+def _arguments(given):  # the first `locals()` of a constructor: config.json keeps it, defaults included
     return {name: value for name, value in given.items() if name not in ("self", "kwargs", "__class__")}
 
 
@@ -152,7 +151,12 @@ class VectorQuantizer(layers.Layer):
         self.set_codebook(vectors[rows])
 
 
-ACTIVATIONS = {"relu": layers.ReLU, "leaky_relu": functools.partial(layers.LeakyReLU, negative_slope=0.1)}
+def leaky_relu(x):
+    """x, and a tenth of it below 0. TensorFlow's graph optimiser merges its own with a sum before it, wrongly."""
+    return ops.maximum(x, 0.1 * x)
+
+
+ACTIVATIONS = {"relu": layers.ReLU, "leaky_relu": functools.partial(layers.Activation, leaky_relu)}
 
 
 def residual_block(x, name, activation="relu", last_initializer="glorot_uniform"):
@@ -740,11 +744,10 @@ class PixelCNN(keras.Model):
 
 
 def code_lengths(prior, inputs):
-    """Bits that each code of some grids costs under a prior, -log2 p(code).
+    """Bits that each code of some grids costs under a `PixelCNN`, -log2 p(code).
 
     Args:
-        prior: A `modules.PixelCNN`.
-        inputs: What it is fed, with the codes: see its `call`.
+        prior, inputs: The model and what it is fed, with the codes: see its `call`.
 
     Returns:
         float32, shape of inputs["codes"].

@@ -143,6 +143,15 @@ def test_ten_images_can_be_learned_by_heart():
     assert error < 0.03  # the mean image is off by 0.15
 
 
+@pytest.mark.parametrize(("activation", "blocks", "fine"), [("leaky_relu", 0, 1), ("leaky_relu", 1, 0), ("relu", 1, 1)])
+def test_a_compiled_decoder_computes_what_its_layers_do(rng, activation, blocks, fine):
+    """TensorFlow's graph optimiser merges some layers, and is off by a whole intensity where it does so wrongly."""
+    model = modules.VQVAE(32, 8, 4, blocks, activation, fine, num_embeddings=16, embedding_dim=4)
+    randomise(model, rng)
+    z_q = rng.standard_normal((4, 4, 4, 4)).astype("float32")
+    np.testing.assert_allclose(model.decode_vectors(z_q), model.decoder(z_q), atol=1e-5)
+
+
 def test_perplexity_is_of_the_whole_epoch(rng):
     metric = modules.CodebookUsage(8)
     for codes in ([0, 0, 0], [1, 1, 1], [2, 2, 3]):
