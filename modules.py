@@ -1,7 +1,6 @@
 """The two models: a VQ-VAE and a PixelCNN prior over its grid of codes.
 
 Read from top to bottom:
-
 1. the VQ-VAE: `VectorQuantizer`, encoder, decoder, `VQVAE`      (van den Oord et al. 2017);
 2. the prior: `MaskedConv2D`, `GatedBlock`, `PixelCNN`           (van den Oord et al. 2016).
 
@@ -153,7 +152,7 @@ class VectorQuantizer(layers.Layer):
 
 def leaky_relu(x):
     """x, and a tenth of it below 0. TensorFlow's graph optimiser merges its own with a sum before it, wrongly."""
-    return ops.maximum(x, 0.1 * x)
+    return ops.where(x > 0, x, 0.1 * x)
 
 
 ACTIVATIONS = {"relu": layers.ReLU, "leaky_relu": functools.partial(layers.Activation, leaky_relu)}
