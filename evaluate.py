@@ -14,7 +14,7 @@ import shlex
 import sys
 
 from running import options
-from system import console, files
+from system import console, devices, files
 from system.console import UserError
 
 if __name__ == "__main__":
@@ -97,7 +97,7 @@ def compare_samples(folder, data, vqvae, codes, images, positions, footer):
 
 
 def why_no_heads(args, model, data):
-    """Why whole heads cannot be judged, or nothing."""
+    """Why stacks of slices cannot be judged, or nothing."""
     if not model.draws_heads:
         return "the run was not trained with --neighbours"
     if not args.num_heads:
@@ -110,7 +110,7 @@ def why_no_heads(args, model, data):
 
 
 def compare_heads(folder, args, model, data, footer):
-    """What metrics.json says of whole heads, and pictures of some; None where they cannot be judged."""
+    """What metrics.json says of stacks of slices, and pictures of some; None where they cannot be judged."""
     if why_no_heads(args, model, data):
         return None
     stacks = drawn_heads.sample(model, args.num_heads, args.seed, description="heads")
@@ -184,7 +184,7 @@ def run(args):
     data, faults = without_black(opening.find_data(args.run_dir, model.config, args.data_dir, args.cache_dir))
     folder = args.output_dir or args.run_dir / f"evaluation{'_sharp' * (model.decoder == 'sharp')}"
     print(f"data: {data.title}")
-    with predict.output(folder, report.PICTURES, "evaluate.py"):
+    with predict.output(folder, report.PICTURES, "evaluate.py"), devices.whole_float32():
         evaluate(folder, args, model, data, faults)
 
 
@@ -201,7 +201,7 @@ def evaluate(folder, args, model, data, faults):
     result["faults"] = [*unfinished, *faults, *find_faults(result)]
     missing = {"samples": ("how samples stand to real slices", why_not_judged(data, args.num_samples))}
     if model.draws_heads:
-        missing["heads"] = ("whole heads", why_no_heads(args, model, data))
+        missing["heads"] = ("stacks of slices", why_no_heads(args, model, data))
     result["missing"] = {part: f"{what}; {why}" for part, (what, why) in missing.items() if why}
     write_results(folder, args, model, data, result, measured, footer)
     write_ranges(folder, args, model, data, measured)

@@ -750,7 +750,7 @@ def code_lengths(prior, inputs):
         float32, shape of inputs["codes"].
     """
     bits = []
-    for start in tqdm(range(0, len(inputs["label"]), 32), "code lengths", leave=False, disable=None):
+    for start in tqdm(range(0, max(1, len(inputs["label"])), 32), "code lengths", leave=False, disable=None):
         batch = {name: values[start : start + 32] for name, values in inputs.items()}
         batch["codes"] = batch["codes"].astype("int32")
         nats = -prior.distribution(batch).distribution.log_prob(batch["codes"])

@@ -5,7 +5,7 @@
     python predict.py --run-dir pretrained/ixi --input scan.nii.gz photos/           # reconstructions, codes, bits
     python predict.py --run-dir pretrained/ixi --input slice.png --mask mask.png     # what may be under the mask
     python predict.py --run-dir pretrained/ixi --input scan.nii.gz --anomaly         # what is uncommon
-    python predict.py --run-dir pretrained/ds002748_heads --volumes 4                # whole heads, as NIfTI
+    python predict.py --run-dir pretrained/ds002748_heads --volumes 4                # stacks of 64 slices, as NIfTI
 
 In Python, NumPy in and NumPy out:
 
@@ -22,6 +22,7 @@ written for scans of one's own. `evaluate.py` measures.
 """
 
 import contextlib
+import functools
 import re
 import sys
 from pathlib import Path
@@ -42,10 +43,22 @@ from evaluation import pictures
 from modules import code_lengths
 from running import models, opening, run_folder
 from running.config import read_config
+from system import devices
 from system.console import UserError
 from using import anomaly, completion, heads, inputs
 
 HEIGHTS = np.linspace(0, 1, 17, dtype="float32")  # slice positions that are tried where none is given
+
+
+def _whole(method):
+    """A method within `devices.whole_float32`: codes are the same on a GPU as on a processor."""
+
+    @functools.wraps(method)
+    def within(*args, **how):
+        with devices.whole_float32():
+            return method(*args, **how)
+
+    return within
 
 
 class TrainedModel:
@@ -86,15 +99,18 @@ class TrainedModel:
     # Codes
     # ------------------------------------------------------------------------------------------------------------
 
+    @_whole
     def encode(self, images):
         """Codes of images: int32, shape (n, grid, grid)."""
         return self.vqvae.encode(self.checked(images))
 
+    @_whole
     def encode_coarse(self, images):
-        """Coarses of images, the codes of what they are when shrunk: int32, shape (n, 8, 8) by default."""
+        """Coarse codes of images, those of the shrunk slices: int32, shape (n, 8, 8) by default."""
         coarse = self.models.coarse
         return coarse.encode(dataset.shrink(self.checked(images)[..., 0], coarse.image_size)[..., None])
 
+    @_whole
     def decode(self, codes):
         """Images of codes (n, grid, grid); ValueError for codes that the codebook does not have."""
         return self.vqvae.decode(np.asarray(codes))[..., 0]
@@ -120,11 +136,13 @@ class TrainedModel:
         kinds, heights = self.likeliest(coarse, label, slice_position)
         return self.encode(images), coarse, {"label": kinds, "slice_position": heights}
 
+    @_whole
     def bits_of(self, codes, coarse, told):
         """As `bits`, of what `describe` returns."""
         of_coarse = code_lengths(self.models.coarse_prior, {**told, "codes": coarse})
         return code_lengths(self.models.prior, {**told, "codes": codes, "coarse": coarse}), of_coarse
 
+    @_whole
     def likeliest(self, coarse, label=None, slice_position=None, known=None):
         """Labels and slice positions as indices and numbers, each (n,); None takes what makes the codes cheapest.
 
@@ -148,7 +166,7 @@ class TrainedModel:
         bits = code_lengths(self.models.coarse_prior, told)
         if known is not None:
             bits = bits * np.repeat(known, len(tried), axis=0)
-        best = bits.sum(axis=(1, 2)).reshape(number, -1).argmin(axis=1) + len(tried) * np.arange(number)
+        best = bits.sum(axis=(1, 2)).reshape(number, len(tried)).argmin(axis=1) + len(tried) * np.arange(number)
         return told["label"][best], told["slice_position"][best]
 
     def _number(self, label):
@@ -201,6 +219,7 @@ class TrainedModel:
         for codes in self.sampler.sample(labels, slice_positions, seed, noise_index, description=description):
             yield self.decode(codes)
 
+    @_whole
     def sample(self, number, seed=0, label=None, slice_position=None):
         """New images: float32 in [0, 1], shape (number, S, S); label and slice position as for `conditions`."""
         return np.concatenate(list(self.draw(*self.conditions(number, seed, label, slice_position), seed)))
@@ -223,13 +242,15 @@ class TrainedModel:
         return pixel, pixel, between
 
     def sample_heads(self, number, seed=0, label=None, **how):
-        """Yields new heads: see `using.heads.sample`."""
+        """Yields new stacks of slices: see `using.heads.sample`."""
         return heads.sample(self, number, seed, label, **how)
 
+    @_whole
     def complete(self, image, mask, number, seed=0, label=None, slice_position=None, **how):
         """Draws anew what lies under a mask: see `using.completion.complete`."""
         return completion.complete(self, image, mask, number, seed, label, slice_position, **how)
 
+    @_whole
     def anomaly_map(self, images, number=8, seed=0, label=None, slice_position=None):
         """Where slices are not as the run's data are: see `using.anomaly.anomaly_map`."""
         return anomaly.anomaly_map(self, images, number, seed, label, slice_position)
@@ -243,7 +264,7 @@ class TrainedModel:
 def write_samples(batches, folder):
     """Writes each image as 8-bit grey PNG as soon as it is drawn, passes it on, removes what an earlier call left."""
     folder.mkdir(parents=True, exist_ok=True)
-    files.remove_old(folder, r"sample_\d{4,}\.png")
+    files.remove_old(folder, rf"sample_\d{{4,}}\.png|{files.PARTIAL.pattern}")
     for i, image in enumerate(image for images in batches for image in images):
         picture = PIL.Image.fromarray((image * 255).round().astype("uint8"))
         files.write_whole(folder / f"sample_{i:04d}.png", picture.save)
@@ -304,7 +325,7 @@ def run(args):
         print(f"warning: unfinished run: {line}")
     name, do, made = next(task for option, task in TASKS.items() if getattr(args, option))
     folder = args.output_dir or args.run_dir / name
-    with output(folder, made):
+    with output(folder, made), devices.whole_float32():
         do(model, args, folder, footer)
 
 

@@ -103,7 +103,7 @@ class PixelCNNSampler(keras.Model):
     """
 
     def __init__(self, prior, temperature=1.0, top_k=0, top_p=1.0, particles=False, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(dtype="float32", autocast=False, **kwargs)
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, not {temperature}")
         if top_k < 0 or not 0 < top_p <= 1:

@@ -28,7 +28,7 @@ SUBJECT = {
     "by person": r"(?P<label>AD|NC)/(?P<subject>\d+)_(?P<slice>\d+)",
 }
 PEOPLE, NEW_PEOPLE = 60, 30
-HOW = {"layout": "images", "downsampling": 8, "vqvae_epochs": 12, "prior_epochs": 24}
+HOW = {"downsampling": 8, "vqvae_epochs": 12, "prior_epochs": 24}
 HOW |= {"max_shift": 0, "mirrored": 0}  # nothing against learning by heart
 FIGURES = {
     "ssim_head": "SSIM inside the head, VQ-VAE",

@@ -275,12 +275,12 @@ def peers():
 
 
 def heads(run):
-    """Whole heads beside real ones, as in the report."""
+    """Stacks of slices beside real ones, as in the report."""
     found = load(f"{run}/metrics.json").get("heads")
     if found is None:
-        raise UserError(f"results/{run}/metrics.json: no whole heads; evaluate a run of train.py --neighbours")
+        raise UserError(f"results/{run}/metrics.json: no stacks of slices; evaluate a run of train.py --neighbours")
     shown = report.heads_table(found)
-    return table(["whole heads", f"{found['number']} drawn", *shown["head"][2:], "how to read it"], rows_of(shown))
+    return table(["stacks of slices", f"{found['number']} drawn", *shown["head"][2:], "how to read it"], rows_of(shown))
 
 
 def layers(which):

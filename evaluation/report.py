@@ -412,7 +412,7 @@ def facts(config, result, command):
     size, regex = data["image_size"], config["options"]["data"]["subject_regex"]
     values = {
         "Data": data["title"],
-        "Layout of the data": f"by --subject-regex {regex}" if data["layout"] == "regex" else data["layout"].upper(),
+        "Layout of the data": f"by --subject-regex {regex}" if data["layout"] == "regex" else data["layout"],
         "Slices": f"{about['plane'] or 'plane not known'}, {size} x {size} pixels, {scale}",
         "Voxel size of the volumes": listed(about["voxel_size"]) or "not known",
         "Orientation of the volumes": listed(about["orientation"]),

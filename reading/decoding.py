@@ -1,4 +1,4 @@
-"""What is in a file: images and volumes become square uint8 slices, decoded once into one array on disk, the cache.
+"""What is in a file: images and volumes become uint8 slices.
 
 Everything a file can have wrong raises `BadFile`, a `UserError`, with one line that names it and what to do.
 """
@@ -372,7 +372,7 @@ def inspect_source(source, how):
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# The cache
+# How slices are made
 # ----------------------------------------------------------------------------------------------------------------
 
 

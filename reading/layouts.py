@@ -311,11 +311,14 @@ def _unusual(sources, everything):
             f"{len(several)} sessions have several volumes, and all are used ({several[0][0]} and {several[0][1]} the "
             "first): name those that are meant by --subject-regex"
         )
-    kinds = collections.Counter(end for name in everything for end in NOT_READ if name.lower().endswith(end))
-    if kinds:
-        listed = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
-        notices.append(f"files of kinds that are not read: {listed}")
-    return notices
+    return notices + not_read(everything)
+
+
+def not_read(names):
+    """A notice of files of kinds that are known and not read, in a list; none where there are none."""
+    kinds = collections.Counter(end for name in names for end in NOT_READ if name.lower().endswith(end))
+    listed = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+    return [f"files of kinds that are not read: {listed}"] * bool(kinds)
 
 
 def _refuse_half_of_a_split(data_dir, sources):

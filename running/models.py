@@ -32,9 +32,9 @@ def precision(name):
 
     What else Keras's own settings file says, of floats and channels, is for other programs and is put aside for good.
     """
-    before = keras.config.dtype_policy()
     keras.config.set_floatx("float32")
     keras.config.set_image_data_format("channels_last")
+    before = keras.config.dtype_policy()
     with devices.whole_float32():
         keras.config.set_dtype_policy({"float32": "float32", "bfloat16": "mixed_bfloat16"}[name])
         try:

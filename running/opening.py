@@ -72,9 +72,9 @@ def open_run(run_dir, options, data, dry_run=False):
 def cache_here(config):
     """The cache that a run was trained with, or ./cache where that cannot be made: of a run from another machine."""
     cache_dir = config["options"]["data"]["cache_dir"]
-    folder = cache_dir if os.path.isdir(cache_dir) else os.path.dirname(cache_dir) or "."
     of_windows = os.name != "nt" and PureWindowsPath(cache_dir).drive
-    return "cache" if of_windows or not os.access(folder, os.W_OK) else cache_dir
+    can_be = os.path.isdir(cache_dir) or os.access(os.path.dirname(cache_dir) or ".", os.W_OK)
+    return cache_dir if can_be and not of_windows else "cache"
 
 
 def data_are_at_hand(config, cache_dir=None):

@@ -10,6 +10,9 @@
     sharp.keras            the VQ-VAE with its sharp decoder, where that phase was run
     ranges.json            what is usual for the test people, by decoder, once evaluate.py has measured it
     *_history.csv          one row an epoch
+    bad_files.txt          files that were left out (--skip-bad-files), and why
+    preview.png            a contact sheet of the data
+    tensorboard/           logs for TensorBoard, under TensorFlow
     progress.png           validation slices and what the VQ-VAE makes of them, after each epoch
     *_state.weights.h5     from which a stopped run goes on
 

@@ -186,11 +186,11 @@ def test_what_is_missing_is_said_with_its_reason_and_heads_only_of_a_run_that_dr
     assert "Not here: how samples stand to real slices; there are none." in page
     assert "Not here: pictures of 1 more people" in page
     assert report.NO_HEAD in page
-    assert page.count(">Whole heads") == 2  # the menu and the section
+    assert page.count(">Stacks of slices") == 2  # the menu and the section
     (tmp_path / "volumes.png").unlink()
     text = write(tmp_path, PICTURES[:2], heads=None, missing={})
     assert "there are none" not in text
-    assert "Whole heads" not in text
+    assert "Stacks of slices" not in text
     assert "Not here: no" in write(tmp_path, PICTURES[:2], heads=None, missing={"heads": "no"})
 
 

@@ -1,4 +1,4 @@
-"""Whole heads, drawn slice by slice, each given the one drawn before it.
+"""Stacks of slices of one head, drawn slice by slice, each given the one drawn before it.
 
 for some in heads.sample(model, 4):                 # uint8, shape (m, s, S, S), the lowest slice first
     ...
@@ -33,7 +33,7 @@ def positions(model):
 
 
 def sample(model, number, seed=0, label=None, first=FIRST_SLICE, batch_size=16, description=None):
-    """Yields new heads, some at a time: uint8, shape (m, s, S, S), the lowest slice first.
+    """Yields new stacks of slices, some at a time: uint8, shape (m, s, S, S), the lowest slice first.
 
     Args:
         model: A `predict.TrainedModel`.
@@ -68,7 +68,7 @@ def decode(model, codes, smoothing_mm=SMOOTHING_ALONG_MM):
 
 
 def write_heads(model, args, folder, footer):
-    """--volumes: whole heads as volumes/volume_000.nii.gz, volumes.png, and a flight through the first, volumes.gif."""
+    """--volumes: stacks as volumes/volume_000.nii.gz, volumes.png, and a flight through the first, volumes.gif."""
     about = model.config["data"].get("about", {})
     plane, orientation = about.get("plane") or "axial", next(iter(about.get("orientation", ())), "RAS")
     if not about.get("pixel_mm"):
@@ -86,4 +86,4 @@ def write_heads(model, args, folder, footer):
     views = [figures.views(head, plane, model.voxel_mm) for head in shown]
     figures.heads(folder / "volumes.png", views, titles, model.voxel_mm[0], f"made by the model\n{footer}")
     figures.flight(folder / "volumes.gif", shown[0], plane, model.voxel_mm)
-    print(f"{args.volumes} new heads: {folder / 'volumes'}; look at {folder / 'volumes.png'}")
+    print(f"{args.volumes} new stacks of slices: {folder / 'volumes'}; look at {folder / 'volumes.png'}")

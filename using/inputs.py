@@ -1,6 +1,7 @@
 """Scans of one's own: reconstructed, told in bits, compared with what is usual for the run."""
 
 import collections
+import shlex
 import sys
 
 import numpy as np
@@ -114,6 +115,8 @@ def describe(model, scan, args, mask=None):
         args: Of the command.
         mask: Pixels of the square that do not count, bool, shape (S, S).
     """
+    if scan.grid and args.slice_position is not None:
+        raise UserError(f"--slice-position {args.slice_position:g}: is for images, and {scan.path} is a volume")
     counted = np.ones((1, *scan.images.shape[1:]), bool) if mask is None else ~mask[None]
     heights = args.slice_position if scan.slice_positions is None else scan.slice_positions
     described = model.describe(scan.images, args.label, heights)
@@ -162,7 +165,8 @@ def reconstruct_all(model, args, folder, footer):
     """--input: a folder for each scan, inputs.csv and inputs.png."""
     rows, shown = [], []
     if not run_folder.read_ranges(model.run_dir, model.decoder):
-        print(f"note: to know what is usual for the run's test people: python evaluate.py --run-dir {args.run_dir}")
+        run_dir = shlex.quote(str(args.run_dir))
+        print(f"note: to know what is usual for the run's test people: python evaluate.py --run-dir {run_dir}")
     try:
         for scan, is_shown in read_scans(args.input, model.config):
             made = describe(model, scan, args)

@@ -6,12 +6,11 @@
         outputs = model.decode(model.encode(scan.images))
         scans.write_reconstruction(scan, outputs, Path("."))
 
-A scan goes through the door that training goes through, `decoding.py`: the same plane, slices, intensities and
+A scan goes through the door that training goes through, `reading/decoding.py`: the same plane, slices, intensities and
 background. What differs from the run's own scans is brought to them where that can be done, and told in `notices`.
 `write_head` writes a new head.
 """
 
-import collections
 import contextlib
 import dataclasses
 import re
@@ -95,7 +94,6 @@ def find(paths):
         UserError: For a path that is not there, holds nothing, or is of a kind that is not read.
     """
     found, named, notices = [], {}, []
-    endings = sorted((*layouts.IMAGE_SUFFIXES, *layouts.VOLUME_SUFFIXES), key=len, reverse=True)
     for path in paths:
         if path.is_dir():
             sources, left_out = _sources_in(path)
@@ -106,12 +104,12 @@ def find(paths):
         elif not path.exists():
             raise UserError(f"{path}: no such file or folder")
         elif not layouts.kind_of(path.name):
-            raise UserError(f"{path}: not a kind of file that is read; its name must end in {', '.join(endings[::-1])}")
+            endings = ", ".join((*layouts.IMAGE_SUFFIXES, *layouts.VOLUME_SUFFIXES))
+            raise UserError(f"{path}: not a kind of file that is read; its name must end in {endings}")
         else:
             found.append((path.name, _source(path), None))
     for name, source, scale in found:
-        stem = re.sub(r"[^\w.-]+", "_", name)
-        stem = stem[: -len(next(ending for ending in endings if stem.lower().endswith(ending)))]
+        stem = re.sub(r"[^\w.-]+", "_", layouts.stem_of(name)).strip(".") or "scan"
         number = 1
         while (unlike := stem + f"_{number}" * (number > 1)) in named:
             number += 1
@@ -123,10 +121,7 @@ def _sources_in(folder):
     """Sources of all images and volumes in a folder, whose they are where its layout is known; what is left out."""
     everything, notices, known, aside, aside_is = layouts.walk(folder), [], {}, "", ""
     names = [name for name in everything if layouts.kind_of(name)]
-    kinds = collections.Counter(end for name in everything for end in layouts.NOT_READ if name.lower().endswith(end))
-    if kinds:
-        listed = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
-        notices.append(f"{folder}: files of kinds that are not read: {listed}")
+    notices += [f"{folder}: {line}" for line in layouts.not_read(everything)]
     try:
         layout, sources, _ = layouts.find(folder, subject_regex=None if names else "(.+)")  # which says what is read
         known = {source.path: source for source in sources}
@@ -236,7 +231,7 @@ def _read_volume(name, source, how, about, image_size, native_size):
     notices += [TOLD[kind] for kind in kinds]
     canonical, _, _ = decoding.open_volume(path)
     voxels = np.nan_to_num(np.asanyarray(canonical.dataobj, dtype="float32")[::2, ::2])
-    area = (voxels > threshold_otsu(voxels)).mean(axis=(0, 1))
+    area = (voxels > threshold_otsu(voxels.ravel())).mean(axis=(0, 1))
     if how.plane == "axial" and area[-1] > CUT_ABOVE * area.max():
         notices.append("the top of the head is not in the image: the slices lie lower in the head than the run's")
     corner = _corner(path, stack, native_size, (about.get("pixel_mm") or 0) * image_size / native_size)
