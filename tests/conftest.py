@@ -177,11 +177,11 @@ SMALL_RUN = {
     "--coarse-prior-epochs": 2,
     "--prior-epochs": 2,
     "--sharp-epochs": 2,
-    "--sharp-batch-size": 16,
-    "--vqvae-batch-size": 16,
-    "--prior-batch-size": 16,
+    "--sharp-batch-size": 24,
+    "--vqvae-batch-size": 24,  # two steps an epoch
+    "--prior-batch-size": 24,
     "--base-filters": 4,
-    "--num-residual-blocks": 0,  # each weight is a quarter of a second of tracing
+    "--num-residual-blocks": 0,
     "--num-embeddings": 16,
     "--embedding-dim": 4,
     "--prior-filters": 8,
@@ -194,8 +194,8 @@ SMALL_RUN = {
 SMALL_MODELS = {
     "coarse": {"image_size": 16, "base_filters": 4, "num_residual_blocks": 0, "num_embeddings": 8, "embedding_dim": 4},
     "coarse_prior": {"filters": 8, "num_blocks": 2, "attention_every": 1},
-    "coarse_training": {"batch_size": 16},
-    "coarse_prior_training": {"batch_size": 16, "average_over": 0.5},
+    "coarse_training": {"batch_size": 24},
+    "coarse_prior_training": {"batch_size": 24, "average_over": 0.5},
     "prior_training": {"average_over": 0.5},
 }
 

@@ -27,7 +27,7 @@ from system import devices
 
 ROOT = Path(__file__).parent.parent
 needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not here")
-FEW = {"downsampling": 8, "max_shift": 1, "restart_threshold": 0.2}  # nine steps an epoch
+FEW = {"downsampling": 8, "max_shift": 1, "restart_threshold": 0.2}  # three steps an epoch
 # No TensorFlow to be had.
 UNDER_JAX = """
 import sys
@@ -189,11 +189,11 @@ def test_several_devices_need_jax_and_must_be_there(tmp_path, capsys, monkeypatc
     assert fit(tmp_path, "run", "--devices", 99) == 1
     assert "--devices 99: there are" in capsys.readouterr().err
     monkeypatch.setattr(keras.backend, "backend", lambda: "tensorflow")
-    monkeypatch.setattr(devices, "number", lambda: 3)
+    monkeypatch.setattr(devices, "number", lambda: 5)
     assert fit(tmp_path, "run") == 1
-    assert "vqvae: its batches of 8 cannot be shared by 3 devices" in capsys.readouterr().err
+    assert "vqvae: its batches of 24 cannot be shared by 5 devices" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.json").exists()
-    assert fit(tmp_path, "run", "--stage", "prior", "--dry-run", prior_batch_size=9) == 0  # the only one of that stage
+    assert fit(tmp_path, "run", "--stage", "prior", "--dry-run", prior_batch_size=10) == 0  # the only one of that stage
 
 
 def test_each_batch_is_cut_in_equal_shares_and_what_is_left_is_left_out(monkeypatch):
