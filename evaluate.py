@@ -14,7 +14,7 @@ import shlex
 import sys
 
 from running import options
-from system import console, devices, files
+from system import console, files
 from system.console import UserError
 
 if __name__ == "__main__":
@@ -28,6 +28,7 @@ from evaluation import figures, heads, metrics, pictures, realism, report
 from evaluation.measure import find_faults, measure, without_black
 from predict import TrainedModel
 from running import opening, run_folder
+from system import devices
 from using import heads as drawn_heads
 from using import inputs
 
