@@ -386,9 +386,9 @@ def encode(vqvae, images, rows, changes=None):
         changes: What is done to each before, integers, shape (n, 3): see `change`.
 
     Returns:
-        uint16, shape (n, grid, grid).
+        uint16, shape (n, grid, grid, D).
     """
-    codes = np.empty((len(rows), vqvae.grid_size, vqvae.grid_size), "uint16")
+    codes = np.empty((len(rows), vqvae.grid_size, vqvae.grid_size, vqvae.num_quantizers), "uint16")
     for start in range(0, len(rows), ENCODED_AT_ONCE):
         part = slice(start, start + ENCODED_AT_ONCE)
         chosen = images[rows[part]]
@@ -409,7 +409,7 @@ def prior_inputs(slices, labels, **codes):
     Args:
         slices: DataFrame of the slices.
         labels: The labels that the prior knows, in its order.
-        codes: Grids of the slices by the names that the prior has for them, each of shape (n, grid, grid).
+        codes: Grids of the slices by the names that the prior has for them, each of shape (n, grid, grid, D).
     """
     number = {"": 0} | {name: i for i, name in enumerate(labels, 1)}
     return {
@@ -448,7 +448,7 @@ def neighbours(slices):
 
 def codes_beside(codes, places):
     """Grids of codes of the slices at some places, int32, -1 throughout where the place is -1."""
-    return np.where((places >= 0)[:, None, None], codes[places].astype("int32"), -1).astype("int32")
+    return np.where((places >= 0)[:, None, None, None], codes[places].astype("int32"), -1).astype("int32")
 
 
 def select(inputs, chosen):
@@ -513,7 +513,10 @@ class ChangedCodes(ChangedSlices):
 
     def __init__(self, inputs, encoders, *how, beside=None, **more):
         super().__init__(*how, by_scan=beside is not None, **more)
-        grids = {name: np.zeros((self.number, *[v.grid_size] * 2), "uint16") for name, v in encoders.items()}
+        grids = {
+            name: np.zeros((self.number, vqvae.grid_size, vqvae.grid_size, vqvae.num_quantizers), "uint16")
+            for name, vqvae in encoders.items()
+        }
         self.encoders, self.beside = encoders, beside or {}
         grids |= {name: np.zeros(grids["codes"].shape, "int32") for name in self.beside}
         self.inputs = {**inputs, **grids, "change": np.zeros((self.number, 3), "float32")}  # until an epoch begins
@@ -530,8 +533,8 @@ class ChangedCodes(ChangedSlices):
             share = (1 - SHARE_ALONE) / len(self.beside)
             told_of = (drawn >= number * share) & (drawn < (number + 1) * share)
             known = codes_beside(codes["codes"], np.where(told_of, places, -1))
-            wrong = (rng.random(known.shape) < SHARE_WRONG) & (known >= 0)
-            known[wrong] = rng.choice(codes["codes"].ravel(), wrong.sum())
+            wrong = (rng.random(known.shape[:3]) < SHARE_WRONG) & (known[..., 0] >= 0)
+            known[wrong] = rng.choice(codes["codes"].reshape(-1, known.shape[-1]), wrong.sum())
             self.inputs[name] = known
 
     def fetch(self, indices):

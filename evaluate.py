@@ -56,9 +56,9 @@ def draw_pictures(folder, model, data, measured, footer):
         pictures.show_reconstructions(folder / "worst.png", data, decoders, worst, footer)
     images, some = data.pixels(shown), shown.iloc[:5]
     figures.masks(folder / "masks.png", images, [metrics.head_mask(i) for i in images], shown.subject_id, footer)
-    bits = measured.bits
+    bits = measured.bits.sum(axis=-1)  # of a place
     figures.bits(folder / "bits.png", bits.mean(axis=0), images[:5], bits[some.index], some.subject_id, footer)
-    figures.codebook(folder / "codebook.png", measured.codes, model.vqvae.quantizer.num_embeddings, footer)
+    figures.codebook(folder / "codebook.png", measured.codes, model.vqvae.num_embeddings, footer)
     figures.history(folder / "history.png", run_folder.read_histories(model.run_dir, model.decoder), footer)
 
 

@@ -4,13 +4,14 @@ Read from top to bottom:
 1. the VQ-VAE: `VectorQuantizer`, encoder, decoder, `VQVAE`      (van den Oord et al. 2017);
 2. the prior: `MaskedConv2D`, `GatedBlock`, `PixelCNN`           (van den Oord et al. 2016).
 
-What is of neither paper stands in `extensions/`: losses, row attention and maps of known codes in the prior, the fine
-end of the sharp decoder. `sampling.py` draws from the prior.
+What is of neither paper stands in `extensions/`: losses; of the prior, row attention, maps of known codes and the head
+of residual levels; the fine end of the sharp decoder. `sampling.py` draws from the prior.
 
 Everything is written in `keras.ops`, so the models run under TensorFlow and JAX.
 Images are float32 in [0, 1], shape (batch, height, width, 1); grids of codes are int32, shape
-(batch, height / factor, width / factor). Comments at the ends of lines give shapes: B slices a batch, S pixels and H
-(or W) codes along a side, D numbers in a codebook entry, K entries, F filters.
+(batch, height / factor, width / factor, levels), with one level in both papers. Comments at the ends of lines give
+shapes: B slices a batch, S pixels and H (or W) codes along a side, D levels of codes, K entries of a codebook, E
+numbers in an entry, F filters.
 
 Both models are used twice. A small VQ-VAE of the slice shrunk to 32 x 32 encodes it as 8 x 8 coarse codes: outline,
 ventricles, rough positions. A small PixelCNN draws coarse codes; the large one draws the slice's own codes, given them.
@@ -29,7 +30,7 @@ from keras import layers, ops
 from tqdm import tqdm
 
 from extensions import losses
-from extensions.attention import CodeMap, RowAttention
+from extensions.attention import CodeMap, DepthHead, RowAttention
 from extensions.sharpening import fine_end
 
 PACKAGE = "brain_vqvae"
@@ -57,12 +58,12 @@ class VectorQuantizer(layers.Layer):
 
     Args:
         num_embeddings: Number of codebook entries, K.
-        embedding_dim: Length of each entry, D.
+        embedding_dim: Length of each entry, E.
         restart_threshold: Share of the even use below which an entry is moved; 0 never moves one.
         seed: Seed of the restarts.
 
     Call arguments:
-        z_e: Encoder output, shape (batch, height, width, D).
+        z_e: Encoder output, shape (batch, height, width, E).
         training: Whether to count the use of the entries and to move dead ones.
 
     Returns:
@@ -70,7 +71,7 @@ class VectorQuantizer(layers.Layer):
         `z_e`; `code_indices`, int32, shape (batch, height, width).
 
     Raises:
-        ValueError: For an argument out of range, or a last axis that is not D.
+        ValueError: For an argument out of range, or a last axis that is not E.
     """
 
     DECAY = 0.99  # of the moving average of the entries' use
@@ -98,22 +99,24 @@ class VectorQuantizer(layers.Layer):
 
     @property
     def codebook(self):
-        """The entries as they are now, shape (K, D)."""
-        return self.entries + self.moved
+        """The entries as they are now, shape (K, E)."""
+        # By the product their gradient is a whole tensor. TensorFlow's of a lookup is a list of rows, of which its
+        # optimisers add up the squares row by row: Adam's steps become the longer, the more vectors chose an entry.
+        return 1.0 * self.entries + self.moved
 
     def call(self, z_e, training=False):
         z_e = ops.cast(z_e, "float32")
-        code_indices = self.nearest(z_e)  # (B, H, W, D) -> (B, H, W)
-        z_q = ops.take(self.codebook, code_indices, axis=0)  # (B, H, W, D)
+        code_indices = self.nearest(z_e)  # (B, H, W, E) -> (B, H, W)
+        z_q = ops.take(self.codebook, code_indices, axis=0)  # (B, H, W, E)
         if training:
-            vectors = ops.reshape(z_e, (-1, self.embedding_dim))  # (N, D) with N = B H W
+            vectors = ops.reshape(z_e, (-1, self.embedding_dim))  # (N, E) with N = B H W
             self._restart(ops.stop_gradient(vectors), ops.reshape(code_indices, (-1,)))
         return z_e + ops.stop_gradient(z_q - z_e), z_q, code_indices  # the gradient of the first is copied to z_e
 
     def nearest(self, z_e):
         """Indices of the nearest entries, int32, shape of `z_e` without its last axis."""
         # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 is the same for every entry.
-        codebook = self.codebook  # (K, D)
+        codebook = self.codebook  # (K, E)
         distances = ops.sum(ops.square(codebook), axis=1) - 2.0 * ops.matmul(z_e, ops.transpose(codebook))  # (..., K)
         return ops.cast(ops.argmin(distances, axis=-1), "int32")  # (...)
 
@@ -124,30 +127,22 @@ class VectorQuantizer(layers.Layer):
         return codebook, ops.mean(ops.square(z_e - ops.stop_gradient(z_q)))
 
     def _restart(self, vectors, chosen):
-        """Counts the use of the entries and moves dead ones to randomly chosen vectors (N, D); chosen: (N,)."""
+        """Counts the use of the entries and moves dead ones to randomly chosen vectors (N, E); chosen: (N,)."""
         counts = ops.sum(ops.one_hot(chosen, self.num_embeddings, dtype="float32"), axis=0)  # (K,)
         use = self.DECAY * self.use + (1 - self.DECAY) * counts
         even_share = ops.sum(use) / self.num_embeddings
         dead = use < self.restart_threshold * even_share
         picks = keras.random.uniform((self.num_embeddings,), seed=self.seed_generator)
         number = ops.cast(ops.shape(vectors)[0], "float32")
-        replacements = ops.take(vectors, ops.cast(ops.floor(picks * number), "int32"), axis=0)  # (K, D)
+        replacements = ops.take(vectors, ops.cast(ops.floor(picks * number), "int32"), axis=0)  # (K, E)
         self.moved.assign(ops.where(dead[:, None], replacements - self.entries, self.moved.value))
         self.use.assign(ops.where(dead, even_share, use))
 
     def set_codebook(self, codebook):
-        """Sets the entries, NumPy (K, D), and resets the averages of their use."""
+        """Sets the entries, NumPy (K, E), and resets the averages of their use."""
         self.entries.assign(codebook)
         self.moved.assign(np.zeros_like(codebook))
         self.use.assign(np.ones(self.num_embeddings, "float32"))
-
-    def initialise(self, z_e):
-        """Sets the codebook to randomly chosen encoder outputs, NumPy (..., D), so that it starts at their scale."""
-        vectors = np.reshape(z_e, (-1, self.embedding_dim))
-        if len(vectors) < self.num_embeddings:
-            raise ValueError(f"{len(vectors)} vectors cannot initialise a codebook of {self.num_embeddings} entries")
-        rows = np.random.default_rng(self.seed).choice(len(vectors), self.num_embeddings, replace=False)
-        self.set_codebook(vectors[rows])
 
 
 def leaky_relu(x):
@@ -184,21 +179,21 @@ def clip_to_unit(x):
 
 
 def build_encoder(image_size, downsampling, base_filters, num_residual_blocks, embedding_dim, activation):
-    """Functional model: images (B, S, S, 1) -> z_e (B, S / downsampling, S / downsampling, D), float32."""
+    """Functional model: images (B, S, S, 1) -> z_e (B, S / downsampling, S / downsampling, E), float32."""
     x = inputs = keras.Input((image_size, image_size, 1), name="image")
     for stage in range(int(math.log2(downsampling))):
         x = layers.Conv2D(base_filters * 2**stage, 4, 2, padding="same", name=f"down{stage}")(x)  # S halved, F doubled
         x = ACTIVATIONS[activation](name=f"down{stage}_activation")(x)
     for block in range(num_residual_blocks):
         x = residual_block(x, f"residual{block}", activation)
-    z_e = layers.Conv2D(embedding_dim, 1, dtype="float32", name="z_e")(x)  # (B, H, W, D)
+    z_e = layers.Conv2D(embedding_dim, 1, dtype="float32", name="z_e")(x)  # (B, H, W, E)
     return keras.Model(inputs, z_e, name="encoder")
 
 
 def build_decoder(
     image_size, downsampling, base_filters, num_residual_blocks, embedding_dim, activation, fine_blocks=0
 ):
-    """Functional model: z_q (B, S / downsampling, S / downsampling, D) -> images in [0, 1], (B, S, S, 1), float32.
+    """Functional model: z_q (B, S / downsampling, S / downsampling, E) -> images in [0, 1], (B, S, S, 1), float32.
 
     The images end in `clip_to_unit`: the background of a slice is exactly 0, and a network that ends in a sigmoid or in
     nothing can only come near it, at a price in SSIM that has nothing to do with the brain.
@@ -227,25 +222,26 @@ def build_decoder(
 
 
 class CodebookUsage(keras.metrics.Metric):
-    """Use of the codebook over an epoch, from one histogram of all its codes.
+    """Use of one level's codebook over an epoch, from one histogram of all its codes.
 
     `perplexity` is exp(entropy) of the histogram, between 1 and K; `codes_in_use` is the share of entries that occur.
     """
 
-    def __init__(self, num_embeddings, name="codebook_usage", **kwargs):
-        super().__init__(name=name, **kwargs)
+    def __init__(self, num_embeddings, level=0, **kwargs):
+        self.suffix = f"_{level + 1}" if level else ""
+        super().__init__(name=f"codebook_usage{self.suffix}", **kwargs)
         self.num_embeddings = num_embeddings
         self.counts = self.add_variable((num_embeddings,), initializer="zeros", name="counts")
 
-    def update_state(self, code_indices, sample_weight=None):
-        chosen = ops.one_hot(ops.reshape(code_indices, (-1,)), self.num_embeddings, dtype="float32")  # (N, K)
+    def update_state(self, codes, sample_weight=None):
+        chosen = ops.one_hot(ops.reshape(codes, (-1,)), self.num_embeddings, dtype="float32")  # (N, K)
         self.counts.assign_add(ops.sum(chosen, axis=0))
 
     def result(self):
         shares = self.counts / ops.maximum(ops.sum(self.counts), 1.0)
         entropy = -ops.sum(shares * ops.log(ops.maximum(shares, 1e-12)))
         in_use = ops.mean(ops.cast(self.counts > 0, "float32"))
-        return {"perplexity": ops.exp(entropy), "codes_in_use": in_use}
+        return {f"perplexity{self.suffix}": ops.exp(entropy), f"codes_in_use{self.suffix}": in_use}
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -254,6 +250,10 @@ class VQVAE(keras.Model):
 
     The objective is eq. 3 of the paper, with means in place of sums:
     `reconstruction + |sg[z_e] - e|^2 + commitment_cost * |z_e - sg[e]|^2`.
+
+    With more than one level, each further codebook codes what the levels before left over, and z_q is the sum of the
+    chosen entries (residual quantisation: Lee et al. 2022, eq. 3); the two last terms are summed over the levels. With
+    none it is an autoencoder: `train.py` begins with that.
 
     Args:
         image_size: Side of the square images in pixels, a multiple of `downsampling`.
@@ -264,7 +264,8 @@ class VQVAE(keras.Model):
         activation: "relu", "leaky_relu" (slope 0.1 below 0), or "auto": the first up to a downsampling of 4, where it
             is a little better; the second beyond, where whole networks of ReLUs die and leave every slice black.
         fine_blocks: Residual blocks of the decoder at each size finer than the code grid: see `build_decoder`.
-        num_embeddings, embedding_dim, restart_threshold: See `VectorQuantizer`.
+        num_embeddings, embedding_dim, restart_threshold: See `VectorQuantizer`; those of each level.
+        num_quantizers: Levels of codes, D.
         commitment_cost: Weight of the commitment term, beta.
         reconstruction_loss: "l1", "l2" or "l1_ssim".
         ssim_weight: Weight of (1 - SSIM) in "l1_ssim".
@@ -274,8 +275,8 @@ class VQVAE(keras.Model):
         images: float32 in [0, 1], shape (batch, image_size, image_size, 1).
 
     Returns:
-        A dictionary: `reconstruction` like the images; `z_e` and `z_q`, shape (batch, grid, grid, embedding_dim);
-        `code_indices`, int32, shape (batch, grid, grid).
+        A dictionary: `reconstruction` like the images; `z_e` and `z_q`, shape (batch, grid, grid, E); `entries`, of
+        each level, shape (batch, grid, grid, D, E); `code_indices`, int32, shape (batch, grid, grid, D).
 
     Raises:
         ValueError: If a size does not fit, or the loss is unknown.
@@ -291,6 +292,7 @@ class VQVAE(keras.Model):
         fine_blocks=0,
         num_embeddings=256,
         embedding_dim=16,
+        num_quantizers=1,
         restart_threshold=0.02,
         commitment_cost=0.25,
         reconstruction_loss="l1_ssim",
@@ -307,6 +309,8 @@ class VQVAE(keras.Model):
             raise ValueError(
                 f"base_filters must be 2 or more, not {base_filters}; blocks 0 or more, not {num_residual_blocks}"
             )
+        if num_quantizers < 0:
+            raise ValueError(f"num_quantizers must be 0 or more, not {num_quantizers}")
         if activation == "auto":
             activation = "relu" if downsampling <= 4 else "leaky_relu"
         if activation not in ACTIVATIONS:
@@ -319,52 +323,90 @@ class VQVAE(keras.Model):
         self.reconstruction_loss, self.ssim_weight = reconstruction_loss, ssim_weight
         sizes = (image_size, downsampling, base_filters, num_residual_blocks, embedding_dim, activation)
         self.encoder = build_encoder(*sizes)
-        self.quantizer = VectorQuantizer(num_embeddings, embedding_dim, restart_threshold, seed)
+        levels = [
+            VectorQuantizer(num_embeddings, embedding_dim, restart_threshold, seed + 100 * level)
+            for level in range(num_quantizers)
+        ]
+        self.quantizer, self.finer = levels[0] if levels else None, levels[1:]
         self.decoder = build_decoder(*sizes, fine_blocks)
+        self.num_embeddings, self.num_quantizers = num_embeddings, num_quantizers
         self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction_loss")
         self.commitment_tracker = keras.metrics.Mean(name="commitment_loss")
-        self.usage_tracker = CodebookUsage(num_embeddings)
-        self.quantizer.build(self.encoder.output_shape)
+        self.usage_trackers = [CodebookUsage(num_embeddings, level) for level in range(num_quantizers)]
+        for quantizer in levels:
+            quantizer.build(self.encoder.output_shape)
         self.built = True
+
+    @property
+    def codebooks(self):
+        """The entries of all levels as they are now, NumPy (D, K, E)."""
+        return np.stack([ops.convert_to_numpy(level.codebook) for level in (self.quantizer, *self.finer)])
 
     def call(self, images, training=False):
         z_e = self.encoder(images, training=training)
-        straight_through, z_q, code_indices = self.quantizer(z_e, training=training)
+        if not self.num_quantizers:
+            return {"reconstruction": self.decoder(z_e, training=training), "z_e": z_e}
+        entries, code_indices = self.choose_entries(z_e, training)
+        z_q = ops.sum(entries, axis=-2)  # (B, H, W, D, E) -> (B, H, W, E)
+        straight_through = z_e + ops.stop_gradient(z_q - z_e)
         reconstruction = self.decoder(straight_through, training=training)
-        return {"reconstruction": reconstruction, "z_e": z_e, "z_q": z_q, "code_indices": code_indices}
+        outputs = {"reconstruction": reconstruction, "z_e": z_e, "z_q": z_q}
+        return outputs | {"entries": entries, "code_indices": code_indices}
+
+    def choose_entries(self, z_e, training=False):
+        """Chosen entries and codes of each level: (B, H, W, E) -> (B, H, W, D, E) and int32 (B, H, W, D)."""
+        left, entries, codes = z_e, [], []
+        for level in (self.quantizer, *self.finer):
+            _, chosen, indices = level(left, training=training)
+            entries.append(chosen)
+            codes.append(indices)
+            left = left - ops.stop_gradient(chosen)
+        return ops.stack(entries, axis=-2), ops.stack(codes, axis=-1)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        reconstruction = losses.reconstruction_loss(
-            x, y_pred["reconstruction"], self.reconstruction_loss, self.ssim_weight
-        )
-        codebook, commitment = self.quantizer.codebook_and_commitment(y_pred["z_e"], y_pred["z_q"])
-        self.reconstruction_tracker.update_state(reconstruction)
-        self.commitment_tracker.update_state(commitment)
-        return reconstruction + codebook + self.commitment_cost * commitment
+        loss = losses.reconstruction_loss(x, y_pred["reconstruction"], self.reconstruction_loss, self.ssim_weight)
+        self.reconstruction_tracker.update_state(loss)
+        if self.num_quantizers:
+            entries = y_pred["entries"]
+            before = ops.stop_gradient(ops.cumsum(entries, axis=-2) - entries)  # the sum of the levels before
+            left = y_pred["z_e"][..., None, :] - before  # (B, H, W, D, E)
+            codebook, commitment = self.quantizer.codebook_and_commitment(left, entries)  # means over the levels
+            loss += self.num_quantizers * (codebook + self.commitment_cost * commitment)
+            self.commitment_tracker.update_state(self.num_quantizers * commitment)
+        return loss
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        self.usage_tracker.update_state(y_pred["code_indices"])
+        for level, tracker in enumerate(self.usage_trackers):
+            tracker.update_state(y_pred["code_indices"][..., level])
         return self.get_metrics_result()
 
     def encode(self, images):
-        """Codes of float32 images (n, image_size, image_size, 1): NumPy int32, shape (n, grid, grid)."""
-        return self._in_batches(lambda x: self.quantizer.nearest(self.encoder.predict_on_batch(x)), images)
+        """Codes of float32 images (n, image_size, image_size, 1): NumPy int32, shape (n, grid, grid, D)."""
+        return self._in_batches(lambda x: self.choose_entries(self.encoder.predict_on_batch(x))[1], images)
+
+    def reconstruct(self, images):
+        """What the model makes of images (n, image_size, image_size, 1): NumPy, the same shape."""
+        return self._in_batches(lambda x: self.predict_on_batch(x)["reconstruction"], images)
 
     def decode(self, code_indices):
-        """Images of NumPy codes (n, grid, grid): NumPy float32 in [0, 1], shape (n, image_size, image_size, 1).
+        """Images of NumPy codes (n, grid, grid, D): NumPy float32 in [0, 1], shape (n, image_size, image_size, 1).
 
         Raises:
-            ValueError: For codes of another shape, or that the codebook does not have.
+            ValueError: For codes of another shape, or that the codebooks do not have.
         """
-        grid, most = (self.grid_size, self.grid_size), self.quantizer.num_embeddings - 1
+        return self.decode_vectors(self.vectors(code_indices))
+
+    def vectors(self, code_indices):
+        """z_q of NumPy codes (n, grid, grid, D), the sum of their entries: NumPy float32 (n, grid, grid, E)."""
+        grid, most = (self.grid_size, self.grid_size, self.num_quantizers), self.num_embeddings - 1
         if code_indices.shape[1:] != grid:
-            raise ValueError(f"codes have shape (n, {grid[0]}, {grid[1]}), not {code_indices.shape}")
-        if len(code_indices) and not 0 <= code_indices.min() <= code_indices.max() <= most:
+            raise ValueError(f"codes have shape (n, {', '.join(map(str, grid))}), not {code_indices.shape}")
+        if code_indices.size and not 0 <= code_indices.min() <= code_indices.max() <= most:
             raise ValueError(f"codes are 0 to {most}, not {code_indices.min()} to {code_indices.max()}")
-        return self.decode_vectors(ops.convert_to_numpy(self.quantizer.codebook)[code_indices])
+        return sum(codebook[code_indices[..., level]] for level, codebook in enumerate(self.codebooks))
 
     def decode_vectors(self, z_q):
-        """Images of NumPy vectors (n, grid, grid, D), which are codebook entries, or means of some."""
+        """Images of NumPy vectors (n, grid, grid, E), sums of codebook entries, or means of some."""
         return self._in_batches(self.decoder.predict_on_batch, z_q)
 
     AT_ONCE = 32  # images encoded and grids decoded: one size, so that an image is rounded alike in every batch
@@ -552,18 +594,22 @@ class PixelCNN(keras.Model):
     """Gated PixelCNN: p(codes | label, slice position, maps) as a product over codes in raster order.
 
     `p(x) = prod_i p(x_i | x_1, ..., x_{i-1}, h)` (van den Oord et al. 2016, eq. 1 and 3), where h is the label, the
-    slice position, and grids of other codes, if the prior has any (`maps`).
+    slice position, and grids of other codes, if the prior has any (`maps`). Where a place has codes of several levels,
+    they follow each other: `p(x_i) = prod_d p(x_id | x_i1, ..., x_i,d-1, those before i, h)`. The network runs once a
+    place, and a small head tells each further level (`DepthHead`).
 
     A code enters as a row of a table of its own plus a projection of its entry in the VQ-VAE's codebook, which stays as
-    it is (`set_codebook`): codes that look alike begin alike, and a table alone takes long to find out which do.
+    it is (`set_codebooks`): codes that look alike begin alike, and a table alone takes long to find out which do. Of
+    several levels, the first has the table, and the sum of the entries is projected.
 
     Args:
-        num_embeddings: Number of codes, K.
-        embedding_dim: Length of the codebook's entries, D.
+        num_embeddings: Number of codes of a level, K.
+        embedding_dim: Length of the codebooks' entries, E.
         grid_size: Codes along each side of the square grid.
         num_labels: Number of known labels; a label is 1 ... num_labels, and 0 says that it is not known.
-        maps: The grids of codes that are told beforehand: a dictionary of `num_embeddings` and `grid_size` for each, by
-            the name under which `inputs` has it.
+        maps: The grids of codes that are told beforehand: a dictionary of `num_embeddings`, `grid_size` and, where it
+            is not 1, `num_quantizers` for each, by the name under which `inputs` has it.
+        num_quantizers: Levels of codes, D.
         filters: Channels of both stacks.
         num_blocks: Gated blocks, the first of mask type A.
         vertical_kernel: (rows, columns) of the vertical stack's masked kernels.
@@ -577,14 +623,15 @@ class PixelCNN(keras.Model):
         seed: Seed of the dropout.
 
     Call arguments:
-        inputs: A dictionary: `codes`, int32, shape (batch, grid, grid); `label`, int32, shape (batch,);
+        inputs: A dictionary: `codes`, int32, shape (batch, grid, grid, D); `label`, int32, shape (batch,);
             `slice_position`, float32 in [0, 1] from the lowest slice to the highest, shape (batch,); the grids of
             `maps`, by their names, -1 where a code is not known, as in a whole grid that is left out; `change`,
             float32, shape (batch, 3): whether the slice is mirrored, how far it is moved down and right, in units of
             the farthest. Without it, slices are as they are.
 
     Returns:
-        Logits, float32, shape (batch, grid, grid, K); those at (r, c) depend only on codes before (r, c).
+        Logits, float32, shape (batch, grid, grid, D, K); those of a level at (r, c) depend only on codes before (r, c)
+        and on those of the levels before it there.
 
     Raises:
         ValueError: If the receptive field does not cover the grid.
@@ -597,6 +644,7 @@ class PixelCNN(keras.Model):
         grid_size,
         num_labels=0,
         maps=None,
+        num_quantizers=1,
         filters=64,
         num_blocks=8,
         vertical_kernel=(2, 3),
@@ -613,7 +661,7 @@ class PixelCNN(keras.Model):
             raise ValueError(f"num_blocks must be 2 or more, not {num_blocks}")
         self._config = _arguments(locals())
         self.vqvae_fingerprint = vqvae_fingerprint
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.num_embeddings, self.embedding_dim, self.num_quantizers = num_embeddings, embedding_dim, num_quantizers
         self.grid_size, self.num_labels, self.filters = grid_size, num_labels, filters
         self.vertical_kernel = tuple(vertical_kernel)  # a list, once it has been JSON
         self.dilations = dilations_of(grid_size, num_blocks, max_dilation)
@@ -621,7 +669,8 @@ class PixelCNN(keras.Model):
         across = max(3, 1 + math.ceil((grid_size - 2) / sum(self.dilations)))
         self.horizontal_kernel = horizontal_kernel or across
         small, wide = keras.initializers.RandomNormal(0, 0.02), keras.initializers.RandomNormal(0, 1)
-        self.codebook = self.add_weight((num_embeddings, embedding_dim), wide, trainable=False, name="codebook")
+        entries = (num_quantizers * num_embeddings, embedding_dim)  # of all levels, one below the other
+        self.codebook = self.add_weight(entries, wide, trainable=False, name="codebook")
         self.row_embedding = self.add_weight((grid_size, 1, filters), small, name="rows")
         self.column_embedding = self.add_weight((1, grid_size, filters), small, name="columns")
         self.code_embedding = layers.Embedding(num_embeddings, filters, name="code_embedding")
@@ -655,19 +704,28 @@ class PixelCNN(keras.Model):
         ] + [None]
         self.hidden = layers.Dense(filters, activation="relu", name="hidden")
         self.logits = layers.Dense(num_embeddings, dtype="float32", name="logits")
+        self.depth_heads = [
+            DepthHead(num_embeddings, 2 * filters, name=f"depth{level}") for level in range(1, num_quantizers)
+        ]
         self._assert_receptive_field()
         self.bits_tracker = keras.metrics.Mean(name="bits_per_code")
         self.built = True  # by this one call of all layers
-        blank = {"codes": np.zeros((1, grid_size, grid_size), "int32"), "label": np.zeros(1, "int32")}
+        blank = {"codes": np.zeros((1, grid_size, grid_size, num_quantizers), "int32"), "label": np.zeros(1, "int32")}
         self(blank | {"slice_position": np.zeros(1, "float32")})
 
-    def set_codebook(self, codebook):
-        """Takes over a VQ-VAE's codebook, NumPy (K, D), moved and scaled to mean 0 and variance 1."""
-        self.codebook.assign((codebook - codebook.mean(axis=0)) / codebook.std())
+    def set_codebooks(self, codebooks):
+        """Takes over a VQ-VAE's codebooks, NumPy (D, K, E): the first moved and scaled to mean 0 and variance 1."""
+        scaled = codebooks / codebooks[0].std()
+        scaled[0] -= scaled[0].mean(axis=0)
+        self.codebook.assign(scaled.reshape(self.codebook.shape))
+
+    def entries(self, codes):
+        """The codebooks' entries of codes: (..., D) -> (..., D, E)."""
+        return ops.take(self.codebook, codes + self.num_embeddings * np.arange(self.num_quantizers), axis=0)
 
     def embed(self, codes):
-        """What enters both stacks for each code: (...) -> (..., filters)."""
-        return self.code_embedding(codes) + self.codebook_projection(ops.take(self.codebook, codes, axis=0))
+        """What enters both stacks for the codes of a place: (..., D) -> (..., filters)."""
+        return self.code_embedding(codes[..., 0]) + self.codebook_projection(ops.sum(self.entries(codes), axis=-2))
 
     def condition(self, inputs):
         """Label (B,), slice position (B,) and change (B, 3) as one vector (B, filters); the position as cosines."""
@@ -680,31 +738,38 @@ class PixelCNN(keras.Model):
         """What is known of each place: a learned embedding of it, and the maps. (B or 1, grid, grid, filters)."""
         features = ops.cast(self.row_embedding + self.column_embedding, self.compute_dtype)[None]
         for name, code_map in self.maps.items():
-            unknown = ops.full((1, code_map.grid_size, code_map.grid_size), -1, "int32")
+            unknown = ops.full((1, *code_map.codes_shape), -1, "int32")
             features = features + code_map(inputs.get(name, unknown))
         return features
 
     def to_logits(self, v, h):
-        """Logits, float32, from the features of both stacks."""
-        return self.logits(self.hidden(ops.relu(v + h)))
+        """Features of each place, (..., F), from those of both stacks, and the first level's logits, float32 (..., K).
+
+        The logits of a further level d are `depth_heads[d - 1](features, sum of the entries of the levels before)`.
+        """
+        features = ops.relu(v + h)
+        return features, self.logits(self.hidden(features))
 
     def call(self, inputs, training=False):
         condition = self.condition(inputs)  # (B, F)
         places = self.place_features(inputs)  # (B, H, W, F)
-        v = h = self.embed(inputs["codes"])  # (B, H, W) -> (B, H, W, F)
+        v = h = self.embed(inputs["codes"])  # (B, H, W, D) -> (B, H, W, F)
         for block, attention in zip(self.blocks, self.attentions, strict=True):
             v, h = block(v, h, condition, training=training)  # each (B, H, W, F)
             if block is self.blocks[0]:  # whose input is the codes alone, and which hands nothing of it on
                 v, h = v + places, h + places
             if attention:
                 v = attention(v)
-        return self.to_logits(v, h)  # (B, H, W, K)
+        features, first = self.to_logits(v, h)  # (B, H, W, F), (B, H, W, K)
+        before = ops.unstack(ops.cumsum(self.entries(inputs["codes"]), axis=-2), axis=-2)  # sums up to each level
+        finer = [head(features, known) for head, known in zip(self.depth_heads, before[:-1], strict=True)]
+        return ops.stack([first, *finer], axis=-2)  # (B, H, W, D, K)
 
     def distribution(self, inputs):
         """The distribution of the codes, given those before each: what `call` gives the logits of.
 
         With the same codes in `inputs`, minus its `log_prob(codes)` is the length of each grid in nats, shape (batch,);
-        its `distribution`, a categorical one for each place, says what each code takes, shape (batch, grid, grid).
+        its `distribution`, a categorical one for each code, says what each takes, shape (batch, grid, grid, D).
 
         Returns:
             TensorFlow Probability's `Independent(Categorical)`: TensorFlow's own, NumPy's under other backends.
@@ -716,10 +781,10 @@ class PixelCNN(keras.Model):
             from tensorflow_probability.substrates.numpy import distributions as tfd
 
             logits = ops.convert_to_numpy(logits)
-        return tfd.Independent(tfd.Categorical(logits), 2)
+        return tfd.Independent(tfd.Categorical(logits), 3)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        nats = ops.mean(ops.sparse_categorical_crossentropy(x["codes"], y_pred, from_logits=True))  # (B, H, W) -> ()
+        nats = ops.mean(ops.sparse_categorical_crossentropy(x["codes"], y_pred, from_logits=True))  # (B, H, W, D) -> ()
         self.bits_tracker.update_state(nats / math.log(2.0))
         return nats
 

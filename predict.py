@@ -11,7 +11,7 @@ In Python, NumPy in and NumPy out:
 
     model = TrainedModel("pretrained/ds002748")
     images = model.sample(4, slice_position=0.6)        # float32 in [0, 1], shape (4, 224, 224)
-    codes = model.encode(images)                        # int32, shape (4, 28, 28)
+    codes = model.encode(images)                        # int32, shape (4, 28, 28, levels)
     again = model.decode(codes)                         # like images
     bits, coarse_bits = model.bits(images)              # what the priors take to tell them, code by code
     filled = model.complete(images[0], mask, 8)         # (8, 224, 224): what is under the mask, drawn anew
@@ -101,18 +101,18 @@ class TrainedModel:
 
     @_whole
     def encode(self, images):
-        """Codes of images: int32, shape (n, grid, grid)."""
+        """Codes of images: int32, shape (n, grid, grid, levels)."""
         return self.vqvae.encode(self.checked(images))
 
     @_whole
     def encode_coarse(self, images):
-        """Coarse codes of images, those of the shrunk slices: int32, shape (n, 8, 8) by default."""
+        """Coarse codes of images, those of the shrunk slices: int32, shape (n, 8, 8, 1) by default."""
         coarse = self.models.coarse
         return coarse.encode(dataset.shrink(self.checked(images)[..., 0], coarse.image_size)[..., None])
 
     @_whole
     def decode(self, codes):
-        """Images of codes (n, grid, grid); ValueError for codes that the codebook does not have."""
+        """Images of codes (n, grid, grid, levels); ValueError for codes that the codebook does not have."""
         return self.vqvae.decode(np.asarray(codes))[..., 0]
 
     def bits(self, images, label=None, slice_position=None):
@@ -125,8 +125,8 @@ class TrainedModel:
                 those that tell the coarse codes in the fewest bits.
 
         Returns:
-            Bits of each code, given the coarse codes and the codes before, float32, shape (n, grid, grid); and of each
-            coarse code, shape (n, 8, 8) by default.
+            Bits of each code, given the coarse codes and the codes before, float32, shape (n, grid, grid, levels); and
+            of each coarse code, shape (n, 8, 8, 1) by default.
         """
         return self.bits_of(*self.describe(images, label, slice_position))
 
@@ -146,7 +146,7 @@ class TrainedModel:
     def likeliest(self, coarse, label=None, slice_position=None, known=None):
         """Labels and slice positions as indices and numbers, each (n,); None takes what makes the codes cheapest.
 
-        Where `known` is given, bool (n, h, w), only the bits of those codes count. That a label tells a slice in fewer
+        Where `known` is given, bool (n, h, w, 1), only the bits of those codes count. That a label tells a slice in fewer
         bits is no diagnosis.
         """
         number, slice_position = len(coarse), self.checked_position(slice_position)
@@ -166,7 +166,7 @@ class TrainedModel:
         bits = code_lengths(self.models.coarse_prior, told)
         if known is not None:
             bits = bits * np.repeat(known, len(tried), axis=0)
-        best = bits.sum(axis=(1, 2)).reshape(number, len(tried)).argmin(axis=1) + len(tried) * np.arange(number)
+        best = bits.sum(axis=(1, 2, 3)).reshape(number, len(tried)).argmin(axis=1) + len(tried) * np.arange(number)
         return told["label"][best], told["slice_position"][best]
 
     def _number(self, label):

@@ -65,12 +65,12 @@ def resample(log_weights, uniform):
     return index, ops.where(too_few, ops.zeros_like(log_weights), log_weights)
 
 
-def sample_noise(seed, index, grid_size, level=0):
-    """The noise of one sample: float32 in [0, 1), shape (grid, grid), from the seed and the sample's index alone.
+def sample_noise(seed, index, shape, which=0):
+    """The noise of one sample's grid: float32 in [0, 1), shape (grid, grid, D), from the seed and the index alone.
 
-    `level` tells the noises of several grids of a sample apart: 0 is its codes, 1 its coarse codes.
+    `which` tells the noises of a sample's grids apart: 0 is its codes, 1 its coarse codes.
     """
-    return np.random.default_rng([seed, index, *[2] * level]).random((grid_size, grid_size), "float32")
+    return np.random.default_rng([seed, index, *[2] * which]).random(shape, "float32")
 
 
 class PixelCNNSampler(keras.Model):
@@ -91,12 +91,12 @@ class PixelCNNSampler(keras.Model):
         particles: Whether the grids of a batch are particles of one draw.
 
     Call arguments:
-        inputs: A dictionary: `uniform`, float32 in [0, 1), shape (batch, grid, grid); `known`, int32, same shape, a
+        inputs: A dictionary: `uniform`, float32 in [0, 1), shape (batch, grid, grid, D); `known`, int32, same shape, a
             code where it is given and -1 where it is to be drawn; `label`, `slice_position` and maps as for the prior;
             with `particles`, `resampling`, float32 in [0, 1), shape (grid,).
 
     Returns:
-        Codes, int32, shape (batch, grid, grid); with `particles`, also the logarithms of their weights, (batch,).
+        Codes, int32, shape (batch, grid, grid, D); with `particles`, also the logarithms of their weights, (batch,).
 
     Raises:
         ValueError: For an option out of range, or a prior of another precision.
@@ -129,7 +129,7 @@ class PixelCNNSampler(keras.Model):
 
         rows = prior.vertical_kernel[0]
         state = {
-            "codes": ops.zeros((batch, size, size), "int32"),
+            "codes": ops.zeros((batch, size, size, prior.num_quantizers), "int32"),
             # Cached inputs of each block: the rows above the present one, starting with the blank above the image.
             "above": tuple(zeros(rows - (i > 0), size, prior.filters) for i in range(len(prior.blocks))),
             "attended": tuple(  # keys and values of each attention
@@ -146,7 +146,7 @@ class PixelCNNSampler(keras.Model):
             v, messages, state = self._vertical(row, state, biases, around)
             drawn = self._horizontal(row, v, messages, around, inputs, state.get("weights"))
             newest = ops.concatenate([state["above"][0][:, 1:], prior.embed(drawn["codes"])[:, None]], axis=1)
-            here = ops.equal(ops.arange(size), row)[:, None]
+            here = ops.equal(ops.arange(size), row)[:, None, None]
             state |= {"codes": ops.where(here, drawn["codes"][:, None], state["codes"])}
             state |= {"above": (newest, *state["above"][1:])}
             if self.particles:
@@ -190,13 +190,13 @@ class PixelCNNSampler(keras.Model):
         return v[:, 0], ops.stack(messages), state | {"above": tuple(above), "attended": tuple(attended)}
 
     def _horizontal(self, row, v, messages, around, inputs, weights):
-        """The horizontal stack, one code after the other: the row's `codes`, (B, W), and with particles `weights`."""
+        """The horizontal stack, place by place: the row's `codes`, (B, W, D), and with particles `weights`, (B,)."""
         prior, size, batch = self.prior, self.prior.grid_size, ops.shape(v)[0]
         by_column = ops.transpose(messages, (2, 0, 1, 3))  # (W, blocks, B, 2 filters)
-        noise, known = (ops.take(inputs[name], row, axis=1) for name in ("uniform", "known"))  # (B, W)
+        noise, known = (ops.take(inputs[name], row, axis=1) for name in ("uniform", "known"))  # (B, W, D)
         reach = [(prior.horizontal_kernel - 1) * dilation for dilation in prior.dilations]
 
-        def draw_code(column, state):
+        def draw_place(column, state):
             left = list(state["left"])
             message = ops.unstack(ops.take(by_column, column, axis=0), len(prior.blocks))  # each (B, 2 filters)
             h = None
@@ -208,27 +208,48 @@ class PixelCNNSampler(keras.Model):
                 h = block.horizontal(block.horizontal_conv.position(taps), h, message[i])
                 if i == 0:
                     h = h + ops.take(around, column, axis=1)
-            logits = prior.to_logits(ops.take(v, column, axis=1), h)
-            given = ops.take(known, column, axis=1)
-            drawn = draw_codes(logits, ops.take(noise, column, axis=1), self.temperature, self.top_k, self.top_p)
-            code = ops.where(given >= 0, given, drawn)
-            left[0] = ops.concatenate([left[0][1:], prior.embed(code)[None]], axis=0)
-            codes = ops.where(ops.equal(ops.arange(size), column), code[:, None], state["codes"])
+            features, logits = prior.to_logits(ops.take(v, column, axis=1), h)
+            numbers, given = (ops.take(x, column, axis=1) for x in (noise, known))  # (B, D)
+            drawn, gain = self._draw_levels(features, logits, numbers, given)
+            left[0] = ops.concatenate([left[0][1:], prior.embed(drawn)[None]], axis=0)
+            codes = ops.where(ops.equal(ops.arange(size), column)[:, None], drawn[:, None], state["codes"])
             after = {"codes": codes, "left": tuple(left)}
             if self.particles:
-                gain = ops.take_along_axis(ops.log_softmax(logits / self.temperature), code[:, None], axis=1)[:, 0]
-                after["weights"] = state["weights"] + ops.where(given >= 0, gain, 0.0)
+                after["weights"] = state["weights"] + gain
             return after
 
         state = {
-            "codes": ops.zeros((batch, size), "int32"),
+            "codes": ops.zeros((batch, size, prior.num_quantizers), "int32"),
             "left": tuple(ops.zeros((n + (i == 0), batch, prior.filters), "float32") for i, n in enumerate(reach)),
         }
         if self.particles:
             state["weights"] = weights
-        return ops.fori_loop(0, size, draw_code, state)
+        return ops.fori_loop(0, size, draw_place, state)
 
-    def draw(self, label, slice_position, seed, noise_index=None, known=None, batch_size=32, level=0, **maps):
+    def _draw_levels(self, features, logits, uniform, given):
+        """The codes of one place, level by level.
+
+        Args:
+            features, logits: What `PixelCNN.to_logits` returns.
+            uniform, given: The noise, and a code or -1, each of shape (B, D).
+
+        Returns:
+            Codes, int32, (B, D); and the log probability of those of them that are given, (B,).
+        """
+        codes, gain, known = [], 0.0, 0.0
+        for level, codebook in enumerate(ops.split(self.prior.codebook, self.prior.num_quantizers, axis=0)):
+            if level:
+                logits = self.prior.depth_heads[level - 1](features, known)
+            drawn = draw_codes(logits, uniform[:, level], self.temperature, self.top_k, self.top_p)
+            code = ops.where(given[:, level] >= 0, given[:, level], drawn)
+            if self.particles:
+                chances = ops.take_along_axis(ops.log_softmax(logits / self.temperature), code[:, None], axis=1)
+                gain = gain + ops.where(given[:, level] >= 0, chances[:, 0], 0.0)
+            known = known + ops.take(codebook, code, axis=0)
+            codes.append(code)
+        return ops.stack(codes, axis=-1), gain
+
+    def draw(self, label, slice_position, seed, noise_index=None, known=None, batch_size=32, which=0, **maps):
         """Draws one grid of codes for each label and slice position, in one batch.
 
         Sample i of a seed is always the same: its noise depends on the seed and on i alone, and every batch is filled
@@ -240,18 +261,19 @@ class PixelCNNSampler(keras.Model):
             seed: Non-negative integer.
             noise_index: Which noise each sample takes, integers of shape (n,); None takes 0, 1, 2 and so on. Samples
                 of equal noise differ by their label and slice position alone.
-            known: Codes that are given, int, shape (n, grid, grid), -1 where a code is to be drawn; None draws all.
+            known: Codes that are given, int, shape (n, grid, grid, D), -1 where one is to be drawn; None draws all.
             batch_size: What the batch is filled up to, n or more.
-            level: See `sample_noise`.
-            maps: What the prior is told beforehand, by name, each of shape (n, h, h).
+            which: See `sample_noise`.
+            maps: What the prior is told beforehand, by name, each of shape (n, h, h, D).
 
         Returns:
-            NumPy int32, shape (n, grid, grid).
+            NumPy int32, shape (n, grid, grid, D).
 
         Raises:
             ValueError: For a label, position or known code that the prior cannot have, or lengths that do not fit.
         """
-        size, number, prior = self.prior.grid_size, len(label), self.prior
+        number, prior = len(label), self.prior
+        grid = (prior.grid_size, prior.grid_size, prior.num_quantizers)
         label, slice_position = np.asarray(label), np.asarray(slice_position)
         noise_index = range(number) if noise_index is None else noise_index
         if not 1 <= len(slice_position) == len(noise_index) == number <= batch_size:
@@ -261,13 +283,13 @@ class PixelCNNSampler(keras.Model):
             raise ValueError(f"labels are 0 to {prior.num_labels}, not {label.min()} to {label.max()}")
         if not 0 <= slice_position.min() <= slice_position.max() <= 1:
             raise ValueError(f"slice positions are 0 to 1, not {slice_position.min()} to {slice_position.max()}")
-        known = np.full((number, size, size), -1) if known is None else known
-        if known.shape != (number, size, size):
-            raise ValueError(f"known codes have shape {known.shape}, not {(number, size, size)}")
+        known = np.full((number, *grid), -1) if known is None else known
+        if known.shape != (number, *grid):
+            raise ValueError(f"known codes have shape {known.shape}, not {(number, *grid)}")
         if not -1 <= known.min() <= known.max() < prior.num_embeddings:
             raise ValueError(f"known codes are -1 to {prior.num_embeddings - 1}, not up to {known.max()}")
         batch = {
-            "uniform": np.stack([sample_noise(seed, i, size, level) for i in noise_index]),
+            "uniform": np.stack([sample_noise(seed, i, grid, which) for i in noise_index]),
             "known": known.astype("int32"),
             "label": label.astype("int32"),
             "slice_position": slice_position.astype("float32"),
@@ -304,7 +326,7 @@ class SliceSampler:
         """
         told = (label, slice_position, seed, noise_index)
         (known, known_coarse), (by_map, coarse_by_map) = given or (None, None), beside or ({}, {})
-        coarse = self.coarse.draw(*told, known_coarse, batch_size, level=1, **coarse_by_map)
+        coarse = self.coarse.draw(*told, known_coarse, batch_size, which=1, **coarse_by_map)
         return self.codes.draw(*told, known, batch_size, coarse=coarse, **by_map), coarse
 
     def sample(
@@ -327,7 +349,7 @@ class SliceSampler:
             description: What is drawn, for a line of progress; None shows none.
 
         Yields:
-            NumPy int32 codes of at most `batch_size` samples at a time, shape (m, grid, grid).
+            NumPy int32 codes of at most `batch_size` samples at a time, shape (m, grid, grid, D).
         """
         noise_index = np.arange(len(label)) if noise_index is None else np.asarray(noise_index)
         label, slice_position = np.asarray(label), np.asarray(slice_position)
@@ -353,7 +375,7 @@ class SliceSampler:
             description: As for `sample`.
 
         Yields:
-            NumPy int32 codes of at most `batch_size` heads at a time, shape (m, s, grid, grid).
+            NumPy int32 codes of at most `batch_size` heads at a time, shape (m, s, grid, grid, D).
 
         Raises:
             ValueError: If the priors are not told the codes of a slice beside.
@@ -387,14 +409,14 @@ class SliceSampler:
         nearer the draw is to one from p(unknown codes | known codes).
 
         Args:
-            known, known_coarse: Codes of the slice (grid, grid) and its coarse codes (h, h), -1 where not known.
+            known, known_coarse: Codes of the slice (grid, grid, D) and its coarse codes (h, h, 1), -1 where not known.
             label, slice_position: Those of the slice, one number each.
             number: How many draws.
             seed: Non-negative integer; draw i of a seed is the same however many are drawn.
             particles: Grids of each filter; with 1 the known codes are merely forced.
 
         Returns:
-            NumPy int32, shape (number, grid, grid).
+            NumPy int32, shape (number, grid, grid, D).
         """
         told = {
             "label": np.full(particles, label, "int32"),
@@ -402,14 +424,13 @@ class SliceSampler:
         }
 
         def run(sampler, rng, known, **maps):
-            """Codes of a filter's particles, (particles, grid, grid), and their shares of the weight."""
-            size = sampler.prior.grid_size
+            """Codes of a filter's particles, (particles, grid, grid, D), and their shares of the weight."""
             batch = {
                 **told,
                 **maps,
-                "known": np.tile(known.astype("int32"), (particles, 1, 1)),
-                "uniform": rng.random((particles, size, size), "float32"),
-                "resampling": rng.random(size, "float32"),
+                "known": np.tile(known.astype("int32"), (particles, 1, 1, 1)),
+                "uniform": rng.random((particles, *known.shape), "float32"),
+                "resampling": rng.random(len(known), "float32"),
             }
             codes, weights = (ops.convert_to_numpy(x) for x in sampler.predict_on_batch(batch))
             shares = np.exp(weights.astype(float) - weights.max())

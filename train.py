@@ -23,6 +23,7 @@ if __name__ == "__main__":
 with console.quietly():
     import keras
 import numpy as np
+from sklearn.cluster import MiniBatchKMeans
 
 import dataset
 from evaluation import progress
@@ -31,7 +32,7 @@ from running import checkpoint, models, opening, run_folder
 from system import devices
 from system.console import UserError
 
-INITIAL_SLICES = 128  # whose encoder outputs the codebook starts from
+VECTORS = 60_000  # encoder outputs, at most, that the codebooks start from: their means by k-means
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -40,37 +41,54 @@ INITIAL_SLICES = 128  # whose encoder outputs the codebook starts from
 
 
 def train_vqvae(run_dir, data, options, name="vqvae"):
-    """Fits a VQ-VAE to the training people's slices; `name` is "coarse" for that of shrunk slices."""
+    """Fits a VQ-VAE to the training people's slices; `name` is "coarse" for that of shrunk slices.
+
+    The first epochs train encoder and decoder alone, without a quantiser: one that is there from the first step keeps
+    what the encoder says to a few directions (docs/method.md). Then k-means makes the codebooks, and eq. 3 trains all.
+    """
     training, seed = options[f"{name}_training"], options["data"]["seed"]
+    first, rest = run_folder.parts(training)
     model = models.build(name, data.image_size, len(data.labels), options)
     size, batch_size = model.image_size, training["batch_size"]
     batches = dataset.ChangedImages(data, size, batch_size, seed, **options["augmentation"])
+    validation = dataset.image_batches(data, "validation", size, batch_size)
+
+    def fit_part(stage, model, before, **how):
+        watch = [progress.Progress(data, run_dir, stage, before, training["epochs"])] if name == "vqvae" else []
+        rates = training | how
+        fit(stage, model, lambda rate, steps: vqvae_optimizer(rate), batches, validation, rates, run_dir, watch)
+
+    begun = all((run_dir / f"{name}{end}").exists() for end in (".keras", "_state.weights.h5"))
     if options["start_from"]:
         models.start(name, model, run_dir, Path(options["start_from"]))
-    else:
-        initialise(model, batches, batch_size)
-    fit(
-        name,
-        model,
-        lambda rate, steps: vqvae_optimizer(rate),
-        batches,
-        dataset.image_batches(data, "validation", size, batch_size),
-        training,
-        run_dir,
-        [progress.Progress(data, run_dir, training["epochs"])] if name == "vqvae" else [],
-    )
+    elif not begun:
+        if first:
+            stage = run_folder.BEGINNINGS[name]
+            beginning = models.build(stage, data.image_size, len(data.labels), options)
+            fit_part(stage, beginning, 0, epochs=first, patience=first)
+            models.take_over(model, models.load_vqvae(run_dir, stage))
+        start_codebooks(model, batches)
+    fit_part(name, model, first, epochs=rest)
+    for line in run_folder.blown_up(run_dir, [name]):
+        print(f"warning: {line}")
 
 
-def initialise(model, batches, batch_size):
-    """Gives the codebook encoder outputs: at another scale, two entries would win every vector for several epochs."""
+def start_codebooks(model, batches):
+    """Makes the codebooks the means of encoder outputs by k-means; each level's, of what those before leave."""
     batches.set_epoch(0)
-    images = batches.fetch(np.sort(batches.order[:INITIAL_SLICES]))
-    parts = range(0, len(images), batch_size)
-    z_e = np.concatenate([model.encoder.predict_on_batch(images[i : i + batch_size]) for i in parts])
-    try:
-        model.quantizer.initialise(z_e)
-    except ValueError as error:
-        raise UserError(f"{error}; give more slices, or a smaller --num-embeddings") from error
+    slices = np.sort(batches.order[: max(1, VECTORS // model.grid_size**2)])
+    rows = [slices[i : i + model.AT_ONCE] for i in range(0, len(slices), model.AT_ONCE)]
+    left = np.concatenate([keras.ops.convert_to_numpy(model.encoder.predict_on_batch(batches.fetch(r))) for r in rows])
+    left = left.reshape(-1, left.shape[-1])
+    if len(left) < model.num_embeddings:
+        raise UserError(
+            f"{len(left)} vectors cannot start a codebook of {model.num_embeddings} entries; give more slices, or a "
+            "smaller --num-embeddings"
+        )
+    for level in (model.quantizer, *model.finer):
+        means = MiniBatchKMeans(model.num_embeddings, n_init=1, batch_size=4096, random_state=level.seed).fit(left)
+        level.set_codebook(means.cluster_centers_.astype("float32"))
+        left = left - means.cluster_centers_[means.predict(left)].astype("float32")
 
 
 def train_sharp(run_dir, data, options):
@@ -109,7 +127,7 @@ def train_prior(run_dir, data, options, name="prior"):
     model = models.build(name, data.image_size, len(data.labels), options, models.fingerprint(*encoders.values()))
     if options["start_from"]:
         models.start(name, model, run_dir, Path(options["start_from"]))
-    model.set_codebook(keras.ops.convert_to_numpy(encoders["codes"].quantizer.codebook))
+    model.set_codebooks(encoders["codes"].codebooks)
     train, validation, beside = data.of("train"), data.of("validation"), None
     if options["heads"]["neighbours"]:
         beside = dataset.neighbours(train)

@@ -146,32 +146,39 @@ def spectrum(path, ratios, footer):
 
 
 def bits(path, mean, images, maps, titles, footer):
-    """Bits of the codes at each place of the grid: the mean over slices, then single slices above their own maps."""
+    """Bits of each place of the grid, (h, w): the mean over slices, then single slices above their own maps."""
     figure, axes = _image_axes(2, len(images) + 1)
     style = {"cmap": "magma", "vmin": 0, "vmax": max(1.0, *(np.max(one) for one in maps)), "interpolation": "nearest"}
     axes[0, 0].axis("off")
     axes[1, 0].imshow(mean, **style)
-    axes[1, 0].set_xlabel(f"mean, {mean.mean():.2f} a code", fontsize=7)
+    axes[1, 0].set_xlabel(f"mean, {mean.mean():.2f} a place", fontsize=7)
     for column, (image, one, title) in enumerate(zip(images, maps, titles, strict=True), 1):
         axes[0, column].imshow(image, **GREY)
         axes[0, column].set_title(title, fontsize=7)
         shown = axes[1, column].imshow(one, **style)
         axes[1, column].set_xlabel(f"{one.sum():.0f} bits", fontsize=7)
-    figure.colorbar(shown, ax=axes[1, :], label="bits a code", fraction=0.02)
+    figure.colorbar(shown, ax=axes[1, :], label="bits a place", fraction=0.02)
     finish(figure, path, footer)
 
 
 def codebook(path, codes, num_embeddings, footer):
-    """Use of each code on the test slices, most used first, and where in the grid codes vary."""
-    counts = np.sort(np.bincount(np.ravel(codes), minlength=num_embeddings))[::-1]
+    """Use of each code on the test slices, most used first, by level; where in the grid those of the first vary.
+
+    Args:
+        codes: Integers in [0, num_embeddings), shape (n, h, w, D).
+    """
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    left.bar(np.arange(num_embeddings), counts / counts.sum(), width=1.0, color="0.3")
+    for level in range(codes.shape[-1]):
+        counts = np.sort(np.bincount(np.ravel(codes[..., level]), minlength=num_embeddings))[::-1]
+        label = f"level {level + 1}" if codes.shape[-1] > 1 else None
+        left.step(np.arange(num_embeddings), counts / counts.sum(), where="mid", color=f"{0.3 + 0.15 * level}", label=label)
     left.axhline(1 / num_embeddings, color="tab:red", linewidth=0.8, label="even use")
     left.set(xlabel="code, most used first", ylabel="share of the codes", yscale="log")
     left.legend(frameon=False)
+    first = codes[..., 0]
     different = np.array(
-        [[len(np.unique(codes[:, r, c])) for c in range(codes.shape[2])] for r in range(codes.shape[1])]
+        [[len(np.unique(first[:, r, c])) for c in range(first.shape[2])] for r in range(first.shape[1])]
     )
     shown = right.imshow(different, cmap="viridis", interpolation="nearest")
     right.set(xlabel="column of the grid", ylabel="row of the grid", title="different codes at each place")

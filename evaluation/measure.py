@@ -18,9 +18,9 @@ DECODED_AT_ONCE = 256  # slices; as floats they are larger than in the cache
 class Measured(NamedTuple):
     """What `measure` finds of each test slice, in the order of `data.of("test")`."""
 
-    codes: np.ndarray  # uint16 (n, grid, grid)
+    codes: np.ndarray  # uint16 (n, grid, grid, levels)
     metrics: list  # a dictionary of each
-    bits: np.ndarray  # of each code, float32 (n, grid, grid)
+    bits: np.ndarray  # of each code, float32 (n, grid, grid, levels)
 
 
 def without_black(data):
@@ -45,7 +45,7 @@ def reconstruct(vqvae, data):
         data: The `dataset.Data`.
 
     Returns:
-        Codes, uint16 (n, grid, grid); one dictionary of metrics a slice; eight ratios (`realism.power_ratio`).
+        Codes, uint16 (n, grid, grid, levels); one dictionary of metrics a slice; eight ratios (`realism.power_ratio`).
     """
     test = data.of("test")
     codes = dataset.encode(vqvae, data.images, test.row.to_numpy())
@@ -60,12 +60,12 @@ def reconstruct(vqvae, data):
 
 
 def bits_of_test_slices(models, data, codes):
-    """Bits of the test slices: of the coarse codes of each, (n,), and of each of the codes, (n, grid, grid)."""
+    """Bits of the test slices: of the coarse codes of each, (n,), and of each of the codes, (n, grid, grid, levels)."""
     test = data.of("test")
     coarse = dataset.encode(models.coarse, data.images, test.row.to_numpy())
     of_coarse = code_lengths(models.coarse_prior, dataset.prior_inputs(test, data.labels, codes=coarse))
     inputs = dataset.prior_inputs(test, data.labels, codes=codes, coarse=coarse)
-    return of_coarse.sum(axis=(1, 2)), code_lengths(models.prior, inputs)
+    return of_coarse.sum(axis=(1, 2, 3)), code_lengths(models.prior, inputs)
 
 
 def count(data):
@@ -91,8 +91,10 @@ def measure(model, data):
         values["bits_per_code"] = float((of_codes.sum() + of_coarse) / of_codes.size)
     summary = metrics.summarise(per_slice, test.subject_id)
     per_code = summary.pop("bits_per_code")
-    codebook = metrics.codebook_metrics(codes, vqvae.quantizer.num_embeddings, vqvae.downsampling**2)
-    rates = codebook["bits_per_pixel"], per_code["mean"] / vqvae.downsampling**2
+    codebook = metrics.codebook_metrics(codes, vqvae.num_embeddings, vqvae.downsampling**2)
+    some = vqvae.vectors(codes[dataset.spread(len(codes), DECODED_AT_ONCE)])
+    codebook["effective_dimension"] = metrics.effective_dimension(some.reshape(-1, some.shape[-1]))
+    rates = codebook["bits_per_pixel"], per_code["mean"] * bits[0].size / vqvae.image_size**2
     result = {
         "data": config["data"]["title"],
         "decoder": model.decoder,
@@ -107,6 +109,7 @@ def measure(model, data):
         "prior": {
             "bits_per_code": per_code["mean"],
             "bits_per_code_ci95": per_code["ci95"],
+            "bits_by_level": bits.mean(axis=(0, 1, 2)).astype(float).tolist(),
             "bits_per_image": per_code["mean"] * bits[0].size,
             "bits_per_pixel": rates[1],
             "coarse_bits_per_image": metrics.over_people(coarse_bits, test.subject_id)["mean"],

@@ -125,24 +125,37 @@ def over_people(values, subject_ids):
 
 
 def codebook_metrics(codes, num_embeddings, pixels_per_code):
-    """Use of the codebook on a set of slices.
+    """Use of the codebooks on a set of slices.
 
     Args:
-        codes: Integers in [0, num_embeddings).
-        num_embeddings: Entries of the codebook, K.
-        pixels_per_code: Pixels that each code stands for: the downsampling factor squared.
+        codes: Integers in [0, num_embeddings), of D levels, shape (..., D).
+        num_embeddings: Entries of each codebook, K.
+        pixels_per_code: Pixels that each place stands for: the downsampling factor squared.
 
     Returns:
-        Dictionary: `num_embeddings`, K; `perplexity` (1 to K), `codes_in_use` (share of K), `bits_per_pixel` at log2 K
-        bits a code, `entropy_bits_per_code` and `entropy_bits_per_pixel`, by the entropy of the codes' histogram.
+        Dictionary: `num_embeddings`, K; `num_quantizers`, D; `perplexity` (1 to K) of the first level, and
+        `perplexity_by_level`; `codes_in_use` (share of K, mean of the levels); `bits_per_pixel` at log2 K bits a code,
+        `entropy_bits_per_code`, the mean of the levels, and `entropy_bits_per_pixel`, by the codes' histograms.
     """
-    counts = np.bincount(np.ravel(codes), minlength=num_embeddings)
-    entropy = float(stats.entropy(counts, base=2))
+    levels = np.reshape(codes, (-1, np.shape(codes)[-1])).T
+    counts = [np.bincount(level, minlength=num_embeddings) for level in levels]
+    entropy = [float(stats.entropy(one, base=2)) for one in counts]
     return {
         "num_embeddings": num_embeddings,
-        "perplexity": 2**entropy,
-        "codes_in_use": float((counts > 0).mean()),
-        "bits_per_pixel": math.log2(num_embeddings) / pixels_per_code,
-        "entropy_bits_per_code": entropy,
-        "entropy_bits_per_pixel": entropy / pixels_per_code,
+        "num_quantizers": len(levels),
+        "perplexity": 2 ** entropy[0],
+        "perplexity_by_level": [2**bits for bits in entropy],
+        "codes_in_use": float(np.mean([(one > 0).mean() for one in counts])),
+        "bits_per_pixel": len(levels) * math.log2(num_embeddings) / pixels_per_code,
+        "entropy_bits_per_code": float(np.mean(entropy)),
+        "entropy_bits_per_pixel": sum(entropy) / pixels_per_code,
     }
+
+
+def effective_dimension(vectors):
+    """In how many directions vectors (n, E) vary, by the participation ratio of their covariance's eigenvalues.
+
+    (sum of l)^2 / sum of l^2, from 1 to E: E where all directions vary alike.
+    """
+    variances = np.linalg.eigvalsh(np.cov(vectors, rowvar=False))
+    return float(variances.sum() ** 2 / max(1e-30, np.square(variances).sum()))

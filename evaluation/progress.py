@@ -26,10 +26,11 @@ class Progress(keras.callbacks.Callback):
     Args:
         data: The `dataset.Data`.
         run_dir: Where the picture goes.
-        epochs: How many there will be.
+        stage: "vqvae", or "autoencoder", what it begins as.
+        before, epochs: How many epochs there were before the stage, and how many there will be in all.
     """
 
-    def __init__(self, data, run_dir, epochs):
+    def __init__(self, data, run_dir, stage, before, epochs):
         super().__init__()
         watched = data.of("validation")
         watched = watched.iloc[dataset.spread(len(watched), WATCHED)]
@@ -37,26 +38,27 @@ class Progress(keras.callbacks.Callback):
         middle = np.flatnonzero((watched.slice_position - 0.5).abs() < 0.25)  # there is little to see in the others
         middle = middle if len(middle) >= SHOWN else np.arange(len(watched))
         self.shown = middle[dataset.spread(len(middle), SHOWN)]
-        self.run_dir, self.epochs = run_dir, epochs
+        self.run_dir, self.stage, self.before, self.epochs = run_dir, stage, before, epochs
         self.footer = run_folder.footer(data.title, data.credit)
         self.writer = None
 
     def on_train_begin(self, logs=None):
-        print(f"vqvae: what it makes of validation slices, after each epoch: {self.run_dir / 'progress.png'}")
+        print(f"{self.stage}: what it makes of validation slices, after each epoch: {self.run_dir / 'progress.png'}")
 
     def on_epoch_end(self, epoch, logs=None):
-        codes = self.model.encode(self.images[..., None])
-        outputs = self.model.decode(codes)[..., 0].astype("float32")
+        outputs = self.model.reconstruct(self.images[..., None])[..., 0].astype("float32")
         ssim, psnr = _ssim(self.images, outputs), _psnr_db(self.images, outputs)
         logs["val_ssim"] = float(ssim.mean())
         logs["val_psnr_db"] = float(psnr[np.isfinite(psnr)].mean()) if np.isfinite(psnr).any() else math.nan
         if not devices.is_first():
             return
-        history = run_folder.read_history(self.run_dir / "vqvae_history.csv")[:epoch]  # the rest is trained again
+        epoch += self.before
+        history = run_folder.read_histories(self.run_dir)["vqvae"][:epoch]  # the rest is trained again
         curve = [(row["epoch"], row.get("val_ssim", math.nan)) for row in history] + [(epoch + 1, logs["val_ssim"])]
         title = (
-            f"VQ-VAE after epoch {epoch + 1} of {self.epochs}: SSIM {logs['val_ssim']:.3f}, "
-            f"PSNR {logs['val_psnr_db']:.1f} dB, means of {len(self.images)} validation slices"
+            f"VQ-VAE{', not yet quantised,' * (self.stage == 'autoencoder')} after epoch {epoch + 1} of {self.epochs}: "
+            f"SSIM {logs['val_ssim']:.3f}, PSNR {logs['val_psnr_db']:.1f} dB, means of {len(self.images)} validation "
+            "slices"
         )
         titles = [f"SSIM {value:.3f}" for value in ssim[self.shown]]
         shown = self.images[self.shown], outputs[self.shown]
@@ -65,7 +67,7 @@ class Progress(keras.callbacks.Callback):
             import tensorflow
 
             if self.writer is None:
-                folder = self.run_dir / "tensorboard" / "vqvae" / "pictures"
+                folder = self.run_dir / "tensorboard" / self.stage / "pictures"
                 self.writer = tensorflow.summary.create_file_writer(str(folder))
             picture = np.concatenate([np.concatenate(list(row), axis=1) for row in shown])
             with self.writer.as_default():

@@ -1,7 +1,8 @@
-"""Two layers of the prior that are of neither paper: attention over the rows above, and a map of known codes.
+"""Layers of the prior that are of neither paper: attention over the rows above, maps of known codes, finer levels.
 
 References
     Chen et al.: PixelSNAIL: An Improved Autoregressive Generative Model, ICML 2018, arXiv:1712.09763.
+    Lee et al.: Autoregressive Image Generation using Residual Quantization, CVPR 2022, arXiv:2203.01941.
 """
 
 import math
@@ -76,30 +77,59 @@ class CodeMap(layers.Layer):
     codes come before all that are to be drawn. The two grids need not be of one size.
 
     Args:
-        num_embeddings: Number of the known codes.
+        num_embeddings: Number of the known codes of a level.
         grid_size: Codes along each side of the known grid.
         output_size: Places along each side of the grid that is told of it.
         filters: Channels.
+        num_quantizers: Levels of the known codes, D; each has its own table, and their rows are added.
 
     Call arguments:
-        codes: int32, shape (batch, grid_size, grid_size); -1 where a code is not known.
+        codes: int32, shape (batch, grid_size, grid_size, D); -1 where a code is not known.
 
     Returns:
         Features, shape (batch, output_size, output_size, filters).
     """
 
-    def __init__(self, num_embeddings, grid_size, output_size, filters, **kwargs):
+    def __init__(self, num_embeddings, grid_size, output_size, filters, num_quantizers=1, **kwargs):
         super().__init__(**kwargs)
-        self.grid_size = grid_size
-        self.embedding = layers.Embedding(num_embeddings + 1, filters)  # the first row: not known
+        self.codes_shape = (grid_size, grid_size, num_quantizers)
+        self.first_rows = 1 + (num_embeddings + 1) * np.arange(num_quantizers)  # above each, the one of: not known
+        self.embedding = layers.Embedding(num_quantizers * (num_embeddings + 1), filters)
         self.convolutions = [layers.Conv2D(filters, 3, padding="same") for _ in range(4)]
         self.out = layers.Conv2D(filters, 3, padding="same")
         self.built = True
         self.nearest = np.arange(output_size) * grid_size // output_size  # row of the known grid under each row
 
     def call(self, codes):
-        x = self.embedding(codes + 1)  # (B, h, w) -> (B, h, w, F)
+        x = ops.sum(self.embedding(codes + self.first_rows), axis=-2)  # (B, h, w, D) -> (B, h, w, F)
         for first, second in zip(self.convolutions[::2], self.convolutions[1::2], strict=True):
             x = x + second(ops.relu(first(ops.relu(x))))
         x = ops.take(ops.take(x, self.nearest, axis=1), self.nearest, axis=2)  # (B, H, W, F)
         return self.out(ops.relu(x))
+
+
+class DepthHead(layers.Layer):
+    """The logits of a residual level at each place, given the levels before it there: a network of one hidden layer.
+
+    After the depth transformer of Lee et al. 2022 (section 3.2.2), which is also told the sum of the entries so far.
+
+    Args:
+        num_embeddings: Number of codes of the level, K.
+        hidden: Size of the hidden layer.
+
+    Call arguments:
+        features: What the prior knows of each place, shape (..., filters).
+        known: Sum of the entries of the levels before, shape (..., E).
+
+    Returns:
+        Logits, float32, shape (..., K).
+    """
+
+    def __init__(self, num_embeddings, hidden, **kwargs):
+        super().__init__(**kwargs)
+        self.from_features, self.from_known = layers.Dense(hidden), layers.Dense(hidden, use_bias=False)
+        self.logits = layers.Dense(num_embeddings, dtype="float32", name="logits")
+        self.built = True
+
+    def call(self, features, known):
+        return self.logits(ops.relu(self.from_features(features) + self.from_known(known)))

@@ -18,7 +18,9 @@ def reconstruction_loss(images, reconstructions, kind, ssim_weight):
     difference = ops.cast(images, "float32") - ops.cast(reconstructions, "float32")
     if kind == "l2":
         return ops.mean(ops.square(difference))
-    loss = ops.mean(ops.abs(difference))
+    # |x| whose gradient at 0 is 0. Under JAX that of `ops.abs` is 1: background that is black, as it should be, would
+    # be pulled up in every step.
+    loss = ops.mean(difference * ops.stop_gradient(ops.sign(difference)))
     if kind == "l1_ssim":
         loss = loss + ssim_weight * (1.0 - ops.mean(ssim(images, reconstructions)))
     return loss

@@ -35,7 +35,8 @@ def with_fine_blocks(vqvae, number):
     """A VQ-VAE of the same codes and the same images, whose decoder has so many fine blocks to be trained further."""
     finer = type(vqvae)(**vqvae.get_config() | {"fine_blocks": number})
     finer.encoder.set_weights(vqvae.encoder.get_weights())
-    finer.quantizer.set_weights(vqvae.quantizer.get_weights())
+    for level, trained in zip((finer.quantizer, *finer.finer), (vqvae.quantizer, *vqvae.finer), strict=True):
+        level.set_weights(trained.get_weights())
     for layer in vqvae.decoder.layers:
         finer.decoder.get_layer(layer.name).set_weights(layer.get_weights())
     return finer
@@ -121,7 +122,8 @@ class Sharpener(keras.Model):
         self.discriminator = build_discriminator(vqvae.image_size)
         # Moving averages of the discriminator's answers to real images and to made ones.
         self.answers = self.add_weight((2,), "zeros", trainable=False, dtype="float32", name="answers")
-        vqvae.encoder.trainable = vqvae.quantizer.trainable = False
+        for part in (vqvae.encoder, vqvae.quantizer, *vqvae.finer):
+            part.trainable = False
         self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction_loss")
         self.discriminator_tracker = keras.metrics.Mean(name="discriminator_loss")
         self.power_kept = PowerKept()
@@ -129,8 +131,8 @@ class Sharpener(keras.Model):
 
     def call(self, images, training=False):
         z_e = self.vqvae.encoder(images, training=False)
-        _, z_q, _ = self.vqvae.quantizer(z_e, training=False)
-        return self.vqvae.decoder(ops.stop_gradient(z_q), training=training)
+        entries, _ = self.vqvae.choose_entries(z_e)
+        return self.vqvae.decoder(ops.stop_gradient(ops.sum(entries, axis=-2)), training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         reconstruction = losses.reconstruction_loss(x, y_pred, "l1_ssim", self.vqvae.ssim_weight)

@@ -11,7 +11,7 @@ import numpy as np
 
 import modules
 from running.config import read_config
-from running.run_folder import VQVAES
+from running.run_folder import BEGINNINGS, VQVAES
 from system import devices
 from system.console import UserError
 
@@ -47,7 +47,7 @@ BESIDE = ("below", "above")  # maps of both priors of a run with --neighbours
 
 
 def build(name, image_size, num_labels, options, vqvae_fingerprint=""):
-    """One of `VQVAES` or `PRIORS`, untrained, at the run's precision.
+    """One of `VQVAES`, `BEGINNINGS` or `PRIORS`, untrained, at the run's precision.
 
     Raises:
         UserError: If the options do not fit each other.
@@ -56,21 +56,30 @@ def build(name, image_size, num_labels, options, vqvae_fingerprint=""):
     keras.utils.set_random_seed(seed)
     try:
         with precision(options["precision"]):
-            if name in VQVAES:
-                return modules.VQVAE(**{"image_size": image_size, **options[name]}, seed=seed)
+            for stage, beginning in BEGINNINGS.items():
+                if name in (stage, beginning):
+                    sizes = {"image_size": image_size, **options[stage]} | {"num_quantizers": 0} * (name == beginning)
+                    return modules.VQVAE(**sizes, seed=seed)
             coarse = options["coarse"]
             coarse_grid = coarse["image_size"] // coarse["downsampling"]
-            codes, grid, maps = coarse, coarse_grid, {}
+            codes, grid, maps = {"num_quantizers": 1} | coarse, coarse_grid, {}
             if name == "prior":
                 codes = options["vqvae"]
                 grid = image_size // codes["downsampling"]
                 maps = {"coarse": {"num_embeddings": coarse["num_embeddings"], "grid_size": coarse_grid}}
             if options["heads"]["neighbours"]:
-                maps |= {beside: {"num_embeddings": codes["num_embeddings"], "grid_size": grid} for beside in BESIDE}
-            sizes = (codes["num_embeddings"], codes["embedding_dim"], grid, num_labels, maps)
+                kind = {name: codes[name] for name in ("num_embeddings", "num_quantizers")}
+                maps |= {beside: {**kind, "grid_size": grid} for beside in BESIDE}
+            sizes = (codes["num_embeddings"], codes["embedding_dim"], grid, num_labels, maps, codes["num_quantizers"])
             return modules.PixelCNN(*sizes, vqvae_fingerprint=vqvae_fingerprint, **options[name], seed=seed)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def take_over(model, other):
+    """Gives a VQ-VAE the encoder and the decoder of another."""
+    for part in ("encoder", "decoder"):
+        getattr(model, part).set_weights(getattr(other, part).get_weights())
 
 
 def start(name, model, run_dir, start_from):
@@ -81,7 +90,8 @@ def start(name, model, run_dir, start_from):
     """
     trained = load_vqvae(start_from, name) if name in VQVAES else _load(start_from / f"{name}.keras", modules.PixelCNN)
     if name in VQVAES:
-        pairs = [(getattr(model, part), getattr(trained, part)) for part in ("encoder", "quantizer", "decoder")]
+        take_over(model, trained)
+        pairs = list(zip((model.quantizer, *model.finer), (trained.quantizer, *trained.finer), strict=True))
     else:
         theirs = {layer.name: layer for layer in trained.layers}
         pairs = [(layer, theirs[layer.name]) for layer in model.layers if layer.name in theirs]
@@ -101,7 +111,7 @@ def fingerprint(*vqvaes):
     """16 hexadecimal digits that tell the codes of some trained VQ-VAEs from any others'."""
     digest = hashlib.sha256()
     for vqvae in vqvaes:
-        for variable in (*vqvae.encoder.weights, vqvae.quantizer.codebook):
+        for variable in (*vqvae.encoder.weights, *vqvae.codebooks):
             digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable), "float32").tobytes())
     return digest.hexdigest()[:16]
 
@@ -125,9 +135,12 @@ def _load(path, kind):
     if not isinstance(model, kind):
         raise UserError(f"{path}: holds a {type(model).__name__}, not a {kind.__name__}; train again in another folder")
     config = read_config(path.parent)
-    asked = config.get("models", {}).get(path.stem.replace("sharp", "vqvae"), {})
+    whose = {beginning: stage for stage, beginning in BEGINNINGS.items()} | {"sharp": "vqvae"}
+    asked = config.get("models", {}).get(whose.get(path.stem, path.stem), {})
     if path.stem == "sharp":
         asked = asked | {"fine_blocks": config["options"]["sharp_training"].get("fine_blocks", 0)}
+    elif path.stem in whose:
+        asked = asked | {"num_quantizers": 0}
     is_now = json.loads(json.dumps(model.get_config()))
     is_now.pop("vqvae_fingerprint", None)  # which `load_prior` checks
     differing = [key for key, value in is_now.items() if asked.get(key, value) != value]

@@ -137,6 +137,7 @@ class VQVAE:
     activation: str = option("auto", "auto is relu up to a downsampling of 4", ("auto", "relu", "leaky_relu"))
     num_embeddings: int = option(256, "entries of the codebook", least=2, most=2**16)
     embedding_dim: int = option(16, "length of each entry", least=1)
+    num_quantizers: int = option(1, "codes of each place: levels, each of which codes what those before left", least=1)
     restart_threshold: float = option(
         0.02, "an entry used less than this share of the even use is moved; 0 never moves one", least=0
     )
@@ -173,6 +174,7 @@ class VQVAETraining:
     batch_size: int = option(4, "slices of a step", least=1)
     learning_rate: float = option(3e-3, "highest learning rate", above=0)
     patience: int = option(15, "epochs without a better reconstruction of the validation people, then it ends", least=1)
+    continuous: float = 0.3  # share of the epochs that train encoder and decoder without a quantiser, before the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +206,7 @@ class CoarseTraining:
     batch_size: int = 32
     learning_rate: float = 3e-3
     patience: int = 15
+    continuous: float = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,6 +312,8 @@ def _values(given):
         else:
             chosen |= {name: demo[prefix + name] for name in chosen if prefix + name in demo}
         chosen |= {name: value for name, value in of_start.get(place, {}).items() if name in chosen}
+        if of_start and "continuous" in chosen:  # it has its codebooks
+            chosen["continuous"] = 0.0
         values[place] = chosen | {name: given[prefix + name] for name in chosen if prefix + name in given}
     return values
 

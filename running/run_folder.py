@@ -2,8 +2,9 @@
 
     config.json            resolved options, versions, the data's fingerprint, the split's SHA-256
     splits.csv             path, subject_id, session, slice_index, label, split, slice_position
+    autoencoder.keras      what the VQ-VAE begins as: encoder and decoder without a quantiser
     vqvae.keras            the best VQ-VAE, by validation reconstruction loss
-    coarse.keras           the same of shrunk slices: coarse codes
+    coarse*.keras          the same two of shrunk slices: coarse codes
     codes.npz              the codes of every slice, in the order of splits.csv
     coarse_prior.keras     the best prior of coarse codes, by validation bits per code
     prior.keras            the best prior of codes, given the coarse codes
@@ -47,8 +48,10 @@ except ImportError:  # on Windows
 
 LOCK = ".brain_vqvae.lock"  # there while a command writes into the folder
 VQVAES, PRIORS = ("vqvae", "coarse"), ("coarse_prior", "prior")  # models of a run, also their stages and files
+BEGINNINGS = {"vqvae": "autoencoder", "coarse": "coarse_autoencoder"}  # without a quantiser
+BLOWN_UP = 20  # times the commitment of the last epoch, in one of the first three
 MONITORS = {  # the validation metric that each stage minimises
-    **dict.fromkeys(VQVAES, "val_reconstruction_loss"),
+    **dict.fromkeys((*VQVAES, *BEGINNINGS.values()), "val_reconstruction_loss"),
     **dict.fromkeys(PRIORS, "val_bits_per_code"),
     "sharp": "val_power_gap",
 }
@@ -149,10 +152,34 @@ def is_finished(stage, history, training):
     return len(history) >= training["epochs"] or waited(stage, history) >= training["patience"]
 
 
+def parts(training):
+    """Epochs of a VQ-VAE without a quantiser, and with it; of other stages none, and all."""
+    first = round(training.get("continuous", 0) * training["epochs"])
+    return first, training["epochs"] - first
+
+
 def read_histories(run_dir, decoder="plain"):
-    """The histories of the stages behind a run's prior and one of its decoders, by stage."""
+    """The histories of the stages behind a run's prior and one of its decoders, by stage; a VQ-VAE's of both parts."""
     stages = (*VQVAES, *PRIORS, *["sharp"] * (decoder == "sharp"))
-    return {stage: read_history(run_dir / f"{stage}_history.csv") for stage in stages}
+    histories = {stage: read_history(run_dir / f"{stage}_history.csv") for stage in stages}
+    for stage, beginning in BEGINNINGS.items():
+        first = read_history(run_dir / f"{beginning}_history.csv")
+        rest = [{**row, "epoch": row["epoch"] + len(first)} for row in histories[stage]]
+        histories[stage] = first + rest
+    return histories
+
+
+def blown_up(run_dir, stages=VQVAES):
+    """A line for each VQ-VAE whose codes fled from the codebook in its first epochs, and which seldom recovers."""
+    lines = []
+    for stage in stages:
+        commitment = [row["commitment_loss"] for row in read_history(run_dir / f"{stage}_history.csv")]
+        if commitment and max(commitment[:3]) > BLOWN_UP * commitment[-1]:
+            lines.append(
+                f"the first epochs of {stage} blew up: commitment {max(commitment[:3]):.3g}, in the last epoch "
+                f"{commitment[-1]:.3g}; its codes may hold little: train again with another --seed"
+            )
+    return lines
 
 
 def best_decoder(run_dir):
@@ -165,7 +192,8 @@ def unfinished(run_dir, config, decoder):
     lines = []
     for stage, history in read_histories(run_dir, decoder).items():
         training = config["options"][f"{stage}_training"]
-        if not is_finished(stage, history, training):
+        last = {**training, "epochs": parts(training)[1]}
+        if not is_finished(stage, read_history(run_dir / f"{stage}_history.csv"), last):
             lines.append(f"{stage} was trained for {len(history)} of {training['epochs']} epochs")
     return lines
 

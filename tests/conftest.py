@@ -113,9 +113,9 @@ def small_prior(rng, kind=modules.PixelCNN, **changes):
     return model
 
 
-def prior_inputs(rng, number=3):
+def prior_inputs(rng, number=3, levels=1):
     return {
-        "codes": rng.integers(0, CODES, (number, SIZE, SIZE)).astype("int32"),
+        "codes": rng.integers(0, CODES, (number, SIZE, SIZE, levels)).astype("int32"),
         "label": (np.arange(number) % 3).astype("int32"),
         "slice_position": np.linspace(0, 1, number, dtype="float32"),
     }
@@ -125,33 +125,41 @@ def told(model, number):
     """Codes for each of a prior's maps, the same in every slice, some of them not known."""
     rng = np.random.default_rng(0)
     return {
-        name: np.repeat(rng.integers(-1, m.embedding.input_dim - 1, (1, *[m.grid_size] * 2)), number, axis=0)
+        name: np.repeat(rng.integers(-1, m.embedding.input_dim // len(m.first_rows) - 1, (1, *m.codes_shape)), number, 0)
         for name, m in getattr(model, "maps", {}).items()
     }
 
 
 def logits_after_each_change(model, rng):
-    """Logits of a grid, (G, K), and with each of its G codes changed in turn, (G, G, K); places in raster order."""
-    size = model.grid_size
-    codes = rng.integers(0, CODES, size * size)
-    grids = np.tile(codes, (size * size + 16, 1))  # the last ones only fill up: products round otherwise at their end
+    """Logits of a grid, (G, K), and with each of its G codes changed in turn, (G, G, K).
+
+    G counts the codes in the order in which they are drawn: places in raster order, and at each its levels.
+    """
+    shape = (model.grid_size, model.grid_size, model.num_quantizers)
+    length = np.prod(shape)
+    codes = rng.integers(0, CODES, length)
+    grids = np.tile(codes, (length + 16, 1))  # the last ones only fill up: products round otherwise at their end
     np.fill_diagonal(grids[1:], (codes + 1) % CODES)
     number = len(grids)
     x = {
-        "codes": grids.reshape(number, size, size).astype("int32"),
+        "codes": grids.reshape(number, *shape).astype("int32"),
         "label": np.ones(number, "int32"),
         "slice_position": np.full(number, 0.4, "float32"),
     } | told(model, number)
-    logits = np.asarray(model(x)).reshape(number, size * size, CODES)
-    return logits[0], logits[1 : size * size + 1]
+    logits = np.asarray(model(x)).reshape(number, length, CODES)
+    return logits[0], logits[1 : length + 1]
 
 
 def assert_causal(model, rng):
-    """Changing one code moves no logit up to its own place, and some logit after it."""
+    """Changing one code moves no logit up to its own, and some logit after it.
+
+    Some processors round a row of a product by where it stands in the batch.
+    """
     before, after = logits_after_each_change(model, rng)
     for place, logits in enumerate(after):
-        np.testing.assert_array_equal(logits[: place + 1], before[: place + 1])
-        assert place + 1 == len(after) or np.abs(logits[place + 1 :] - before[place + 1 :]).max() > 1e-6
+        moved = np.abs(logits - before)
+        assert moved[: place + 1].max() < 1e-5, place
+        assert place + 1 == len(after) or moved[place + 1 :].max() > 1e-4, place
 
 
 @pytest.fixture
@@ -172,8 +180,8 @@ def cache_dir(tmp_path):
 
 # A run of a few seconds: options of train.py, and what else its config.json says.
 SMALL_RUN = {
-    "--vqvae-epochs": 2,
-    "--coarse-epochs": 2,
+    "--vqvae-epochs": 3,  # the first without a quantiser
+    "--coarse-epochs": 3,
     "--coarse-prior-epochs": 2,
     "--prior-epochs": 2,
     "--sharp-epochs": 2,
@@ -184,6 +192,7 @@ SMALL_RUN = {
     "--num-residual-blocks": 0,
     "--num-embeddings": 16,
     "--embedding-dim": 4,
+    "--num-quantizers": 2,
     "--prior-filters": 8,
     "--prior-num-blocks": 2,
     "--prior-attention-every": 1,

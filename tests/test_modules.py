@@ -20,7 +20,7 @@ from running import models, options
 def quantizer(rng):
     layer = modules.VectorQuantizer(13, 5, restart_threshold=0.0)
     layer.build((None, 4, 4, 5))
-    layer.initialise(rng.standard_normal((20, 5)).astype("float32"))
+    layer.set_codebook(rng.standard_normal((13, 5)).astype("float32"))
     return layer
 
 
@@ -43,22 +43,46 @@ def test_the_gradient_goes_straight_through(quantizer, rng):
     np.testing.assert_array_equal(tape.gradient(loss, z_e), weight)
 
 
-def test_the_objective_is_eq_3(rng):
-    """And moves the entries towards the vectors, the vectors towards the entries, each by its own term."""
-    model = modules.VQVAE(16, base_filters=4, num_embeddings=8, embedding_dim=4, reconstruction_loss="l2")
+@pytest.mark.parametrize("levels", [1, 3])
+def test_the_objective_is_eq_3_at_each_level(rng, levels):
+    """And moves the entries towards the vectors, the vectors towards the entries, each by its own term.
+
+    A level's vectors are what the levels before have left; only through the first does the encoder learn of them.
+    """
+    sizes = {"base_filters": 4, "num_embeddings": 8, "embedding_dim": 4, "num_quantizers": levels}
+    model = modules.VQVAE(16, **sizes, reconstruction_loss="l2")
+    for quantizer in (model.quantizer, *model.finer):
+        quantizer.set_codebook(rng.normal(0, 0.1, (8, 4)).astype("float32"))
     images = rng.random((3, 16, 16, 1), "float32")
     with tf.GradientTape(persistent=True) as tape:
         out = model(images, training=True)
         loss = model.compute_loss(images, None, out)
-    z_e, z_q = (np.asarray(out[name], "float64") for name in ("z_e", "z_q"))
-    distance = np.square(z_e - z_q).mean()
+    z_e, left = (np.asarray(out["z_e"], "float64").reshape(-1, 4) for _ in range(2))
     error = np.square(images - np.asarray(out["reconstruction"], "float64")).mean()
+    distance = 0.0
+    for level, quantizer in enumerate((model.quantizer, *model.finer)):
+        codebook = np.asarray(quantizer.codebook, "float64")
+        codes = np.square(left[:, None] - codebook).sum(axis=-1).argmin(axis=-1)  # brute force
+        np.testing.assert_array_equal(np.asarray(out["code_indices"])[..., level].ravel(), codes)
+        expected = np.zeros((8, 4))
+        np.add.at(expected, codes, 2 * (codebook[codes] - left) / z_e.size)
+        gradient = tf.convert_to_tensor(tape.gradient(loss, quantizer.entries.value))
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-8)
+        left = left - codebook[codes]
+        distance += np.square(left).mean()
     assert float(loss) == pytest.approx(error + distance + 0.25 * distance, rel=1e-5)
-    codes = np.asarray(out["code_indices"]).ravel()
-    expected = np.zeros((8, 4))
-    np.add.at(expected, codes, 2 * (z_q - z_e).reshape(-1, 4) / z_e.size)
-    gradient = tf.convert_to_tensor(tape.gradient(loss, model.quantizer.entries.value))
-    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(np.asarray(out["z_q"]).reshape(-1, 4), z_e - left, atol=1e-6)
+
+
+def test_without_levels_it_is_an_autoencoder(tmp_path, rng):
+    model = modules.VQVAE(16, base_filters=4, embedding_dim=4, num_quantizers=0)
+    images = rng.random((4, 16, 16, 1), "float32")
+    model.compile(optimizer="adam")
+    model.fit(images, verbose=0)
+    np.testing.assert_array_equal(model.reconstruct(images), model.decode_vectors(model.encoder.predict_on_batch(images)))
+    model.save(tmp_path / "m.keras")
+    again = keras.saving.load_model(tmp_path / "m.keras", safe_mode=True)
+    np.testing.assert_array_equal(again.reconstruct(images), model.reconstruct(images))
 
 
 def test_nothing_changes_at_inference(rng):
@@ -102,9 +126,10 @@ def test_quantiser_refuses_bad_arguments(arguments):
 # -- VQ-VAE -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("downsampling", [4, 8])
-def test_vqvae_shapes_and_round_trip(tmp_path, rng, downsampling):
-    model = modules.VQVAE(32, downsampling, base_filters=4, num_embeddings=16, embedding_dim=6)
+@pytest.mark.parametrize(("downsampling", "levels"), [(4, 1), (8, 2)])
+def test_vqvae_shapes_and_round_trip(tmp_path, rng, downsampling, levels):
+    sizes = {"base_filters": 4, "num_embeddings": 16, "embedding_dim": 6, "num_quantizers": levels}
+    model = modules.VQVAE(32, downsampling, **sizes)
     randomise(model, rng)
     images = rng.random((3, 32, 32, 1), "float32")
     out = model(images)
@@ -115,19 +140,20 @@ def test_vqvae_shapes_and_round_trip(tmp_path, rng, downsampling):
     assert float(np.max(out["reconstruction"])) <= 1
     codes = model.encode(images)
     np.testing.assert_array_equal(codes, out["code_indices"])
-    np.testing.assert_allclose(model.decode(codes), out["reconstruction"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model.decode(codes), out["reconstruction"], atol=2e-4)
     many = np.concatenate([images] * 12)  # more than are encoded at a time
     np.testing.assert_array_equal(model.encode(many), np.concatenate([codes] * 12))
     np.testing.assert_array_equal(model.decode(np.concatenate([codes] * 12))[33:], model.decode(codes))
-    assert model.encode(images[:0]).shape == (0, grid, grid)
-    for wrong in (codes - 20, codes + 16, codes[:, 1:]):
+    assert model.encode(images[:0]).shape == (0, grid, grid, levels)
+    for wrong in (codes - 20, codes + 16, codes[:, 1:], codes[..., 1:]):
         with pytest.raises(ValueError, match="codes (are 0 to 15|have shape)"):
             model.decode(wrong)
     model.save(tmp_path / "m.keras")
     again = keras.saving.load_model(tmp_path / "m.keras", safe_mode=True)
     np.testing.assert_array_equal(again(images)["reconstruction"], out["reconstruction"])
     assert models.fingerprint(again) == models.fingerprint(model)
-    model.quantizer.set_codebook(np.array(model.quantizer.codebook) * 1.5)
+    last = [model.quantizer, *model.finer][-1]
+    last.set_codebook(np.array(last.codebook) * 1.5)
     assert models.fingerprint(again) != models.fingerprint(model)
 
 
@@ -136,7 +162,7 @@ def test_ten_images_can_be_learned_by_heart():
     radii = np.linspace(0.3, 0.9, 10)[:, None, None]
     images = (np.hypot(x, y) < radii).astype("float32")[..., None] * 0.8
     model = modules.VQVAE(16, base_filters=32, num_embeddings=32, embedding_dim=8)
-    model.quantizer.initialise(np.asarray(model.encoder(images)))
+    model.quantizer.set_codebook(np.asarray(model.encoder(images)).reshape(-1, 8)[:: 10 * 16 // 32])
     model.compile(optimizer=keras.optimizers.Adam(2e-3))
     model.fit(np.tile(images, (50, 1, 1, 1)), epochs=4, batch_size=10, shuffle=False, verbose=0)  # 200 steps
     error = np.abs(model.predict(images, verbose=0)["reconstruction"] - images).mean()
@@ -197,6 +223,8 @@ def test_vqvae_refuses_bad_arguments(arguments):
         {"attention_every": 0, "vertical_kernel": (3, 5)},
         {"num_blocks": 6, "max_dilation": 4},
         {"maps": {"coarse": {"num_embeddings": 5, "grid_size": 3}, "below": {"num_embeddings": CODES, "grid_size": 9}}},
+        {"num_quantizers": 2, "maps": {"below": {"num_embeddings": CODES, "grid_size": 9, "num_quantizers": 2}}},
+        {"num_quantizers": 3, "num_blocks": 6, "max_dilation": 4},
     ],
 )
 def test_causality_at_every_position_also_after_loading(tmp_path, rng, changes):
@@ -204,7 +232,7 @@ def test_causality_at_every_position_also_after_loading(tmp_path, rng, changes):
     assert_causal(model, rng)
     model.save(tmp_path / "prior.keras")
     loaded = keras.saving.load_model(tmp_path / "prior.keras", safe_mode=True)
-    x = prior_inputs(rng) | told(model, 3)
+    x = prior_inputs(rng, levels=model.num_quantizers) | told(model, 3)
     np.testing.assert_array_equal(loaded(x), model(x))
     assert_causal(loaded, rng)
 
@@ -265,9 +293,10 @@ def test_masked_convolution_is_a_convolution_with_a_mask(rng):
             np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-def test_bits_per_code_are_the_mean_log_probability(rng):
-    model = small_prior(rng)
-    x = prior_inputs(rng)
+@pytest.mark.parametrize("levels", [1, 2])
+def test_bits_per_code_are_the_mean_log_probability(rng, levels):
+    model = small_prior(rng, num_quantizers=levels)
+    x = prior_inputs(rng, levels=levels)
     model.compile(optimizer="adam")
     bits = model.evaluate(x, verbose=0, return_dict=True)["bits_per_code"]
     logits = np.asarray(model(x), "float64")
@@ -275,9 +304,9 @@ def test_bits_per_code_are_the_mean_log_probability(rng):
     expected = -np.log2(np.take_along_axis(probabilities, x["codes"][..., None], -1)).mean()
     assert bits == pytest.approx(expected, rel=1e-5)
     distribution = model.distribution(x)
-    assert distribution.event_shape == (SIZE, SIZE)
+    assert distribution.event_shape == (SIZE, SIZE, levels)
     nats = -np.asarray(distribution.log_prob(x["codes"]))
-    assert nats.mean() / np.log(2) / SIZE**2 == pytest.approx(expected, rel=1e-5)
+    assert nats.mean() / np.log(2) / SIZE**2 / levels == pytest.approx(expected, rel=1e-5)
 
 
 def test_label_and_position_reach_every_logit(rng):
@@ -293,13 +322,13 @@ def test_each_code_of_a_map_reaches_the_places_over_it(rng):
     """And through the stacks others; a map that is not known is another input than any code."""
     model = small_prior(rng, filters=32, maps={"coarse": {"num_embeddings": 5, "grid_size": 3}})
     x = prior_inputs(rng, 1)
-    codes = rng.integers(0, 5, (1, 3, 3)).astype("int32")
+    codes = rng.integers(0, 5, (1, 3, 3, 1)).astype("int32")
     base = np.asarray(model({**x, "coarse": codes}))[0]
     for row in range(3):
         for column in range(3):
             other = codes.copy()
             other[0, row, column] = (other[0, row, column] + 1) % 5
-            moved = np.abs(np.asarray(model({**x, "coarse": other}))[0] - base).max(axis=-1)
+            moved = np.abs(np.asarray(model({**x, "coarse": other}))[0] - base).max(axis=(-1, -2))
             assert moved[3 * row : 3 * row + 3, 3 * column : 3 * column + 3].min() > 0
     unknown = np.asarray(model({**x, "coarse": np.full_like(codes, -1)}))
     for code in range(5):

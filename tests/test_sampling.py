@@ -11,25 +11,26 @@ import modules
 import sampling
 
 
-def noise(seed, number):
-    return np.stack([sampling.sample_noise(seed, i, SIZE) for i in range(number)])
+def noise(seed, number, model):
+    shape = (model.grid_size, model.grid_size, model.num_quantizers)
+    return np.stack([sampling.sample_noise(seed, i, shape) for i in range(number)])
 
 
 def naive(model, x, uniform, temperature=1.0, top_k=0, top_p=1.0, known=None):
     """The textbook loop: the whole network for every code."""
-    codes = np.zeros_like(x["codes"])
-    for r in range(model.grid_size):
-        for c in range(model.grid_size):
-            logits = model.predict_on_batch({**x, "codes": codes})[:, r, c]
-            codes[:, r, c] = sampling.draw_codes(logits, uniform[:, r, c], temperature, top_k, top_p)
-            if known is not None:
-                codes[:, r, c] = np.where(known[:, r, c] >= 0, known[:, r, c], codes[:, r, c])
+    codes = np.zeros(uniform.shape, "int32")
+    for place in np.ndindex(uniform.shape[1:]):  # row, column, level
+        at = (slice(None), *place)
+        logits = model.predict_on_batch({**x, "codes": codes})[at]
+        codes[at] = sampling.draw_codes(logits, uniform[at], temperature, top_k, top_p)
+        if known is not None:
+            codes[at] = np.where(known[at] >= 0, known[at], codes[at])
     return codes
 
 
-@pytest.fixture(scope="module")
-def prior():
-    return small_prior(np.random.default_rng(0))
+@pytest.fixture(scope="module", params=[1, 2])
+def prior(request):
+    return small_prior(np.random.default_rng(0), num_quantizers=request.param)
 
 
 @pytest.mark.parametrize(
@@ -40,20 +41,20 @@ def test_sampler_draws_what_the_naive_loop_draws(prior, rng, options, number):
     x = prior_inputs(rng, number)
     sampler = sampling.PixelCNNSampler(prior, **options)
     drawn = sampler.draw(x["label"], x["slice_position"], seed=3, batch_size=number)
-    np.testing.assert_array_equal(drawn, naive(prior, x, noise(3, number), **options))
+    np.testing.assert_array_equal(drawn, naive(prior, x, noise(3, number, prior), **options))
 
 
 COARSE_CODES, SIDE = 7, 4  # codes and grid of the small coarse codes; 4 does not divide 9
 
 
-@pytest.fixture(scope="module")
-def levels():
-    """A prior of coarse codes and a prior that is told them."""
+@pytest.fixture(scope="module", params=[1, 2])
+def levels(request):
+    """A prior of coarse codes and a prior that is told them, of one level or two."""
     rng = np.random.default_rng(1)
     coarse_prior = modules.PixelCNN(COARSE_CODES, 5, SIDE, 2, filters=8, num_blocks=4, attention_every=0)
     randomise(coarse_prior, rng)
     maps = {"coarse": {"num_embeddings": COARSE_CODES, "grid_size": SIDE}}
-    return coarse_prior, small_prior(rng, maps=maps)
+    return coarse_prior, small_prior(rng, maps=maps, num_quantizers=request.param)
 
 
 def test_both_levels_draw_what_the_naive_loops_draw(levels, rng):
@@ -62,33 +63,37 @@ def test_both_levels_draw_what_the_naive_loops_draw(levels, rng):
     conditions = {name: x[name] for name in ("label", "slice_position")}
     sampler = sampling.SliceSampler(*levels, coarse_temperature=0.8, temperature=1.2, top_p=0.95)
     drawn = np.concatenate(list(sampler.sample(**conditions, seed=3, batch_size=2)))
-    of_coarse = np.stack([sampling.sample_noise(3, i, SIDE, level=1) for i in range(5)])
-    coarse = naive(coarse_prior, {**conditions, "codes": np.zeros((5, SIDE, SIDE), "int32")}, of_coarse, 0.8)
-    np.testing.assert_array_equal(drawn, naive(prior, {**x, "coarse": coarse}, noise(3, 5), 1.2, top_p=0.95))
+    of_coarse = np.stack([sampling.sample_noise(3, i, (SIDE, SIDE, 1), which=1) for i in range(5)])
+    coarse = naive(coarse_prior, conditions, of_coarse, 0.8)
+    expected = naive(prior, {**conditions, "coarse": coarse}, noise(3, 5, prior), 1.2, top_p=0.95)
+    np.testing.assert_array_equal(drawn, expected)
     assert len(np.unique(coarse)) > 2
 
 
-def test_the_noises_of_a_sample_differ_by_seed_sample_and_level():
-    drawn = [sampling.sample_noise(*of, 4, level).ravel() for of in ((0, 0), (0, 1), (1, 0)) for level in (0, 1)]
+def test_the_noises_of_a_sample_differ_by_seed_sample_and_grid():
+    shape = (4, 4, 2)
+    drawn = [sampling.sample_noise(*of, shape, which).ravel() for of in ((0, 0), (0, 1), (1, 0)) for which in (0, 1)]
     assert len(np.unique(np.stack(drawn), axis=0)) == 6
 
 
 def test_the_textbook_loop_with_the_priors_own_distribution_draws_alike():
     """From TensorFlow Probability's random numbers, so not the same codes: their frequencies, over 1,000 grids of 3."""
     keras.utils.set_random_seed(0)
-    model = modules.PixelCNN(3, 2, 3, filters=8, num_blocks=2, attention_every=1)
+    model = modules.PixelCNN(3, 2, 3, num_quantizers=2, filters=8, num_blocks=2, attention_every=1)
     randomise(model, np.random.default_rng(2), scale=0.5)
     number = 1000
     x = {"label": np.zeros(number, "int32"), "slice_position": np.full(number, 0.5, "float32")}
-    codes = np.zeros((number, 3, 3), "int32")
-    for r in range(3):
-        for c in range(3):
-            codes[:, r, c] = model.distribution({**x, "codes": codes}).sample(seed=3 * r + c)[:, r, c]
+    codes = np.zeros((number, 3, 3, 2), "int32")
+    for seed, (r, c, level) in enumerate(np.ndindex(3, 3, 2)):
+        codes[:, r, c, level] = model.distribution({**x, "codes": codes}).sample(seed=seed)[:, r, c, level]
     drawn = sampling.PixelCNNSampler(model).draw(**x, seed=0, batch_size=number)
     for code in range(3):  # five standard errors of a difference of shares
         np.testing.assert_allclose((codes == code).mean(axis=0), (drawn == code).mean(axis=0), atol=0.11)
-    pairs = [(some[:, :, 1:] == some[:, :, :-1]).mean() for some in (codes, drawn)]  # neighbours go together alike
-    assert pairs[0] == pytest.approx(pairs[1], abs=0.05)
+    for pair in (  # neighbours, and the levels of a place, go together alike
+        lambda some: (some[:, :, 1:] == some[:, :, :-1]).mean(),
+        lambda some: (some[..., 0] == some[..., 1]).mean(),
+    ):
+        assert pair(codes) == pytest.approx(pair(drawn), abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -105,19 +110,20 @@ def test_sampler_is_exact_for_other_priors_and_after_loading(tmp_path, rng, chan
     if model.num_labels == 0:
         x["label"][:] = 0
     drawn = sampling.PixelCNNSampler(model).draw(x["label"], x["slice_position"], 0, batch_size=3)
-    np.testing.assert_array_equal(drawn, naive(model, x, noise(0, 3)))
+    np.testing.assert_array_equal(drawn, naive(model, x, noise(0, 3, model)))
 
 
 def test_sampler_is_exact_on_trained_weights(rng):
-    model = modules.PixelCNN(CODES, 5, SIZE, 2, filters=8, num_blocks=4, max_dilation=4, attention_every=2)
-    x = prior_inputs(rng, 32)
-    x["codes"][:] = (np.arange(SIZE)[:, None] + np.arange(SIZE) + x["label"][:, None, None]) % CODES
+    sizes = {"num_quantizers": 2, "filters": 8, "num_blocks": 4, "max_dilation": 4, "attention_every": 2}
+    model = modules.PixelCNN(CODES, 5, SIZE, 2, **sizes)
+    x = prior_inputs(rng, 32, levels=2)
+    x["codes"][:] = (np.arange(SIZE)[:, None] + np.arange(SIZE) + x["label"][:, None, None])[..., None] % CODES
     model.compile(optimizer=keras.optimizers.Adam(1e-2))
     history = model.fit(x, epochs=30, batch_size=8, verbose=0).history
     assert history["bits_per_code"][-1] < 1.0
     few = {name: value[:6] for name, value in x.items()}
     drawn = sampling.PixelCNNSampler(model).draw(few["label"], few["slice_position"], 1, batch_size=6)
-    np.testing.assert_array_equal(drawn, naive(model, few, noise(1, 6)))
+    np.testing.assert_array_equal(drawn, naive(model, few, noise(1, 6, model)))
     assert (drawn == few["codes"]).mean() > 0.7
 
 
@@ -134,12 +140,12 @@ def test_sample_i_is_the_same_in_every_batch(prior):
 
 
 def test_known_codes_are_held_fixed(prior, rng):
-    x = prior_inputs(rng)
+    x = prior_inputs(rng, levels=prior.num_quantizers)
     known = np.where(rng.random(x["codes"].shape) < 0.4, x["codes"], -1)
     sampler = sampling.PixelCNNSampler(prior)
     drawn = sampler.draw(x["label"], x["slice_position"], 2, known=known, batch_size=3)
     np.testing.assert_array_equal(drawn[known >= 0], known[known >= 0])
-    np.testing.assert_array_equal(drawn, naive(prior, x, noise(2, 3), known=known))
+    np.testing.assert_array_equal(drawn, naive(prior, x, noise(2, 3, prior), known=known))
     free = sampler.draw(x["label"], x["slice_position"], 2, batch_size=3)
     assert not np.array_equal(drawn, free)
 
@@ -169,11 +175,11 @@ def test_drawn_codes_have_the_right_frequencies(rng):
         ({"slice_position": [0.5]}, "2 labels, 1 slice positions, 2 noises"),
         ({"batch_size": 1}, "as many of each, 1 to 1"),
         ({"known": np.zeros((2, SIZE, SIZE - 1), int)}, "known codes have shape"),
-        ({"known": np.full((2, SIZE, SIZE), CODES)}, f"known codes are -1 to {CODES - 1}, not up to {CODES}"),
+        ({"known": np.full((2, SIZE, SIZE, 1), CODES)}, f"known codes are -1 to {CODES - 1}, not up to {CODES}"),
     ],
 )
-def test_sampler_refuses_what_the_prior_cannot_have(prior, changes, message):
-    sampler = sampling.PixelCNNSampler(prior)
+def test_sampler_refuses_what_the_prior_cannot_have(rng, changes, message):
+    sampler = sampling.PixelCNNSampler(small_prior(rng))
     with pytest.raises(ValueError, match=message):
         sampler.draw(**{"label": [0, 1], "slice_position": [0.5, 0.5], "seed": 0} | changes)
 
@@ -187,32 +193,36 @@ def test_sampler_refuses_bad_arguments(prior, options):
 # -- Slices completed, heads slice by slice -----------------------------------------------------------------------
 
 
-def tiny_levels(rng, coarse, side, scale):
+def tiny_levels(rng, coarse, side, scale, **more):
     """Priors of side x side coarse codes and of 3 x 3 codes of three, given those; every filling can be counted."""
     coarse_prior = modules.PixelCNN(coarse, 5, side, 0, filters=8, num_blocks=side, attention_every=0)
     maps = {"coarse": {"num_embeddings": coarse, "grid_size": side}}
-    prior = modules.PixelCNN(3, 5, 3, 0, maps, filters=8, num_blocks=3, attention_every=0)
+    prior = modules.PixelCNN(3, 5, 3, 0, maps, filters=8, num_blocks=3, attention_every=0, **more)
     for model in (coarse_prior, prior):
         randomise(model, rng, scale)
     return coarse_prior, prior
 
 
-def test_completions_have_the_posterior_of_the_codes_that_are_not_known():
-    """Three of nine codes unknown, one of them first: each of 27 fillings about as often as Bayes says.
+@pytest.mark.parametrize(
+    ("levels", "hidden"), [(1, ([0, 1, 1], [0, 0, 2], [0, 0, 0])), (2, ([0, 0, 1], [0, 0, 2], [0, 1, 1]))]
+)
+def test_completions_have_the_posterior_of_the_codes_that_are_not_known(levels, hidden):
+    """Three codes unknown, one of them first: each of 27 fillings about as often as Bayes says.
 
     Merely forcing the known codes is far from it, so the test can tell.
     """
-    coarse_prior, prior = tiny_levels(np.random.default_rng(5), 3, 3, 0.45)
-    coarse, codes = np.zeros((3, 3), "int32"), np.array([[1, 1, 0], [0, 1, 2], [1, 1, 1]], "int32")
-    known, hidden = codes.copy(), ([0, 1, 1], [0, 0, 2])
+    coarse_prior, prior = tiny_levels(np.random.default_rng(5), 3, 3, 0.45, num_quantizers=levels)
+    coarse, codes = np.zeros((3, 3, 1), "int32"), np.array([[1, 1, 0], [0, 1, 2], [1, 1, 1]], "int32")
+    codes = np.stack([codes, codes.T][:levels], axis=-1)
+    known = codes.copy()
     known[hidden] = -1
     fillings = np.array(list(itertools.product(range(3), repeat=3)), "int32")
-    every = np.tile(codes, (27, 1, 1))
+    every = np.tile(codes, (27, 1, 1, 1))
     every[:, *hidden] = fillings
     told = {"label": np.zeros(27, "int32"), "slice_position": np.full(27, 0.5, "float32")}
-    maps = {"coarse": np.tile(coarse, (27, 1, 1))}
-    bits = modules.code_lengths(prior, {**told, **maps, "codes": every})
-    posterior = np.exp2(bits.sum(axis=(1, 2)).min() - bits.sum(axis=(1, 2)))
+    maps = {"coarse": np.tile(coarse, (27, 1, 1, 1))}
+    bits = modules.code_lengths(prior, {**told, **maps, "codes": every}).sum(axis=(1, 2, 3))
+    posterior = np.exp2(bits.min() - bits)
     posterior /= posterior.sum()
 
     def distance(particles, number=400):
@@ -230,19 +240,19 @@ def test_a_coarse_code_that_is_not_known_is_drawn_by_what_is_known_of_the_slice(
     """One coarse code unknown; its posterior is that of all codes of the slice."""
     rng = np.random.default_rng(6)
     coarse_prior, prior = tiny_levels(rng, 4, 2, 0.35)
-    coarse, codes = rng.integers(0, 4, (2, 2)).astype("int32"), rng.integers(0, 3, (3, 3)).astype("int32")
+    coarse, codes = rng.integers(0, 4, (2, 2, 1)).astype("int32"), rng.integers(0, 3, (3, 3, 1)).astype("int32")
     known_coarse, known = coarse.copy(), codes.copy()
     known_coarse[0, 1] = known[2, 2] = -1
     fillings = list(itertools.product(range(4), range(3)))
-    coarse, every = np.tile(coarse, (12, 1, 1)), np.tile(codes, (12, 1, 1))
-    coarse[:, 0, 1], every[:, 2, 2] = np.transpose(fillings)
+    coarse, every = np.tile(coarse, (12, 1, 1, 1)), np.tile(codes, (12, 1, 1, 1))
+    coarse[:, 0, 1, 0], every[:, 2, 2, 0] = np.transpose(fillings)
     told = {"label": np.zeros(12, "int32"), "slice_position": np.full(12, 0.5, "float32")}
-    bits = modules.code_lengths(coarse_prior, {**told, "codes": coarse}).sum(axis=(1, 2))
-    bits += modules.code_lengths(prior, {**told, "codes": every, "coarse": coarse}).sum(axis=(1, 2))
+    bits = modules.code_lengths(coarse_prior, {**told, "codes": coarse}).sum(axis=(1, 2, 3))
+    bits += modules.code_lengths(prior, {**told, "codes": every, "coarse": coarse}).sum(axis=(1, 2, 3))
     of_code = np.exp2(bits.min() - bits).reshape(4, 3).sum(axis=0)
     of_code /= of_code.sum()
     drawn = sampling.SliceSampler(coarse_prior, prior).complete(known, known_coarse, 0, 0.5, 500, 0, 64)
-    found = np.bincount(drawn[:, 2, 2], minlength=3) / len(drawn)
+    found = np.bincount(drawn[:, 2, 2, 0], minlength=3) / len(drawn)
     assert np.abs(found - of_code).sum() / 2 < 0.07
 
 
@@ -261,25 +271,28 @@ def test_systematic_resampling_takes_each_particle_as_often_as_its_weight_says(l
         np.testing.assert_array_equal(taken, [125] * 4)
 
 
+LEVELS = 2  # of the codes of slices that are told of others
+
+
 @pytest.fixture(scope="module")
 def told_of_neighbours():
     rng = np.random.default_rng(2)
     beside = {name: {"num_embeddings": COARSE_CODES, "grid_size": SIDE} for name in ("below", "above")}
     coarse_prior = modules.PixelCNN(COARSE_CODES, 5, SIDE, 2, beside, filters=8, num_blocks=4, attention_every=0)
     randomise(coarse_prior, rng)
-    maps = {name: {"num_embeddings": CODES, "grid_size": SIZE} for name in ("below", "above")}
-    maps["coarse"] = {"num_embeddings": COARSE_CODES, "grid_size": SIDE}
-    return coarse_prior, small_prior(rng, maps=maps)
+    of_codes = {"num_embeddings": CODES, "grid_size": SIZE, "num_quantizers": LEVELS}
+    maps = {"below": of_codes, "above": of_codes, "coarse": {"num_embeddings": COARSE_CODES, "grid_size": SIDE}}
+    return coarse_prior, small_prior(rng, maps=maps, num_quantizers=LEVELS)
 
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_heads_are_what_the_naive_loops_draw(told_of_neighbours, first):
-    """Slice by slice, both levels, each given the slice drawn before: upwards from the first, then downwards."""
+    """Slice by slice, both grids, each given the slice drawn before: upwards from the first, then downwards."""
     coarse_prior, prior = told_of_neighbours
     label, positions = np.array([1, 2, 0], "int32"), [0.0, 0.5, 1.0]
     sampler = sampling.SliceSampler(*told_of_neighbours)
     drawn = np.concatenate(list(sampler.sample_heads(label, positions, 3, first, batch_size=2)))
-    assert drawn.shape == (3, 3, SIZE, SIZE)
+    assert drawn.shape == (3, 3, SIZE, SIZE, LEVELS)
     made = {}
     for i, other, name in {
         0: [(0, None, ""), (1, 0, "below"), (2, 1, "below")],
@@ -287,20 +300,20 @@ def test_heads_are_what_the_naive_loops_draw(told_of_neighbours, first):
     }[first]:
         x = {"label": label, "slice_position": np.full(3, positions[i], "float32")}
         noises = [
-            [sampling.sample_noise(3, head * 3 + i, s, level) for head in range(3)]
-            for s, level in ((SIDE, 1), (SIZE, 0))
+            [sampling.sample_noise(3, head * 3 + i, shape, which) for head in range(3)]
+            for shape, which in (((SIDE, SIDE, 1), 1), ((SIZE, SIZE, LEVELS), 0))
         ]
         of_coarse, of_codes = ({}, {}) if other is None else ({name: c} for c in made[other])
-        empty = np.zeros((3, SIDE, SIDE), "int32"), np.zeros((3, SIZE, SIZE), "int32")
-        coarse = naive(coarse_prior, {**x, **of_coarse, "codes": empty[0]}, np.stack(noises[0]))
-        codes = naive(prior, {**x, **of_codes, "coarse": coarse, "codes": empty[1]}, np.stack(noises[1]))
+        coarse = naive(coarse_prior, {**x, **of_coarse}, np.stack(noises[0]))
+        codes = naive(prior, {**x, **of_codes, "coarse": coarse}, np.stack(noises[1]))
         np.testing.assert_array_equal(drawn[:, i], codes)
         made[i] = coarse, codes
 
 
 def test_a_map_that_is_left_out_is_a_grid_of_unknown_codes(told_of_neighbours, rng):
     _, prior = told_of_neighbours
-    x = prior_inputs(rng) | {"coarse": rng.integers(0, COARSE_CODES, (3, SIDE, SIDE)).astype("int32")}
+    coarse = rng.integers(0, COARSE_CODES, (3, SIDE, SIDE, 1)).astype("int32")
+    x = prior_inputs(rng, levels=LEVELS) | {"coarse": coarse}
     unknown = np.full_like(x["codes"], -1)
     logits = [keras.ops.convert_to_numpy(prior({**x, **more})) for more in ({}, {"below": unknown, "above": unknown})]
     np.testing.assert_array_equal(*logits)

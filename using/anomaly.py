@@ -19,11 +19,16 @@ UNCOMMON_OF_WHITE = 4  # intensity times bits that are white in anomaly.png
 
 
 def without_unlikeliest(codes, bits):
-    """Grids of codes (n, h, w) with -1 for the share `UNLIKELY` of each that, with their neighbours, take most bits."""
+    """Grids of codes (n, h, w, D) with -1 for the share `UNLIKELY` of each whose places, with neighbours, take most bits.
+
+    Args:
+        codes: Integers, shape (n, h, w, D).
+        bits: Of each place, shape (n, h, w).
+    """
     around = ndimage.gaussian_filter(bits, (0, 1, 1)).reshape(len(bits), -1)
     order = np.argsort(-around, axis=1, kind="stable")[:, : round(UNLIKELY * around.shape[1])]
-    changed = codes.reshape(len(codes), -1).copy()
-    np.put_along_axis(changed, order, -1, axis=1)
+    changed = codes.reshape(*around.shape, -1).copy()
+    np.put_along_axis(changed, order[..., None], -1, axis=1)
     return changed.reshape(codes.shape)
 
 
@@ -48,6 +53,7 @@ def restore(model, images, number=8, seed=0, label=None, slice_position=None):
 
 def restore_codes(model, codes, coarse, told, bits, coarse_bits, number=8, seed=0):
     """As `restore`, of what `TrainedModel.describe` and `bits_of` say; a slice's noise depends on its codes alone."""
+    bits, coarse_bits = bits.sum(axis=-1), coarse_bits.sum(axis=-1)  # of a place
     known, known_coarse = without_unlikeliest(codes, bits), without_unlikeliest(coarse, coarse_bits)
     every = np.repeat(np.arange(len(codes)), number)
     of_slice = np.array([zlib.crc32(grid.astype("<u2").tobytes()) for grid in codes], "int64")

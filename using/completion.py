@@ -53,7 +53,7 @@ def complete(model, image, mask, number, seed=0, label=None, slice_position=None
         raise UserError(f"number {number}: at least one completion is drawn")
     filled = np.clip(inpaint_biharmonic(image.astype(float), mask), 0, 1).astype("float32")[None]
     coarse = model.encode_coarse(filled)
-    hidden, hidden_coarse = (touched(mask, grid) for grid in (model.grid_size, coarse.shape[1]))
+    hidden, hidden_coarse = (touched(mask, grid)[..., None] for grid in (model.grid_size, coarse.shape[1]))
     kind, height = model.likeliest(coarse, label, slice_position, ~hidden_coarse[None])
     known = np.where(hidden, -1, model.encode(filled)[0])
     known_coarse = np.where(hidden_coarse, -1, coarse[0])

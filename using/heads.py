@@ -4,7 +4,6 @@ for some in heads.sample(model, 4):                 # uint8, shape (m, s, S, S),
     ...
 """
 
-import keras
 import numpy as np
 from scipy import ndimage
 
@@ -57,13 +56,12 @@ def sample(model, number, seed=0, label=None, first=FIRST_SLICE, batch_size=16, 
 
 
 def decode(model, codes, smoothing_mm=SMOOTHING_ALONG_MM):
-    """Slices of a head's codes (s, grid, grid): float32 in [0, 1], shape (s, S, S).
+    """Slices of a head's codes (s, grid, grid, levels): float32 in [0, 1], shape (s, S, S).
 
     A decoder knows one slice at a time and makes each a little otherwise. So the codebook's entries, z_q, are smoothed
     along the axis before they are decoded; with that, decoded real heads are nearer to the real ones.
     """
-    z_q = keras.ops.convert_to_numpy(model.vqvae.quantizer.codebook)[np.asarray(codes)]
-    z_q = ndimage.gaussian_filter(z_q, (smoothing_mm / model.voxel_mm[2], 0, 0, 0))
+    z_q = ndimage.gaussian_filter(model.vqvae.vectors(np.asarray(codes)), (smoothing_mm / model.voxel_mm[2], 0, 0, 0))
     return model.vqvae.decode_vectors(z_q)[..., 0]
 
 

@@ -123,10 +123,10 @@ def describe(model, scan, args, mask=None):
     bits = model.bits_of(*described)
     outputs = model.decode(described[0])
     per_slice = metrics.batch_metrics(scan.images, np.where(counted, outputs, scan.images))
-    shares = [dataset.shrink(counted, grids.shape[1]) for grids in bits]
-    taken = sum((grids * share).sum(axis=(1, 2)) for grids, share in zip(bits, shares, strict=True))
+    shares = [dataset.shrink(counted, grids.shape[1])[..., None] for grids in bits]
+    taken = sum((grids * share).sum(axis=(1, 2, 3)) for grids, share in zip(bits, shares, strict=True))
     for values, of_slice in zip(per_slice, taken, strict=True):
-        values["bits_per_code"] = float(of_slice / shares[0].sum())
+        values["bits_per_code"] = float(of_slice / shares[0].sum() / model.vqvae.num_quantizers)
     more = judged(per_slice, scan.images, model.config["data"]["about"])
     table = pd.DataFrame([{**one, **also} for one, also in zip(per_slice, more, strict=True)])[scan.lit]
     values = table.replace([np.inf, -np.inf], np.nan).mean().to_dict()
@@ -151,7 +151,7 @@ def write(model, scan, made, folder):
     run_folder.save(
         lambda partial: np.savez_compressed(partial, **kept, slice_numbers=scan.numbers), folder / "codes.npz"
     )
-    by_pixel = made.bits[0].repeat(model.vqvae.downsampling, axis=1).repeat(model.vqvae.downsampling, axis=2)
+    by_pixel = made.bits[0].sum(axis=-1).repeat(model.vqvae.downsampling, axis=1).repeat(model.vqvae.downsampling, axis=2)
     if scan.grid:
         scans.write_reconstruction(scan, made.outputs, folder)
         scans.write_volume(scan, scans.in_volume(scan, by_pixel, order=0), folder / "bits.nii.gz")
@@ -179,7 +179,7 @@ def reconstruct_all(model, args, folder, footer):
                         (
                             scan.images[i],
                             made.outputs[i],
-                            made.bits[0][i],
+                            made.bits[0][i].sum(axis=-1),
                             f"{scan.name[:24]}\nhead {made.per_slice[i]['ssim_head']:.3f}, "
                             f"{made.bits[0][i].mean():.2f} bits a code",
                         )
