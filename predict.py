@@ -146,8 +146,8 @@ class TrainedModel:
     def likeliest(self, coarse, label=None, slice_position=None, known=None):
         """Labels and slice positions as indices and numbers, each (n,); None takes what makes the codes cheapest.
 
-        Where `known` is given, bool (n, h, w, 1), only the bits of those codes count. That a label tells a slice in fewer
-        bits is no diagnosis.
+        Where `known` is given, bool (n, h, w, 1), only the bits of those codes count. That a label tells a slice in
+        fewer bits is no diagnosis.
         """
         number, slice_position = len(coarse), self.checked_position(slice_position)
         kinds = range(1, len(self.labels) + 1) if self.labels and label is None else [self._number(label)]

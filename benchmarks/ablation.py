@@ -78,12 +78,12 @@ def enter(name, variant, images, seconds):
     batches = dataset.Batches(len(images), lambda rows: dataset.as_float(images[rows]), variant.batch_size, seed=0)
     one = race.Contestant(name, variant, batches, seconds)
     if isinstance(one.model, modules.VQVAE):
-        train.initialise(one.model, batches, batch_size=16)
+        train.start_codebooks(one.model, batches)
     return one
 
 
 def reconstruct(model, images):
-    """What a model makes of uint8 images (n, S, S): float32 in [0, 1], shape (n, S, S), and codes, (n, grid, grid)."""
+    """What a model makes of uint8 images (n, S, S): float32 in [0, 1], (n, S, S), and codes, (n, grid, grid, D)."""
     outputs, codes = [], []
     for start in range(0, len(images), 32):
         found = model.predict_on_batch(dataset.as_float(images[start : start + 32]))
@@ -95,7 +95,7 @@ def reconstruct(model, images):
 def quality(images, outputs, codes, num_embeddings, people):
     """Figures of what `reconstruct` returns for uint8 images (n, S, S) of these people: a dictionary."""
     images = images / np.float32(255)
-    used = metrics.codebook_metrics(codes, num_embeddings, images[0].size / codes[0].size)
+    used = metrics.codebook_metrics(codes, num_embeddings, images[0].size / codes[0, ..., 0].size)
     return {
         **harness.means(metrics.summarise(metrics.batch_metrics(images, outputs), people)),
         "power_ratio": realism.power_ratio(realism.radial_power(outputs), realism.radial_power(images)),

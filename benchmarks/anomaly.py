@@ -1,26 +1,43 @@
 """Measures maps of what is uncommon on lesions of known place, planted on people whom the model has not seen.
 
     python -m benchmarks.anomaly --run-dir pretrained/ixi --output results/ixi_sharp/anomaly.json
+    python -m benchmarks.anomaly --run-dir pretrained/ds002748 --lesions MS --output results/ds002748/lesions.json
 
 Each slice gets one lesion: dark, bright, or of another texture (its own pixels in another order, so that its
 intensities tell nothing), 6 to 30 mm wide, irregular, its edge blended. Every score is pixel by pixel inside the head,
 and a mean over people: area under the ROC curve, average precision, and Dice at the threshold that is best over all.
 Planted lesions are easier than real ones, and a score here is no score of any disease.
+
+With `--lesions`, a BIDS folder of T1w and FLAIR volumes in one grid with masks in derivatives/lesions, the same scores
+are those of real lesions, voxel by voxel inside the brain of each person, on the slices that the run takes. Beside the
+maps stand what is dark in T1w, and what is bright in FLAIR, which the run never sees.
 """
 
 import sys
+from pathlib import Path
 
 from benchmarks import harness
 
-with harness.command(__name__, __doc__, run_dir=harness.RUN, output=harness.OUTPUT) as command:
+with harness.command(
+    __name__,
+    __doc__,
+    run_dir=harness.RUN,
+    output=harness.OUTPUT,
+    lesions=(Path, None, "BIDS folder of people with real lesions and their masks, in place of planted ones"),
+) as command:
     import keras  # noqa: F401
+import nibabel
 import numpy as np
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
+import dataset
 from evaluation import figures, metrics
+from predict import TrainedModel
 from running import run_folder
-from using.anomaly import SMOOTHING_MM, restore
+from system.console import UserError
+from using import scans
+from using.anomaly import SMOOTHING_MM, bits_around, restore, restore_codes
 
 KINDS = ("dark", "bright", "texture")
 DIAMETERS_MM = (6.0, 30.0)
@@ -125,8 +142,66 @@ def maps_of(model, data, slices, images, pixel_mm):
     return found | {name: ndimage.gaussian_filter(away, (0, sigma, sigma)) for name, away in simpler.items()}
 
 
+def real_maps(model, path):
+    """Maps of a T1w volume by name, in its own voxels, NaN where the run takes no slice; and its FLAIR and lesions."""
+    (source, scale), *_ = scans.find([path])[0].values()
+    scan = scans.read(path.name, source, model.config, scale)
+    volumes = {name: nibabel.load(file).get_fdata() for name, file in beside(path).items()}
+    sigma, images = SMOOTHING_MM / model.voxel_mm[0], scan.images
+    described = model.describe(images, None, scan.slice_positions)
+    bits, coarse_bits = model.bits_of(*described)
+    restored, around = restore_codes(model, *described, bits, coarse_bits, RESTORATIONS)
+    of_slices = {
+        "this model": ndimage.gaussian_filter(np.abs(restored.mean(axis=1) - images), (0, sigma, sigma)) * around,
+        "its bits alone": around,
+        **{f"bits of level {level + 1}": bits_around(model, bits[..., level]) for level in range(bits.shape[-1])},
+        "dark in T1w": 1 - images,
+    }
+    maps = {name: scans.in_volume(scan, found) for name, found in of_slices.items()}
+    seen = np.isfinite(maps["this model"]) & (nibabel.load(path).get_fdata() > 0)
+    return maps | {"bright in FLAIR": volumes["FLAIR"]}, seen, volumes["lesions"] > 0
+
+
+def beside(path):
+    """The FLAIR volume and the mask of lesions of a T1w volume; raises UserError where one is missing."""
+    person, folder = path.name.split("_")[0], path.parents[2]
+    files = {
+        "FLAIR": path.with_name(path.name.replace("_T1w", "_FLAIR")),
+        "lesions": folder / "derivatives" / "lesions" / person / "anat" / f"{person}_label-lesion_mask.nii.gz",
+    }
+    for file in files.values():
+        if not file.exists():
+            raise UserError(f"{file}: not found, and {path.name} is there")
+    return files
+
+
+def score_real(args):
+    """Scores of real lesions, all people's and each one's."""
+    model, found = TrainedModel(args.run_dir), {}
+    paths = sorted(args.lesions.glob("sub-*/anat/*_T1w.nii.gz"))
+    if not paths:
+        raise UserError(f"--lesions {args.lesions}: no sub-*/anat/*_T1w.nii.gz")
+    for path in paths:
+        maps, seen, lesions = real_maps(model, path)
+        for name, values in maps.items():
+            found.setdefault(name, []).append((np.nan_to_num(values), seen, lesions))
+    people, rows = [path.name.split("_")[0] for path in paths], []
+    title, credit, _ = dataset.describe(args.lesions)
+    about = {"data": title, "credit": credit, "people": people, "restorations": RESTORATIONS}
+    about["lesion_share"] = [float(lesions[seen].mean()) for _, seen, lesions in found["this model"]]
+    for name, volumes in found.items():
+        for whose in ("all", *people):
+            some = [place for place, person in enumerate(people) if whose in ("all", person)]
+            scores = score_all(*zip(*(volumes[place] for place in some), strict=True), [people[i] for i in some])
+            rows.append({"map": name, "person": whose, **{score: one["mean"] for score, one in scores.items()}})
+            harness.write(args.output, rows, **about)
+
+
 @command
 def main(args):
+    if args.lesions:
+        score_real(args)
+        return
     data, model = harness.open_run(args.run_dir)
     pixel_mm = data.about["pixel_mm"] or 1.0
     slices, images, heads, lesions, kinds = planted(data, pixel_mm)

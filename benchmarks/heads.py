@@ -32,7 +32,7 @@ WAYS = {  # temperatures, where the first slice lies, how the heads are decoded
 
 
 def bits_by_height(model, stacks, labels):
-    """Bits of each code of heads' codes (n, s, grid, grid), given the slice below, in eight parts from the bottom."""
+    """Bits of each code of heads (n, s, grid, grid, D), given the slice below, in eight parts from the bottom."""
     found, positions = [], positions_of(model)
     for codes, label in zip(stacks, labels, strict=True):
         coarse = model.encode_coarse(model.decode(codes))
@@ -43,12 +43,12 @@ def bits_by_height(model, stacks, labels):
             "slice_position": positions,
             "below": np.concatenate([np.full_like(codes[:1], -1), codes[:-1]]),
         }
-        found.append(code_lengths(model.models.prior, inputs).mean(axis=(1, 2)))
+        found.append(code_lengths(model.models.prior, inputs).mean(axis=(1, 2, 3)))
     return eighths(found)
 
 
 def given_real(model, real, labels, seed=0):
-    """Codes of slices each drawn given the real slice below: (n, s, grid, grid); the lowest given none."""
+    """Codes of slices each drawn given the real slice below: (n, s, grid, grid, D); the lowest given none."""
     made, positions = [], positions_of(model)
     for number, (head, label) in enumerate(zip(real, labels, strict=True)):
         codes, coarse = (encode(head / np.float32(255)) for encode in (model.encode, model.encode_coarse))

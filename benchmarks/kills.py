@@ -29,10 +29,11 @@ from system.console import UserError
 
 SMALL = {
     **{"image-size": 32, "base-filters": 8, "num-embeddings": 32, "embedding-dim": 8, "restart-threshold": 0.1},
-    **{"prior-filters": 16, "prior-dropout": 0.1},
+    **{"num-quantizers": 2, "prior-filters": 16, "prior-dropout": 0.1},
     **{f"{stage}-epochs": 6 for stage in ("vqvae", "coarse", "coarse-prior", "prior", "sharp")},
 }
-STAGES, RUNS = (*run_folder.VQVAES, *run_folder.PRIORS, "sharp"), 3  # runs to kill, six times each
+BOTH_PARTS = [part for stage in run_folder.VQVAES for part in (run_folder.BEGINNINGS[stage], stage)]
+STAGES, RUNS = (*BOTH_PARTS, *run_folder.PRIORS, "sharp"), 3  # runs to kill, eight times each
 
 
 def differences(run_dir, other):

@@ -48,7 +48,7 @@ def measure(models, data, training):
     found = {
         "ssim_head": [one["ssim_head"] for one in per_slice],
         "copy_ssim_head": [metrics.slice_metrics(image, other)["ssim_head"] for image, other in copies],
-        "bits_per_code": (coarse_bits + bits.sum(axis=(1, 2))) / codes[0].size,
+        "bits_per_code": (coarse_bits + bits.sum(axis=(1, 2, 3))) / codes[0].size,
     }
     people = test.subject_id.str.split("_").str[0]  # the true one, whatever the split took for a person
     return {"slices": len(test), **{name: metrics.over_people(values, people) for name, values in found.items()}}

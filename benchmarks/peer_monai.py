@@ -93,7 +93,9 @@ class Contestant(worker.Contestant):
             _, z_e, made, _ = self.forward(self.test[start : start + 32])
             outputs.append(made[:, 0].clip(0, 1).numpy())
             codes.append(self.model.quantizer.quantize(z_e).numpy())
-        np.savez(path, outputs=np.concatenate(outputs), codes=np.concatenate(codes), num_embeddings=NUM_EMBEDDINGS)
+        np.savez(
+            path, outputs=np.concatenate(outputs), codes=np.concatenate(codes)[..., None], num_embeddings=NUM_EMBEDDINGS
+        )
         parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         return self.row(parameters, self.batch_size, len(self.examples))
 

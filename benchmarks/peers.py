@@ -65,7 +65,7 @@ class Tutorial(keras.Model):
     def call(self, images, training=False):
         z_e = self.encoder(images)
         through, z_q, codes = self.quantizer(z_e, training=training)
-        return {"reconstruction": self.decoder(through), "z_e": z_e, "z_q": z_q, "code_indices": codes}
+        return {"reconstruction": self.decoder(through), "z_e": z_e, "z_q": z_q, "code_indices": codes[..., None]}
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         codebook, commitment = self.quantizer.codebook_and_commitment(y_pred["z_e"], y_pred["z_q"])

@@ -67,7 +67,7 @@ class TextbookPixelCNN(keras.Model):
 
     def __init__(self, num_embeddings, grid_size, filters=160, num_blocks=12, **kwargs):
         super().__init__(autocast=False, **kwargs)  # slice positions stay float32
-        self.grid_size, half = grid_size, filters // 2
+        self.grid_size, self.num_quantizers, half = grid_size, 1, filters // 2
         self.embedding = layers.Embedding(num_embeddings, 64)
         self.first = TextbookConv2D(filters, 7, "A")
         self.blocks = [
@@ -75,10 +75,10 @@ class TextbookPixelCNN(keras.Model):
         ]
         self.last = [layers.Dense(filters), layers.Dense(num_embeddings, dtype="float32", name="logits")]
         self.bits_tracker = keras.metrics.Mean(name="bits_per_code")
-        self({"codes": np.zeros((1, grid_size, grid_size), "int32")})  # builds every layer
+        self({"codes": np.zeros((1, grid_size, grid_size, 1), "int32")})  # builds every layer
 
     def call(self, inputs, training=False):
-        x = self.first(self.embedding(inputs["codes"]))
+        x = self.first(self.embedding(inputs["codes"][..., 0]))
         for block in self.blocks:
             y = x
             for layer in block:
@@ -86,7 +86,7 @@ class TextbookPixelCNN(keras.Model):
             x = x + y
         for layer in self.last:
             x = layer(ops.relu(x))
-        return x
+        return x[..., None, :]  # of one level
 
     compute_loss = modules.PixelCNN.compute_loss
     compute_metrics = modules.PixelCNN.compute_metrics
@@ -99,12 +99,12 @@ class NoAttention(modules.PixelCNN):
         pass
 
 
-def make_variants(codebook=None, grid_size=None, num_labels=None):
-    """Each `race.Variant` by name, none of them built; `codebook` is NumPy (K, D)."""
+def make_variants(codebooks=None, grid_size=None, num_labels=None):
+    """Each `race.Variant` by name, none of them built; `codebooks` are NumPy (D, K, E)."""
 
     def ours(kind=modules.PixelCNN, **changes):
-        model = kind(*codebook.shape, grid_size, num_labels, **changes)
-        model.set_codebook(codebook)
+        model = kind(*codebooks.shape[1:], grid_size, num_labels, num_quantizers=len(codebooks), **changes)
+        model.set_codebooks(codebooks)
         return model
 
     def table_alone():
@@ -120,7 +120,7 @@ def make_variants(codebook=None, grid_size=None, num_labels=None):
         return race.Variant(build, **recipe | how)
 
     def textbook():
-        return TextbookPixelCNN(len(codebook), grid_size)
+        return TextbookPixelCNN(codebooks.shape[1], grid_size)
 
     averaged = {"use_ema": True, "ema_momentum": 1 - 1 / AVERAGE_STEPS}
     adamw = partial(keras.optimizers.AdamW, weight_decay=1e-4, clipnorm=1.0, **averaged)
@@ -145,7 +145,7 @@ def main(args):
     validation, is_validation = data.of("validation"), data.slices.split == "validation"
     inputs = dataset.prior_inputs(validation, data.labels, codes=opening.all_codes(run_dir, vqvae, data)[is_validation])
     training = dataset.prior_inputs(data.of("train"), data.labels)
-    variants = make_variants(ops.convert_to_numpy(vqvae.quantizer.codebook), vqvae.grid_size, len(data.labels))
+    variants = make_variants(vqvae.codebooks, vqvae.grid_size, len(data.labels))
 
     def enter(name, seconds):
         one = variants[name]

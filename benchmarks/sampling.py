@@ -46,9 +46,10 @@ def build(grid):
 def naive_loop(prior, conditions, uniform, steps):
     """The textbook loop over the first codes: a pass of the whole network for each."""
     codes = np.zeros(uniform.shape, "int32")
-    for row, column in list(np.ndindex(uniform.shape[1:]))[:steps]:
-        logits = prior.predict_on_batch({**conditions, "codes": codes})[:, row, column]
-        codes[:, row, column] = sampling.draw_codes(logits, uniform[:, row, column], temperature=1.0)
+    for place in list(np.ndindex(uniform.shape[1:]))[:steps]:  # row, column, level
+        at = (slice(None), *place)
+        logits = prior.predict_on_batch({**conditions, "codes": codes})[at]
+        codes[at] = sampling.draw_codes(logits, uniform[at], temperature=1.0)
     return codes
 
 
@@ -62,27 +63,28 @@ def measure(priors, batch, naive_steps):
         return sampler.draw(labels, positions, SEED, range(batch), batch)
 
     codes, coarse = draw()
-    levels = (
+    grids = (
         (of_coarse, {**conditions, "codes": coarse}, 1),
         (prior, {**conditions, "coarse": coarse, "codes": codes}, 0),
     )
 
     def teacher_forced():
-        return [model.predict_on_batch(inputs) for model, inputs, _ in levels]
+        return [model.predict_on_batch(inputs) for model, inputs, _ in grids]
 
     times = {}
     for name, call in (("cached_s", draw), ("teacher_forced_s", teacher_forced)):
         call()  # which compiles
         times[name] = float(np.median([harness.timed(call)[0] for _ in range(3)]))
     times["naive_s"], different, exact = 0.0, 0, True
-    for (model, inputs, level), logits in zip(levels, teacher_forced(), strict=True):
-        grid, drawn = model.grid_size, inputs["codes"]
-        uniform = np.stack([sampling.sample_noise(SEED, i, grid, level) for i in range(batch)])
+    for (model, inputs, which), logits in zip(grids, teacher_forced(), strict=True):
+        drawn = inputs["codes"]
+        number = drawn[0].size
+        uniform = np.stack([sampling.sample_noise(SEED, i, drawn.shape[1:], which) for i in range(batch)])
         again = sampling.draw_codes(logits.reshape(-1, logits.shape[-1]), uniform.ravel(), temperature=1.0)
         different += int((np.reshape(again, drawn.shape) != drawn).sum())
-        steps, given = min(naive_steps, grid**2), {key: x for key, x in inputs.items() if key != "codes"}
+        steps, given = min(naive_steps, number), {key: x for key, x in inputs.items() if key != "codes"}
         seconds, naive = harness.timed(lambda: naive_loop(model, given, uniform, steps))  # noqa: B023
-        times["naive_s"] += seconds * grid**2 / steps
+        times["naive_s"] += seconds * number / steps
         exact &= np.array_equal(*(codes.reshape(batch, -1)[:, :steps] for codes in (naive, drawn)))
     return {
         "grid": prior.grid_size,

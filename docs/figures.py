@@ -74,7 +74,7 @@ def merged(rows):
 
 def vqvae_rows(model):
     """Layer, output shape and trainable parameters of each convolution and residual block of a `VQVAE`."""
-    codebook = f"quantiser: codebook of {model.quantizer.num_embeddings} entries"
+    codebook = f"quantiser: codebook of {model.num_embeddings} entries"
     return [
         ("encoder: slice", model.encoder.input_shape[1:], 0),
         *(("encoder: " + name, shape, number) for name, shape, number in parts(model.encoder)),
@@ -129,11 +129,12 @@ def prior_rows(model):
         row("label", model.label_embedding, (None,), dtype="int32"),
         row("slice position", model.slice_position_projection, (None, modules.WAVES)),
         row("how the slice was changed", model.change_projection, (None, modules.CHANGES)),
-        *(row(f"map: {name}", one, (None, *[one.grid_size] * 2), dtype="int32") for name, one in model.maps.items()),
+        *(row(f"map: {name}", one, (None, *one.codes_shape), dtype="int32") for name, one in model.maps.items()),
         *(row(f"gated block, mask {one.mask_type}", one, features, features, vector) for one in model.blocks),
         *(row("row attention", one, features) for one in model.attentions if one),  # which stand between blocks
         row("hidden layer", model.hidden, features),
         row(f"logits of {model.num_embeddings} codes", model.logits, features),
+        *(row("head of a level", one, features, (*grid, model.embedding_dim)) for one in model.depth_heads),
     ]
 
 
@@ -147,16 +148,21 @@ def by(shape):
     return "×".join(map(str, shape))
 
 
+def codes_in_words(codes):
+    """The size of grids of codes (n, h, w, D): "28×28", and "28×28×2" where a place has two."""
+    return by(codes[0].shape[: None if codes.shape[-1] > 1 else 2])
+
+
 def colours_of(vqvae):
-    """A colour for each entry of the codebook, (K, 3): bright entries bright, entries that lie near alike in hue."""
-    codebook = keras.ops.convert_to_numpy(vqvae.quantizer.codebook)
+    """A colour for each entry of the first codebook, (K, 3): bright ones bright, those that lie near alike in hue."""
+    codebook = vqvae.codebooks[0]
     # Each entry is decoded in a patch of 4 x 4 of its own, of which the middle counts.
     across = vqvae.grid_size // 4
     patches = np.resize(np.arange(len(codebook)), (-(-len(codebook) // across**2), across, across))
-    grids = np.zeros((len(patches), vqvae.grid_size, vqvae.grid_size), int)
-    grids[:, : 4 * across, : 4 * across] = patches.repeat(4, axis=1).repeat(4, axis=2)
+    z_q = np.zeros((len(patches), vqvae.grid_size, vqvae.grid_size, codebook.shape[1]), "float32")
+    z_q[:, : 4 * across, : 4 * across] = codebook[patches.repeat(4, axis=1).repeat(4, axis=2)]
     size = 4 * vqvae.downsampling
-    images = vqvae.decode(grids)[:, : size * across, : size * across, 0]
+    images = vqvae.decode_vectors(z_q)[:, : size * across, : size * across, 0]
     middle = images.reshape(-1, across, size, across, size)[:, :, size // 4 : -size // 4, :, size // 4 : -size // 4]
     brightness = middle.mean(axis=(2, 4)).ravel()[: len(codebook)]
     ranks = brightness.argsort(kind="stable").argsort() / len(brightness)
@@ -243,7 +249,7 @@ def draw_vqvae(canvas, model, image, colours, ranks, pixel_mm):
     vqvae, codes = model.vqvae, model.encode(image[None])
     quantizer, z_shape, largest = vqvae.quantizer, vqvae.encoder.output_shape[1:], vqvae.image_size
     up, down, beneath, high = 1.15, 3.62, 0.68, 0.575  # the middles of both rows; from them to the words, the edges
-    canvas.title(0.22, f"1  VQ-VAE: a slice becomes {by(codes[0].shape)} codes, and codes become a slice")
+    canvas.title(0.22, f"1  VQ-VAE: a slice becomes {codes_in_words(codes)} codes, and codes become a slice")
 
     canvas.brain(0.15, up - high, 2 * high, image, pixel_mm)
     canvas.text(0.725, up + beneath, f"slice\n{by(image.shape)}", va="top")
@@ -266,8 +272,8 @@ def draw_vqvae(canvas, model, image, colours, ranks, pixel_mm):
     words = f"codebook:\n{quantizer.num_embeddings} entries\nof {quantizer.embedding_dim} numbers"
     canvas.text(6.39, up + beneath, words, va="top")
     canvas.arrow((6.75, up), (7.03, up))
-    canvas.picture(7.08, up - high, 2 * high, colours[codes[0]])
-    words = f"code map: {by(codes[0].shape)},\neach one of {quantizer.num_embeddings}"
+    canvas.picture(7.08, up - high, 2 * high, colours[codes[0, ..., 0]])
+    words = f"code map: {codes_in_words(codes)},\neach one of {quantizer.num_embeddings}"
     canvas.text(7.655, up + beneath, words, va="top")
 
     canvas.arrow((7.655, up + beneath + 0.4), (7.655, down - 0.25))
@@ -330,8 +336,8 @@ def draw_coarse(canvas, model, image, colours):
         canvas.arrow((x + 0.03, y), (x + 0.22, y))
         x += 0.25
         if network is coarse.encoder:
-            canvas.picture(x, y - side / 2, side, colours[codes[0]])
-            words = f"{by(codes[0].shape)} codes of {coarse.quantizer.num_embeddings}"
+            canvas.picture(x, y - side / 2, side, colours[codes[0, ..., 0]])
+            words = f"{codes_in_words(codes)} codes of {coarse.num_embeddings}"
             canvas.text(x + side / 2, y + side / 2 + 0.1, words)
             x += side
     canvas.picture(x, y - side / 2, side, coarse.decode(codes)[0, ..., 0], **GREY)
@@ -344,10 +350,10 @@ def draw_prior(canvas, model, colours, coarse_colours, pixel_mm):
     canvas.title(6.08, "2  PixelCNN: new codes are drawn one by one, and decoded to a new slice")
     codes, coarse = model.sampler.draw([0], [POSITION], 0, [0], 1)  # the first slice of a seed
     place, told = (size // 2, size // 2), {"label": np.zeros(1, "int32"), "slice_position": np.float32([POSITION])}
-    logits = prior({**told, "codes": codes, "coarse": coarse})[0, *place]
+    logits = prior({**told, "codes": codes, "coarse": coarse})[0, *place, 0]
     chances = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
 
-    half = colours[codes[0]].copy()
+    half = colours[codes[0, ..., 0]].copy()
     half.reshape(-1, 3)[place[0] * size + place[1] :] = NOT_DRAWN
     axis = canvas.picture(0.15, y - high, 2 * high, half)
     axis.add_patch(Rectangle((place[1] - 0.5, place[0] - 0.5), 1, 1, fill=False, **MARK))
@@ -378,7 +384,7 @@ def draw_prior(canvas, model, colours, coarse_colours, pixel_mm):
     draw_kernels(canvas, prior, 3.0, low)
     left = 4.75
     canvas.arrow((x + 0.25, y + 0.82), (left + 0.8, low - 0.05))
-    canvas.picture(left, low, 1.05, colours[codes[0]])
+    canvas.picture(left, low, 1.05, colours[codes[0, ..., 0]])
     canvas.text(left + 0.525, low + 1.17, "the whole grid")
     canvas.text(6.5, low + 0.08, "decoder", color=DECODER_WORD, fontweight="bold")
     x, y = left + 1.08, low + 0.55

@@ -172,7 +172,9 @@ def codebook(path, codes, num_embeddings, footer):
     for level in range(codes.shape[-1]):
         counts = np.sort(np.bincount(np.ravel(codes[..., level]), minlength=num_embeddings))[::-1]
         label = f"level {level + 1}" if codes.shape[-1] > 1 else None
-        left.step(np.arange(num_embeddings), counts / counts.sum(), where="mid", color=f"{0.3 + 0.15 * level}", label=label)
+        left.step(
+            np.arange(num_embeddings), counts / counts.sum(), where="mid", color=f"{0.3 + 0.15 * level}", label=label
+        )
     left.axhline(1 / num_embeddings, color="tab:red", linewidth=0.8, label="even use")
     left.set(xlabel="code, most used first", ylabel="share of the codes", yscale="log")
     left.legend(frameon=False)

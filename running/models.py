@@ -58,7 +58,9 @@ def build(name, image_size, num_labels, options, vqvae_fingerprint=""):
         with precision(options["precision"]):
             for stage, beginning in BEGINNINGS.items():
                 if name in (stage, beginning):
-                    sizes = {"image_size": image_size, **options[stage]} | {"num_quantizers": 0} * (name == beginning)
+                    sizes = {"image_size": image_size, **options[stage]}
+                    if name == beginning:
+                        sizes["num_quantizers"] = 0
                     return modules.VQVAE(**sizes, seed=seed)
             coarse = options["coarse"]
             coarse_grid = coarse["image_size"] // coarse["downsampling"]

@@ -125,7 +125,9 @@ def told(model, number):
     """Codes for each of a prior's maps, the same in every slice, some of them not known."""
     rng = np.random.default_rng(0)
     return {
-        name: np.repeat(rng.integers(-1, m.embedding.input_dim // len(m.first_rows) - 1, (1, *m.codes_shape)), number, 0)
+        name: np.repeat(
+            rng.integers(-1, m.embedding.input_dim // len(m.first_rows) - 1, (1, *m.codes_shape)), number, 0
+        )
         for name, m in getattr(model, "maps", {}).items()
     }
 

@@ -66,7 +66,10 @@ def one_epoch():
         level.set_codebook(z_e[:: len(z_e) // 16][:16])
     model.compile(optimizer=train.vqvae_optimizer(1e-3))
     history = model.fit(images[..., None], batch_size=8, shuffle=False, verbose=0).history
-    return {"codebooks": model.codebooks, **{name: history[name] for name in ("reconstruction_loss", "commitment_loss")}}
+    return {
+        "codebooks": model.codebooks,
+        **{name: history[name] for name in ("reconstruction_loss", "commitment_loss")},
+    }
 
 
 def said(run, images, **how):

@@ -115,17 +115,17 @@ def test_textbook_prior_is_causal_and_stores_what_its_masks_let_through(rng):
 def test_a_prior_with_a_table_alone_knows_nothing_of_the_codebook(rng, monkeypatch):
     sizes = {"filters": 8, "num_blocks": 2, "attention_every": 1}
     monkeypatch.setattr(modules, "PixelCNN", functools.partial(modules.PixelCNN, **sizes))
-    variants = priors.make_variants(rng.standard_normal((16, 4)).astype("float32"), grid_size=5, num_labels=0)
+    variants = priors.make_variants(rng.standard_normal((1, 16, 4)).astype("float32"), grid_size=5, num_labels=0)
     default, table_alone = (variants[name].build() for name in ("default", "table alone"))
     assert race.count(table_alone) == race.count(default) - 4 * 8
     told = {
-        "codes": rng.integers(0, 16, (2, 5, 5)),
+        "codes": rng.integers(0, 16, (2, 5, 5, 1)),
         "label": np.zeros(2, int),
         "slice_position": np.zeros(2, "float32"),
     }
     for model, is_told in ((default, True), (table_alone, False)):
         before = np.asarray(model(told))
-        model.set_codebook(rng.standard_normal((16, 4)).astype("float32"))
+        model.set_codebooks(rng.standard_normal((1, 16, 4)).astype("float32"))
         assert np.array_equal(np.asarray(model(told)), before) is not is_told
 
 
@@ -179,7 +179,7 @@ def test_contestants_learn_only_after_the_warm_up_and_are_measured(rng, monkeypa
     assert not all(np.array_equal(a, b) for a, b in zip(before, one.model.decoder.get_weights(), strict=True))
     outputs, codes = ablation.reconstruct(one.model, images)
     assert outputs.shape == images.shape
-    assert codes.shape == (18, 8, 8)
+    assert codes.shape == (18, 8, 8, 1)
     found = ablation.quality(images, outputs, codes, one.model.quantizer.num_embeddings, ["a", "a", "b"] * 6)
     assert found["bits_per_pixel"] == 7 / 16
     assert found["entropy_bits_per_pixel"] <= 7 / 16

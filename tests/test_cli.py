@@ -240,7 +240,7 @@ def test_a_folder_in_which_another_call_writes_is_left_alone(place, tmp_path, ca
 def test_mistakes_that_show_once_the_data_are_read_are_one_line(place, capsys):
     for arguments, message in (
         (["--prior-num-blocks", "2", "--prior-attention-every", "0"], "receptive field"),
-        (["--num-embeddings", "20000"], "cannot initialise a codebook"),
+        (["--num-embeddings", "20000"], "cannot start a codebook"),
         (["--label-column", "sex"], "are in its paths (adni)"),
     ):
         run = f"bad{len(message)}"
@@ -273,7 +273,8 @@ def test_skipped_files_are_listed_in_the_run_folder(tmp_path, capsys):
 def test_presets(preset, entries, convolutions):
     asked = ["--preset", preset, "--base-filters", "4", "--precision", "float32"]
     vqvae, prior = (models.build(name, 64, 0, options.train(asked).options) for name in ("vqvae", "prior"))
-    assert tuple(vqvae.quantizer.codebook.shape) == tuple(prior.codebook.shape) == entries
+    assert vqvae.codebooks.shape == (1, *entries)
+    assert tuple(prior.codebook.shape) == entries
     found = [layer for layer in vqvae.encoder.layers if isinstance(layer, keras.layers.Conv2D)]
     assert len(found) == convolutions
 
@@ -295,8 +296,9 @@ def test_a_run_begins_as_the_one_that_it_starts_from(place, data):
             for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
                 np.testing.assert_array_equal(a, b)
         else:
-            codes = np.zeros((len(data.of("test")), *[theirs.grid_size] * 2), "int32")
-            inputs = {**told, "codes": codes, "coarse": codes[:, :4, :4]}
+            grid = (theirs.grid_size, theirs.grid_size, theirs.num_quantizers)
+            codes = np.zeros((len(data.of("test")), *grid), "int32")
+            inputs = {**told, "codes": codes, "coarse": codes[:, :4, :4, :1]}
             logits = [keras.ops.convert_to_numpy(model(inputs)) for model in (theirs, ours)]
             beside = keras.ops.convert_to_numpy(ours({**inputs, "below": codes + 1}))
             np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
@@ -624,9 +626,10 @@ def test_samples_against_equal_test_slices_give_figures_and_no_traceback(data, g
 def test_a_collapsed_codebook_is_said(place, capsys):
     run = copy(place, "collapsed")
     vqvae = models.load_vqvae(run)
-    entries = np.full(vqvae.quantizer.codebook.shape, 1e6, "float32")  # out of reach, but for one
-    entries[3] = 0
-    vqvae.quantizer.set_codebook(entries)
+    for level in (vqvae.quantizer, *vqvae.finer):
+        entries = np.full(level.codebook.shape, 1e6, "float32")  # out of reach, but for one
+        entries[3] = 0
+        level.set_codebook(entries)
     vqvae.save(run / "vqvae.keras")
     prior = keras.saving.load_model(run / "prior.keras", compile=False)
     whose = models.fingerprint(vqvae, models.load_vqvae(run, "coarse"))

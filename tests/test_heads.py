@@ -66,7 +66,8 @@ def place(tmp_path_factory):
         randomise(model, rng, 0.3 if of else 0.1)
         if not of:
             images = dataset.as_float(dataset.shrink(data.images, model.image_size))
-            model.quantizer.initialise(model.encoder.predict(images, verbose=0))
+            z_e = model.encoder.predict(images, verbose=0).reshape(-1, model.encoder.output_shape[-1])
+            model.quantizer.set_codebook(rng.permutation(z_e)[: model.num_embeddings])
             vqvaes[name] = model
         model.save(folder / "run" / f"{name}.keras")
     return folder

@@ -82,14 +82,27 @@ def test_the_interval_is_that_of_a_mean_of_people(rng):
 
 
 def test_codebook_metrics():
-    even = metrics.codebook_metrics(np.arange(64).reshape(4, 4, 4), 64, 16)
+    codes = np.arange(64).reshape(4, 4, 4, 1)
+    even = metrics.codebook_metrics(codes, 64, 16)
     assert even["perplexity"] == pytest.approx(64)
     assert even["codes_in_use"] == 1
     assert even["bits_per_pixel"] == even["entropy_bits_per_pixel"] == pytest.approx(6 / 16)
-    collapsed = metrics.codebook_metrics(np.zeros((2, 4, 4), int), 64, 16)
+    two = metrics.codebook_metrics(np.concatenate([codes, codes // 2], axis=-1), 64, 16)
+    assert two["perplexity_by_level"] == pytest.approx([64, 32])
+    assert two["codes_in_use"] == 0.75
+    assert two["bits_per_pixel"] == pytest.approx(12 / 16)
+    assert two["entropy_bits_per_code"] == pytest.approx(5.5)
+    assert two["entropy_bits_per_pixel"] == pytest.approx(11 / 16)
+    collapsed = metrics.codebook_metrics(np.zeros((2, 4, 4, 1), int), 64, 16)
     assert collapsed["perplexity"] == 1
     assert collapsed["codes_in_use"] == 1 / 64
     assert collapsed["entropy_bits_per_code"] == 0
+
+
+def test_the_effective_dimension_is_that_of_equal_variances(rng):
+    vectors = rng.standard_normal((20_000, 6)) @ np.diag([1, 1, 1, 1e-3, 1e-3, 0]) @ np.linalg.qr(rng.random((6, 6)))[0]
+    assert metrics.effective_dimension(vectors) == pytest.approx(3, abs=0.01)
+    assert metrics.effective_dimension(np.ones((5, 3))) == 0
 
 
 def test_code_lengths_are_minus_log2_of_the_probability(rng):

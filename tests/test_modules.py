@@ -79,7 +79,9 @@ def test_without_levels_it_is_an_autoencoder(tmp_path, rng):
     images = rng.random((4, 16, 16, 1), "float32")
     model.compile(optimizer="adam")
     model.fit(images, verbose=0)
-    np.testing.assert_array_equal(model.reconstruct(images), model.decode_vectors(model.encoder.predict_on_batch(images)))
+    np.testing.assert_array_equal(
+        model.reconstruct(images), model.decode_vectors(model.encoder.predict_on_batch(images))
+    )
     model.save(tmp_path / "m.keras")
     again = keras.saving.load_model(tmp_path / "m.keras", safe_mode=True)
     np.testing.assert_array_equal(again.reconstruct(images), model.reconstruct(images))

@@ -351,7 +351,7 @@ def test_each_epoch_of_the_vqvae_is_measured_and_shown(tmp_path, rng):
     data = dataset.Data(
         np.stack([blob(rng, 32, 32) for _ in range(16)]), slices, "made up", "", "regex", "", [], [], {}
     )
-    callback = progress.Progress(data, tmp_path, epochs=2)
+    callback = progress.Progress(data, tmp_path, "vqvae", before=1, epochs=3)
     vqvae, logs = modules.VQVAE(32, base_filters=4, num_embeddings=16, embedding_dim=4), {}
     callback.set_model(vqvae)
     callback.on_epoch_end(0, logs)

@@ -19,7 +19,7 @@ UNCOMMON_OF_WHITE = 4  # intensity times bits that are white in anomaly.png
 
 
 def without_unlikeliest(codes, bits):
-    """Grids of codes (n, h, w, D) with -1 for the share `UNLIKELY` of each whose places, with neighbours, take most bits.
+    """Grids of codes (n, h, w, D) with -1 for the share `UNLIKELY` of their places that, with neighbours, take most.
 
     Args:
         codes: Integers, shape (n, h, w, D).
@@ -67,9 +67,13 @@ def restore_codes(model, codes, coarse, told, bits, coarse_bits, number=8, seed=
     )
     plain = next(iter(model.models.decoders.values()))
     restored = np.concatenate([plain.decode(some)[..., 0] for some in drawn])
+    return restored.reshape(len(codes), number, *restored.shape[1:]), bits_around(model, bits)
+
+
+def bits_around(model, bits):
+    """Bits of places (n, grid, grid) around each pixel: (n, S, S)."""
     side = model.vqvae.downsampling
-    around = ndimage.gaussian_filter(bits.repeat(side, axis=1).repeat(side, axis=2), (0, side, side))
-    return restored.reshape(len(codes), number, *restored.shape[1:]), around
+    return ndimage.gaussian_filter(bits.repeat(side, axis=1).repeat(side, axis=2), (0, side, side))
 
 
 def anomaly_map(model, images, number=8, seed=0, label=None, slice_position=None):

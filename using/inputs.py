@@ -151,7 +151,8 @@ def write(model, scan, made, folder):
     run_folder.save(
         lambda partial: np.savez_compressed(partial, **kept, slice_numbers=scan.numbers), folder / "codes.npz"
     )
-    by_pixel = made.bits[0].sum(axis=-1).repeat(model.vqvae.downsampling, axis=1).repeat(model.vqvae.downsampling, axis=2)
+    side = model.vqvae.downsampling
+    by_pixel = made.bits[0].sum(axis=-1).repeat(side, axis=1).repeat(side, axis=2)
     if scan.grid:
         scans.write_reconstruction(scan, made.outputs, folder)
         scans.write_volume(scan, scans.in_volume(scan, by_pixel, order=0), folder / "bits.nii.gz")
