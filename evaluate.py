@@ -199,7 +199,7 @@ def evaluate(folder, args, model, data, faults):
     of_heads = compare_heads(folder, args, model, data, footer)
     result |= {name: found for name, found in (("realism", of_samples), ("heads", of_heads)) if found}
     unfinished = [f"unfinished run: {line}" for line in model.unfinished]
-    result["faults"] = [*unfinished, *faults, *find_faults(result)]
+    result["faults"] = [*unfinished, *run_folder.blown_up(model.run_dir), *faults, *find_faults(result)]
     missing = {"samples": ("how samples stand to real slices", why_not_judged(data, args.num_samples))}
     if model.draws_heads:
         missing["heads"] = ("stacks of slices", why_no_heads(args, model, data))

@@ -19,6 +19,7 @@ ventricles, rough positions. A small PixelCNN draws coarse codes; the large one 
 References
     van den Oord, Vinyals, Kavukcuoglu: Neural Discrete Representation Learning, NeurIPS 2017, arXiv:1711.00937.
     van den Oord et al.: Conditional Image Generation with PixelCNN Decoders, NeurIPS 2016, arXiv:1606.05328.
+    Lee et al.: Autoregressive Image Generation using Residual Quantization, CVPR 2022, arXiv:2203.01941.
 """
 
 import functools
@@ -252,8 +253,8 @@ class VQVAE(keras.Model):
     `reconstruction + |sg[z_e] - e|^2 + commitment_cost * |z_e - sg[e]|^2`.
 
     With more than one level, each further codebook codes what the levels before left over, and z_q is the sum of the
-    chosen entries (residual quantisation: Lee et al. 2022, eq. 3); the two last terms are summed over the levels. With
-    none it is an autoencoder: `train.py` begins with that.
+    chosen entries (residual quantisation: Lee et al. 2022, section 3.1); the last two terms are summed over the levels.
+    With none it is an autoencoder: `train.py` begins with that.
 
     Args:
         image_size: Side of the square images in pixels, a multiple of `downsampling`.

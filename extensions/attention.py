@@ -111,7 +111,7 @@ class CodeMap(layers.Layer):
 class DepthHead(layers.Layer):
     """The logits of a residual level at each place, given the levels before it there: a network of one hidden layer.
 
-    After the depth transformer of Lee et al. 2022 (section 3.2.2), which is also told the sum of the entries so far.
+    After the depth transformer of Lee et al. 2022 (section 3.2), which is also told the sum of the entries so far.
 
     Args:
         num_embeddings: Number of codes of the level, K.
