@@ -3,7 +3,7 @@
 # make lint      ruff, notebooks too
 # make notebook  runs notebooks/walkthrough.ipynb again, outputs kept
 # make results   makes results/demo again (ten minutes), with DS=folder results/ds002748*, with IXI=folder results/ixi*, too
-# make benchmarks   sampling times, training times, the leak, killed runs, and with IXI=folder priors, choices, a start from a trained run
+# make benchmarks   sampling times, training times, the leak, killed runs, and with IXI=folder choices, a start from a trained run
 # make peers     with IXI=folder: this project's VQ-VAE beside others (four hours; MONAI goes into runs/monai)
 # make figures   draws docs/figures/architecture.png again
 # make clean     removes the environment, the cache and the runs
@@ -11,12 +11,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# The runs behind the README, and codes that priors are compared on.
+# The runs behind the README.
 IXI_RUN := --background black --vqvae-batch-size 16 --vqvae-epochs 56 --coarse-epochs 40 \
 	--coarse-prior-epochs 42 --prior-epochs 11 --sharp-epochs 9
 DS_RUN := --preset 1mm --num-slices 64 --slice-spacing 1 --vqvae-batch-size 16 --vqvae-epochs 40 --coarse-epochs 40 \
 	--coarse-prior-epochs 43 --prior-batch-size 32 --prior-dropout 0.1 --prior-epochs 25 --sharp-epochs 40 --sharp-patience 40
-IXI4 := --run-dir runs/ixi4 --vqvae-epochs 4 --stage vqvae
 
 # The same prior, told the slice below or above as well.
 DS_HEADS := --num-slices 64 --slice-spacing 1 --neighbours --start-from runs/ds002748 --coarse-prior-epochs 24 \
@@ -90,10 +89,12 @@ benchmarks: .venv/run
 	$(BIN)/python -m benchmarks.kills --output results/kills.json
 	$(BIN)/python -m benchmarks.training --output results/training.json --seconds 5
 ifdef IXI
-	$(BIN)/python train.py --data-dir $(IXI) $(IXI4)
-	$(BIN)/python -m benchmarks.priors --run-dir runs/ixi4 --minutes 1.5 --output results/ixi/priors.json
 	$(BIN)/python -m benchmarks.ablation --data-dir $(IXI) --minutes 1 --output results/ixi/ablation.json
+	$(BIN)/python -m benchmarks.codes --cohort ixi --data-dir $(IXI) --output results/ixi/codes.json
 	$(BIN)/python -m benchmarks.start --data-dir $(IXI) --output results/start.json
+endif
+ifdef DS
+	$(BIN)/python -m benchmarks.codes --cohort ds002748 --data-dir $(DS) --output results/ds002748/codes.json
 endif
 	$(BIN)/python -m benchmarks.tables
 

@@ -38,9 +38,11 @@ LISTINGS = {
         cached (s) = {cached_s:.2f} | teacher-forced pass (s) = {teacher_forced_s:.3f} |
         times faster than the loop = {speedup:,.0f} | cached / pass = {cached_over_teacher_forced:.1f} |
         exact = {equal}""",
-    "priors.json": """prior = {variant} | bits per code, validation people = {validation_bits_per_code:.3f} |
-        against the default = {worse} | trained parameters = {parameters:,} |
-        seconds an epoch = {seconds_an_epoch:.0f} | epochs in {minutes:g} min = {epochs:.1f}""",
+    "codes.json": """codes of {cohort} = {codes} | raw bits per pixel = {raw_bits_per_pixel:.3f} |
+        SSIM inside the head = {ssim_head:.3f} | PSNR (dB) = {psnr_db:.1f} | dimensions = {effective_dimension:.1f} |
+        bits of a place, by level = {by_level} | bits per slice = {bits_per_image:,.0f} | prior's gap = {prior_gap:.2f} |
+        Fréchet distance: samples / decoded / other people = {distances} | recall / coverage = {overlap} |
+        seconds a sample = {seconds_a_sample:.2f}""",
     "ablation.json": """variant = {variant} | SSIM, head = {ssim_head.mean:.3f} | PSNR (dB) = {psnr_db.mean:.2f} |
         SSIM = {ssim.mean:.3f} | power kept above half of Nyquist = {power:.2f} |
         images/s = {examples_per_second:.0f}""",
@@ -101,7 +103,7 @@ def load(name):
     return json.loads((harness.ROOT / "results" / name).read_text(encoding="utf-8"))
 
 
-def more(row, first):
+def more(row):
     """What a table shows of a row beside what the file says."""
     found = {}
     if "exact" in row:
@@ -112,9 +114,11 @@ def more(row, first):
     if "stage" in row:
         found["name"] = "VQ-VAE" if row["stage"] == "vqvae" else "prior"
         found["epoch_minutes"] = 9664 / row["images_per_second"] / 60  # of OASIS as PNG
-    if "validation_bits_per_code" in row:
-        bits, default = (one["validation_bits_per_code"] for one in (row, first))
-        found["worse"] = "" if row is first else f"{bits / default - 1:+.1%}"
+    if "bits_by_level" in row:
+        found["by_level"] = " + ".join(f"{bits:.2f}" for bits in row["bits_by_level"])
+        whose = ("samples", "decoded_floor", "floor")
+        found["distances"] = " / ".join(f"{row[f'frechet_{name}']:.0f}" for name in whose)
+        found["overlap"] = f"{row['recall']:.2f} / {row['coverage']:.2f}"
     if "map" in row:
         found["map"] = row["map"].replace("|", r"\|")
     if row.get("completion") == "decoder alone":
@@ -139,7 +143,7 @@ def listing(name):
     if name == "leak/leak.json":
         places = {"test": "its own test slices", "new people": "new people"}
         rows = [{"split": row["split"], "place": place, **row[key]} for row in rows for key, place in places.items()]
-    told = [Row(row | more(row, rows[0])) for row in rows]
+    told = [Row(row | more(row)) for row in rows]
     head = [title.format(**found, whose=USED.get(name.split("/")[0])) for title in titles]
     return table(head, [[form.format_map(row) for form in forms] for row in told])
 
@@ -333,7 +337,8 @@ PAGES = {
     "docs/comparison.md": [
         *(partial(baselines, name) for name in ("ds002748", "ixi")),
         peers,
-        *(partial(listing, f"{name}.json") for name in ("ixi/priors", "ixi/ablation")),
+        partial(listing, "ixi/codes.json"),
+        partial(listing, "ixi/ablation.json"),
     ],
     "docs/using.md": [
         *(partial(listing, f"{run}/{name}.json") for name in ("completion", "anomaly") for run in USED),

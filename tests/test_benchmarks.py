@@ -1,6 +1,5 @@
 """The benchmarks measure what they say."""
 
-import functools
 import runpy
 import shutil
 import sys
@@ -9,7 +8,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from conftest import CODES, SIZE, assert_causal, randomise, write_bids, write_oasis
+from conftest import write_bids, write_oasis
 from scipy import ndimage
 
 import dataset
@@ -23,7 +22,6 @@ from benchmarks import (
     kills,
     leak,
     peers,
-    priors,
     race,
     start,
     tables,
@@ -58,8 +56,6 @@ def test_wrong_options_are_answered_before_keras_is_imported(monkeypatch, capsys
 @pytest.mark.parametrize(
     ("benchmark", "arguments", "message"),
     [
-        (priors, ["--run-dir", "nowhere", "--output", "a.json"], "nowhere: no run here"),
-        (priors, ["--run-dir", "nowhere", "--output", "a.json", "--minutes", "nan"], "--minutes: nan: must be 0.001"),
         (sampling_benchmark, ["--output", "a.json", "--batch", "4", "0"], "--batch: 0: must be 1 or more"),
         (ablation, ["--output", "a.json", "--variant", "none"], "--variant: invalid choice: 'none'"),
         (ablation, ["--output", "a.json", "--data-dir", "nowhere"], "nowhere: no such folder"),
@@ -97,36 +93,6 @@ def test_what_a_file_does_not_say_is_shown_as_nothing():
 # ----------------------------------------------------------------------------------------------------------------
 # Models in a race
 # ----------------------------------------------------------------------------------------------------------------
-
-
-def test_textbook_prior_is_causal_and_stores_what_its_masks_let_through(rng):
-    model = priors.TextbookPixelCNN(CODES, SIZE, filters=16, num_blocks=2)
-    randomise(model, rng, scale=0.2)
-    assert_causal(model, rng)
-    seen = {
-        "embedding": CODES * 64,
-        "first": (7 * 3 + 3) * 64 * 16 + 16,
-        "blocks": 2 * ((16 * 8 + 8) + (5 * 8 * 8 + 8) + (8 * 16 + 16)),
-        "last": (16 * 16 + 16) + (16 * CODES + CODES),
-    }
-    assert race.count(model) == sum(seen.values())
-
-
-def test_a_prior_with_a_table_alone_knows_nothing_of_the_codebook(rng, monkeypatch):
-    sizes = {"filters": 8, "num_blocks": 2, "attention_every": 1}
-    monkeypatch.setattr(modules, "PixelCNN", functools.partial(modules.PixelCNN, **sizes))
-    variants = priors.make_variants(rng.standard_normal((1, 16, 4)).astype("float32"), grid_size=5, num_labels=0)
-    default, table_alone = (variants[name].build() for name in ("default", "table alone"))
-    assert race.count(table_alone) == race.count(default) - 4 * 8
-    told = {
-        "codes": rng.integers(0, 16, (2, 5, 5, 1)),
-        "label": np.zeros(2, int),
-        "slice_position": np.zeros(2, "float32"),
-    }
-    for model, is_told in ((default, True), (table_alone, False)):
-        before = np.asarray(model(told))
-        model.set_codebooks(rng.standard_normal((1, 16, 4)).astype("float32"))
-        assert np.array_equal(np.asarray(model(told)), before) is not is_told
 
 
 class Three(keras.Model):

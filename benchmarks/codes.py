@@ -1,0 +1,108 @@
+"""Which codes to take: their levels, entries and factor, and how the VQ-VAE begins, by what is drawn from them.
+
+    python -m benchmarks.codes --cohort ixi --data-dir IXI --output results/ixi/codes.json
+
+Each row is a run of its own in runs/codes, of few epochs, so that a benchmark that was stopped goes on. All figures are
+of the validation people and of the plain decoder. Distances are those of evaluation/realism.py; the prior's gap is the
+distance of samples to decoded slices over that of other people's decoded slices.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from benchmarks import harness
+
+COHORTS = {  # how each is read, and a step of it
+    "ds002748": {"num-slices": 64, "slice-spacing": 1, "vqvae-batch-size": 16, "prior-batch-size": 16},
+    "ixi": {"background": "black", "vqvae-batch-size": 16, "prior-batch-size": 16},
+}
+FACTOR_8, FACTOR_4 = {"downsampling": 8, "num-embeddings": 512}, {"downsampling": 4, "num-embeddings": 256}
+BEGINNING = 0.3  # share of the epochs without a quantiser, in train.py
+ROWS = {  # options of train.py, and that share
+    "one level": (FACTOR_8, BEGINNING),
+    "quantised from the first step": (FACTOR_8, 0.0),
+    "half of the epochs without a quantiser": (FACTOR_8, 0.5),
+    "4,096 entries": (FACTOR_8 | {"num-embeddings": 4096}, BEGINNING),
+    "two levels": (FACTOR_8 | {"num-quantizers": 2}, BEGINNING),
+    "two levels of 1,024": (FACTOR_8 | {"num-quantizers": 2, "num-embeddings": 1024}, BEGINNING),
+    "four levels": (FACTOR_8 | {"num-quantizers": 4}, BEGINNING),
+    "factor 4": (FACTOR_4, BEGINNING),
+    "factor 4, two levels": (FACTOR_4 | {"num-quantizers": 2}, BEGINNING),
+}
+
+with harness.command(
+    __name__,
+    __doc__,
+    cohort=(list(COHORTS), ..., "whose slices they are, and so how they are read"),
+    data_dir=(Path, ..., "the data"),
+    output=harness.OUTPUT,
+    row=(list(ROWS), [], "which (default: all)"),
+    vqvae_epochs=(harness.number(1), 6, "of each VQ-VAE"),
+    prior_epochs=(harness.number(1), 6, "of each prior"),
+    number=(harness.number(20), 320, "slices drawn"),
+) as command:
+    import keras  # noqa: F401
+import numpy as np
+
+import dataset
+import train
+from evaluation import measure, metrics, realism
+from predict import TrainedModel
+from running import opening, options
+
+
+def fit(name, args):
+    """Trains the run of a row, or what is left of it; returns its `TrainedModel` and its data."""
+    given, beginning = ROWS[name]
+    epochs = {"vqvae-epochs": args.vqvae_epochs, "coarse-epochs": 2 * args.vqvae_epochs}
+    epochs |= {"prior-epochs": args.prior_epochs, "coarse-prior-epochs": 2 * args.prior_epochs}
+    run_dir = harness.ROOT / "runs" / "codes" / args.cohort / name.replace(" ", "_")
+    given = {"data-dir": args.data_dir, "run-dir": run_dir} | COHORTS[args.cohort] | epochs | given
+    asked = options.train([str(part) for flag, value in given.items() for part in (f"--{flag}", value)])
+    asked.options["vqvae_training"]["continuous"] = beginning
+    train.run(asked)
+    model = TrainedModel(run_dir, "plain")
+    return model, opening.find_data(run_dir, model.config)
+
+
+def judge(model, data, number):
+    """The row of a trained run; `data` are those of which the test people are to be the ones measured."""
+    codes, per_slice, _ = measure.reconstruct(model.vqvae, data)
+    coarse_bits, bits = measure.bits_of_test_slices(model.models, data, codes)
+    summary = metrics.summarise(per_slice, data.of("test").subject_id)
+    used = metrics.codebook_metrics(codes, model.vqvae.num_embeddings, model.vqvae.downsampling**2)
+    labels, positions = model.conditions(number)
+    model.sample(2)  # which compiles
+    seconds, images = harness.timed(lambda: np.concatenate(list(model.draw(labels, positions))))
+    found, _ = realism.judge_samples(images, positions, data, model.vqvae, codes)
+    distances = {name: found[name]["frechet_distance"] for name in ("samples", "decoded_floor", "floor")}
+    vectors = model.vqvae.vectors(codes[dataset.spread(len(codes), 256)])
+    return {
+        **{name: summary[name]["mean"] for name in ("ssim_head", "psnr_db")},
+        "raw_bits_per_pixel": used["bits_per_pixel"],
+        "effective_dimension": metrics.effective_dimension(vectors.reshape(-1, vectors.shape[-1])),
+        "perplexity_by_level": used["perplexity_by_level"],
+        "bits_by_level": bits.mean(axis=(0, 1, 2)).astype(float).tolist(),
+        "bits_per_image": float(bits.sum(axis=(1, 2, 3)).mean() + coarse_bits.mean()),
+        "prior_gap": found["prior_gap"]["ratio"],
+        **{f"frechet_{name}": distance for name, distance in distances.items()},
+        **{name: found["samples"][name] for name in ("recall", "coverage")},
+        "seconds_a_sample": seconds / number,
+    }
+
+
+@command
+def main(args):
+    rows = []
+    for name in args.row or ROWS:
+        model, data = fit(name, args)
+        others = {"validation": "test", "test": ""}  # the test people are looked at by evaluate.py alone
+        slices = data.slices.assign(split=data.slices.split.replace(others))
+        rows.append({"codes": name, **judge(model, dataclasses.replace(data, slices=slices), args.number)})
+        about = {name: getattr(args, name) for name in ("cohort", "vqvae_epochs", "prior_epochs", "number")}
+        harness.write(args.output, rows, data=data.title, people="validation", **about)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
