@@ -4,7 +4,8 @@
 
 Each row is a run of its own in runs/codes, of few epochs, so that a benchmark that was stopped goes on. All figures are
 of the validation people and of the plain decoder. Distances are those of evaluation/realism.py; the prior's gap is the
-distance of samples to decoded slices over that of other people's decoded slices.
+distance of samples to decoded slices over that of other people's decoded slices. Beside the file, a picture of how the
+encoder's output varies: its variance by principal direction.
 """
 
 import dataclasses
@@ -12,6 +13,27 @@ import sys
 from pathlib import Path
 
 from benchmarks import harness
+
+with harness.command(
+    __name__,
+    __doc__,
+    cohort=(["ds002748", "ixi"], ..., "whose slices they are, and so how they are read"),
+    data_dir=(Path, ..., "the data"),
+    output=harness.OUTPUT,
+    row=(str, [], "which (default: all)"),
+    vqvae_epochs=(harness.number(1), 6, "of each VQ-VAE"),
+    prior_epochs=(harness.number(1), 6, "of each prior"),
+    number=(harness.number(20), 320, "slices drawn"),
+) as command:
+    import keras  # noqa: F401
+import numpy as np
+
+import dataset
+import train
+from benchmarks import race
+from evaluation import figures, measure, metrics, realism
+from predict import TrainedModel
+from running import opening, options, run_folder
 
 COHORTS = {  # how each is read, and a step of it
     "ds002748": {"num-slices": 64, "slice-spacing": 1, "vqvae-batch-size": 16, "prior-batch-size": 16},
@@ -30,26 +52,6 @@ ROWS = {  # options of train.py, and that share
     "factor 4": (FACTOR_4, BEGINNING),
     "factor 4, two levels": (FACTOR_4 | {"num-quantizers": 2}, BEGINNING),
 }
-
-with harness.command(
-    __name__,
-    __doc__,
-    cohort=(list(COHORTS), ..., "whose slices they are, and so how they are read"),
-    data_dir=(Path, ..., "the data"),
-    output=harness.OUTPUT,
-    row=(list(ROWS), [], "which (default: all)"),
-    vqvae_epochs=(harness.number(1), 6, "of each VQ-VAE"),
-    prior_epochs=(harness.number(1), 6, "of each prior"),
-    number=(harness.number(20), 320, "slices drawn"),
-) as command:
-    import keras  # noqa: F401
-import numpy as np
-
-import dataset
-import train
-from evaluation import measure, metrics, realism
-from predict import TrainedModel
-from running import opening, options
 
 
 def fit(name, args):
@@ -77,11 +79,14 @@ def judge(model, data, number):
     seconds, images = harness.timed(lambda: np.concatenate(list(model.draw(labels, positions))))
     found, _ = realism.judge_samples(images, positions, data, model.vqvae, codes)
     distances = {name: found[name]["frechet_distance"] for name in ("samples", "decoded_floor", "floor")}
-    vectors = model.vqvae.vectors(codes[dataset.spread(len(codes), 256)])
+    some = data.pixels(data.of("test").iloc[dataset.spread(len(codes), 64)])[..., None]
+    z_e = model.vqvae.encoder.predict(some, verbose=0).reshape(-1, model.vqvae.encoder.output_shape[-1])
+    variances = np.linalg.eigvalsh(np.cov(z_e, rowvar=False))[::-1]
     return {
         **{name: summary[name]["mean"] for name in ("ssim_head", "psnr_db")},
         "raw_bits_per_pixel": used["bits_per_pixel"],
-        "effective_dimension": metrics.effective_dimension(vectors.reshape(-1, vectors.shape[-1])),
+        "effective_dimension": metrics.effective_dimension(z_e),
+        "variance_shares": (variances / variances.sum()).tolist(),
         "perplexity_by_level": used["perplexity_by_level"],
         "bits_by_level": bits.mean(axis=(0, 1, 2)).astype(float).tolist(),
         "bits_per_image": float(bits.sum(axis=(1, 2, 3)).mean() + coarse_bits.mean()),
@@ -95,13 +100,18 @@ def judge(model, data, number):
 @command
 def main(args):
     rows = []
-    for name in args.row or ROWS:
+    for name in race.chosen("--row", args.row, ROWS):
         model, data = fit(name, args)
         others = {"validation": "test", "test": ""}  # the test people are looked at by evaluate.py alone
         slices = data.slices.assign(split=data.slices.split.replace(others))
         rows.append({"codes": name, **judge(model, dataclasses.replace(data, slices=slices), args.number)})
         about = {name: getattr(args, name) for name in ("cohort", "vqvae_epochs", "prior_epochs", "number")}
         harness.write(args.output, rows, data=data.title, people="validation", **about)
+        shares, footer = (
+            {row["codes"]: row["variance_shares"] for row in rows},
+            run_folder.footer(data.title, data.credit),
+        )
+        figures.variances(args.output.with_suffix(".png"), shares, footer)
 
 
 if __name__ == "__main__":

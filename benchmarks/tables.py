@@ -40,9 +40,9 @@ LISTINGS = {
         exact = {equal}""",
     "codes.json": """codes of {cohort} = {codes} | raw bits per pixel = {raw_bits_per_pixel:.3f} |
         SSIM inside the head = {ssim_head:.3f} | PSNR (dB) = {psnr_db:.1f} | dimensions = {effective_dimension:.1f} |
-        bits of a place, by level = {by_level} | bits per slice = {bits_per_image:,.0f} | prior's gap = {prior_gap:.2f} |
-        Fréchet distance: samples / decoded / other people = {distances} | recall / coverage = {overlap} |
-        seconds a sample = {seconds_a_sample:.2f}""",
+        bits of a place, by level = {by_level} | bits per slice = {bits_per_image:,.0f} |
+        prior's gap = {prior_gap:.2f} | Fréchet distance: samples / decoded / other people = {distances} |
+        recall / coverage = {overlap} | seconds a sample = {seconds_a_sample:.2f}""",
     "ablation.json": """variant = {variant} | SSIM, head = {ssim_head.mean:.3f} | PSNR (dB) = {psnr_db.mean:.2f} |
         SSIM = {ssim.mean:.3f} | power kept above half of Nyquist = {power:.2f} |
         images/s = {examples_per_second:.0f}""",

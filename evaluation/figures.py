@@ -188,6 +188,17 @@ def codebook(path, codes, num_embeddings, footer):
     finish(figure, path, footer)
 
 
+def variances(path, shares, footer):
+    """How z_e varies: the share of its variance in each principal direction, largest first, a line for each name."""
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for name, of_directions in shares.items():
+        axis.plot(np.arange(1, len(of_directions) + 1), of_directions, marker="o", markersize=3, label=name)
+    axis.set(xlabel="principal direction of z_e", ylabel="share of the variance", yscale="log")
+    axis.legend(frameon=False, fontsize=7)
+    finish(figure, path, footer)
+
+
 def history(path, stages, footer):
     """Training curves, from the rows of the history of each stage, by its name."""
     curves = [
