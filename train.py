@@ -45,7 +45,8 @@ def train_vqvae(run_dir, data, options, name="vqvae"):
     """Fits a VQ-VAE to the training people's slices; `name` is "coarse" for that of shrunk slices.
 
     The first epochs train encoder and decoder alone, without a quantiser: one that is there from the first step keeps
-    what the encoder says to a few directions (docs/method.md). Then k-means makes the codebooks, and eq. 3 trains all.
+    what the encoder says to a few directions (Zhao et al. 2026, arXiv:2605.06870). Then k-means makes the codebooks,
+    and eq. 3 trains all.
     """
     training, seed = options[f"{name}_training"], options["data"]["seed"]
     first, rest = run_folder.parts(training)
