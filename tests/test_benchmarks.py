@@ -1,5 +1,7 @@
 """The benchmarks measure what they say."""
 
+import dataclasses
+import json
 import runpy
 import shutil
 import sys
@@ -17,6 +19,7 @@ import sampling
 from benchmarks import (
     ablation,
     anomaly,
+    codes,
     completion,
     harness,
     kills,
@@ -28,6 +31,8 @@ from benchmarks import (
     ventricles,
 )
 from benchmarks import sampling as sampling_benchmark
+from predict import TrainedModel
+from running import opening
 from system import console
 from system.console import UserError
 
@@ -59,6 +64,12 @@ def test_wrong_options_are_answered_before_keras_is_imported(monkeypatch, capsys
         (sampling_benchmark, ["--output", "a.json", "--batch", "4", "0"], "--batch: 0: must be 1 or more"),
         (ablation, ["--output", "a.json", "--variant", "none"], "--variant: invalid choice: 'none'"),
         (ablation, ["--output", "a.json", "--data-dir", "nowhere"], "nowhere: no such folder"),
+        (
+            codes,
+            ["--cohort", "ixi", "--data-dir", "a", "--output", "a.json", "--row", "9"],
+            "--row: invalid choice: '9'",
+        ),
+        (anomaly, ["--run-dir", "nowhere", "--output", "a.json", "--lesions", "b"], "nowhere: no run here"),
         (peers, ["--data-dir", "a", "--output-dir", "b", "--entry", "MONAI, tutorial"], "--monai: needed"),
     ],
 )
@@ -239,6 +250,18 @@ def test_a_copy_is_found_in_the_training_slices(tmp_path):
     assert found["slices"] == len(data.of("test"))
     assert found["copy_ssim_head"]["mean"] == pytest.approx(1)
     assert 0 < found["bits_per_code"]["mean"] < 8
+
+
+def test_codes_are_judged_on_the_validation_people(trained_run):
+    model = TrainedModel(trained_run / "run", "plain")
+    data = opening.find_data(trained_run / "run", model.config)
+    slices = data.slices.assign(split=data.slices.split.replace({"validation": "test", "test": ""}))
+    row = codes.judge(model, dataclasses.replace(data, slices=slices), 20)
+    assert len(row["bits_by_level"]) == len(row["perplexity_by_level"]) == 2
+    assert row["raw_bits_per_pixel"] == 2 * 4 / 16
+    assert sum(row["variance_shares"]) == pytest.approx(1)
+    assert 1 <= row["effective_dimension"] <= 4
+    json.dumps(row)
 
 
 def test_ventricles_are_measured():

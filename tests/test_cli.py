@@ -29,6 +29,7 @@ import dataset
 import evaluate
 import modules
 import predict
+import train
 from benchmarks import kills, ship
 from evaluation import baselines, measure, progress, realism
 from running import checkpoint, models, opening, options, run_folder
@@ -36,6 +37,7 @@ from running.config import read_config
 from system.console import UserError
 
 ROOT = Path(__file__).parent.parent
+STAGES = (*run_folder.VQVAES, *run_folder.PRIORS, "sharp")
 FILES = {
     "config.json",
     "splits.csv",
@@ -88,8 +90,10 @@ def test_train_leaves_a_whole_run(place):
     sides = {}
     for row in rows:
         assert sides.setdefault(row["subject_id"], row["split"]) == row["split"]
-    for stage in ("vqvae", "coarse", "coarse_prior", "prior", "sharp"):
+    for stage in STAGES:
         assert len(run_folder.read_history(run / f"{stage}_history.csv")) == 2
+    for beginning in run_folder.BEGINNINGS.values():
+        assert len(run_folder.read_history(run / f"{beginning}_history.csv")) == 1
     with np.load(run / "codes.npz") as file:
         assert file["codes"].shape == (len(rows), 8, 8)
 
@@ -146,25 +150,58 @@ def test_stopped_in_every_stage_equals_left_alone(place, monkeypatch, capsys):
     program = "import sys; from pathlib import Path; from conftest import fit; fit(Path(sys.argv[1]), 'stopped')"
     how = {"env": os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}, "stdout": subprocess.DEVNULL}
     process = subprocess.Popen([sys.executable, "-c", program, place], **how)
-    while not (run / "vqvae_state.weights.h5").exists():
+    while not (run / "autoencoder.keras").exists():
         assert process.poll() is None
         time.sleep(0.002)
     process.kill()
     process.wait()
-    for stage, moment in (
-        ("vqvae", None),
-        ("coarse", (1, "_state.weights.h5")),
-        ("coarse_prior", (1, "step")),
-        ("prior", (1, "_history.csv")),
-        ("sharp", (0, ".keras")),
+    for stage, part, moment in (
+        ("vqvae", "vqvae", (0, ".keras")),
+        ("coarse", "coarse_autoencoder", (0, "step")),
+        ("coarse", "coarse", (1, "_state.weights.h5")),
+        ("coarse_prior", "coarse_prior", (1, "step")),
+        ("prior", "prior", (1, "_history.csv")),
+        ("sharp", "sharp", (0, ".keras")),
     ):
-        if moment:
-            with monkeypatch.context() as patch:
-                stop_at(patch, stage, moment)
-                assert fit(place, "stopped", "--stage", stage) == (143 if moment[1] == "step" else 130)
-            assert capsys.readouterr().err == "stopped; the same command goes on\n"
+        with monkeypatch.context() as patch:
+            stop_at(patch, part, moment)
+            assert fit(place, "stopped", "--stage", stage) == (143 if moment[1] == "step" else 130)
+        assert capsys.readouterr().err == "stopped; the same command goes on\n"
+    for stage in STAGES:
         assert fit(place, "stopped", "--stage", stage) == 0
     assert kills.differences(run, place / "run") == []
+
+
+def test_first_epochs_that_blew_up_are_said(tmp_path):
+    table = "epoch,commitment_loss,val_reconstruction_loss\n1,{},0.3\n2,0.02,0.2\n3,0.01,0.1\n"
+    (tmp_path / "vqvae_history.csv").write_text(table.format(0.15))
+    (tmp_path / "coarse_history.csv").write_text(table.format(4.28))
+    (line,) = run_folder.blown_up(tmp_path)
+    assert line.startswith("the first epochs of coarse blew up: commitment 4.28, in the last epoch 0.01;")
+
+
+def test_codebooks_start_as_means_of_what_each_level_has_to_code(place, data):
+    model = models.build("vqvae", data.image_size, len(data.labels), asked(place, "run").options)
+    batches = dataset.ChangedImages(data, data.image_size, 24, 0)
+    train.start_codebooks(model, batches)
+    images = dataset.as_float(data.images[data.of("train").row])
+    z_e = model.encoder.predict(images, verbose=0)
+    entries, _ = model.choose_entries(z_e)
+    power = [np.square(z_e - z_e.mean(axis=(0, 1, 2))).mean()]
+    for level in range(model.num_quantizers):
+        power.append(np.square(z_e - np.asarray(entries)[..., : level + 1, :].sum(axis=-2)).mean())
+    assert power[1] < 0.2 * power[0]  # 16 means of as many vectors as there are
+    assert power[2] < 0.6 * power[1]
+
+
+def test_entries_of_a_codebook_learn_ten_times_as_fast():
+    """Adam's first step is the learning rate, whatever the gradient."""
+    weights = {name: keras.Variable(np.zeros(3, "float32"), name=name) for name in ("entries", "kernel")}
+    optimizer = train.vqvae_optimizer(1e-3)
+    optimizer.build(list(weights.values()))
+    optimizer.apply([keras.ops.convert_to_tensor(np.float32([1, -1, 0.5]))] * 2, list(weights.values()))
+    np.testing.assert_allclose(weights["kernel"], [-1e-3, 1e-3, -1e-3], rtol=1e-3)
+    np.testing.assert_allclose(weights["entries"], [-1e-2, 1e-2, -1e-2], rtol=1e-3)
 
 
 def test_a_full_disk_is_said_and_loses_nothing(place, capsys):

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import nibabel
 import numpy as np
 import pytest
-from conftest import make_slices, randomise, write_bids
+from conftest import make_slices, randomise, write_bids, write_volume
 from test_anatomy import draw
 
 import dataset
 import evaluate
 import predict
+from benchmarks import anomaly
 from evaluation import anatomy, figures, heads
 from predict import TrainedModel
 from running import models, opening, options
@@ -269,3 +270,31 @@ def test_views_stand_upright_and_are_of_equal_pixels():
         row, column = max(spots, key=len).mean(axis=0)
         assert row < upper  # high, or in front
         assert column > 24  # right, or in front
+
+
+def test_real_lesions_are_scored_in_the_voxels_of_their_masks(place, tmp_path, capsys):
+    """What is bright in FLAIR alone is the lesion here, and scores so; a mask that is missing is said."""
+    people, output = tmp_path / "ms", tmp_path / "lesions.json"
+    arguments = ["--run-dir", str(place / "run"), "--lesions", str(people), "--output", str(output)]
+    for number in (1, 2):
+        anat = people / f"sub-{number}" / "anat"
+        write_volume(anat / f"sub-{number}_T1w.nii.gz", np.random.default_rng(number))
+        t1w = nibabel.load(anat / f"sub-{number}_T1w.nii.gz")
+        lesion = np.zeros(t1w.shape, "uint8")
+        lesion[10:14, 12:16, 30:60] = 1
+        flair = nibabel.Nifti1Image(lesion * 200 + 20, t1w.affine)
+        nibabel.save(flair, anat / f"sub-{number}_FLAIR.nii.gz")
+        assert anomaly.main(arguments) == 1
+        assert f"sub-{number}_label-lesion_mask.nii.gz: not found" in capsys.readouterr().err
+        masks = people / "derivatives" / "lesions" / f"sub-{number}" / "anat"
+        masks.mkdir(parents=True)
+        nibabel.save(nibabel.Nifti1Image(lesion, t1w.affine), masks / f"sub-{number}_label-lesion_mask.nii.gz")
+    assert anomaly.main(arguments) == 0
+    found = json.loads(output.read_text())
+    rows = {(row["map"], row["person"]): row for row in found["rows"]}
+    assert {person for _, person in rows} == {"all", "sub-1", "sub-2"}
+    for person in ("all", "sub-1", "sub-2"):
+        assert rows["bright in FLAIR", person]["auroc"] == rows["bright in FLAIR", person]["dice"] == 1
+        assert rows["dark in T1w", person]["auroc"] < 0.9
+        assert 0 <= rows["this model", person]["average_precision"] <= 1
+    assert 0 < found["lesion_share"][0] < 0.2
