@@ -221,8 +221,9 @@ def history(path, stages, footer):
     for axis, (stage, name, label, scale) in zip(axes, curves, strict=False):
         epochs = [row["epoch"] for row in stages[stage]]
         if name in measured[stage]:
-            axis.plot(epochs, [row[name] for row in stages[stage]], label="training", color="0.5")
-        axis.plot(epochs, [row[f"val_{name}"] for row in stages[stage]], label="validation", color="tab:red")
+            axis.plot(epochs, [row.get(name, np.nan) for row in stages[stage]], label="training", color="0.5")
+        of_validation = [row.get(f"val_{name}", np.nan) for row in stages[stage]]  # none before there is a quantiser
+        axis.plot(epochs, of_validation, label="validation", color="tab:red")
         axis.set(xlabel="epoch", ylabel=label, yscale=scale)
         axis.xaxis.get_major_locator().set_params(integer=True)
     if curves:

@@ -95,7 +95,7 @@ def test_train_leaves_a_whole_run(place):
     for beginning in run_folder.BEGINNINGS.values():
         assert len(run_folder.read_history(run / f"{beginning}_history.csv")) == 1
     with np.load(run / "codes.npz") as file:
-        assert file["codes"].shape == (len(rows), 8, 8)
+        assert file["codes"].shape == (len(rows), 8, 8, 2)
 
 
 def test_splits_csv_is_read_as_the_slices_were(place, data):
@@ -725,4 +725,4 @@ def test_256_by_256(tmp_path):
     write_oasis(tmp_path / "adni", train=2, validate=1, test=1, slices=2, size=256)
     assert fit(tmp_path, "run", "--stage", "vqvae", vqvae_epochs=1, vqvae_batch_size=2, downsampling=8) == 0
     vqvae = models.load_vqvae(tmp_path / "run")
-    assert vqvae.decode(np.zeros((1, 32, 32), "int32")).shape == (1, 256, 256, 1)
+    assert vqvae.decode(np.zeros((1, 32, 32, 2), "int32")).shape == (1, 256, 256, 1)

@@ -390,7 +390,7 @@ def test_reconstructions_codes_and_bits_of_a_volume_and_of_images(tmp_path, call
     assert {"inputs.csv", "inputs.png"} <= names
     with np.load(folder / "head" / "codes.npz") as file:
         assert file["codes"].shape == file["bits"].shape == (32, 32, 32, 1)
-        assert file["coarse"].shape == (32, 8, 8)
+        assert file["coarse"].shape == (32, 8, 8, 1)
         on = file["slice_numbers"]
     made = {of: nibabel.load(folder / "head" / f"{of}.nii.gz") for of in ("reconstruction", "difference", "bits")}
     for of in made.values():
