@@ -4,8 +4,9 @@ Read from top to bottom:
 1. the VQ-VAE: `VectorQuantizer`, encoder, decoder, `VQVAE`      (van den Oord et al. 2017);
 2. the prior: `MaskedConv2D`, `GatedBlock`, `PixelCNN`           (van den Oord et al. 2016).
 
-What is of neither paper stands in `extensions/`: losses; of the prior, row attention, maps of known codes and the head
-of residual levels; the fine end of the sharp decoder. `sampling.py` draws from the prior.
+What is of neither paper stands in `extensions/`: losses; how a codebook is watched and trained; of the prior, row
+attention, maps of known codes and the head of residual levels; the fine end of the sharp decoder. `sampling.py` draws
+from the prior.
 
 Everything is written in `keras.ops`, so the models run under TensorFlow and JAX.
 Images are float32 in [0, 1], shape (batch, height, width, 1); grids of codes are int32, shape
@@ -32,6 +33,7 @@ from tqdm import tqdm
 
 from extensions import losses
 from extensions.attention import CodeMap, DepthHead, RowAttention
+from extensions.codebooks import CodebookUsage
 from extensions.sharpening import fine_end
 
 PACKAGE = "brain_vqvae"
@@ -220,29 +222,6 @@ def build_decoder(
         y = fine_end(x, y, base_filters // 2, ACTIVATIONS[activation])
     images = layers.Activation(clip_to_unit, dtype="float32", name="image")(y)
     return keras.Model(inputs, images, name="decoder")
-
-
-class CodebookUsage(keras.metrics.Metric):
-    """Use of one level's codebook over an epoch, from one histogram of all its codes.
-
-    `perplexity` is exp(entropy) of the histogram, between 1 and K; `codes_in_use` is the share of entries that occur.
-    """
-
-    def __init__(self, num_embeddings, level=0, **kwargs):
-        self.suffix = f"_{level + 1}" if level else ""
-        super().__init__(name=f"codebook_usage{self.suffix}", **kwargs)
-        self.num_embeddings = num_embeddings
-        self.counts = self.add_variable((num_embeddings,), initializer="zeros", name="counts")
-
-    def update_state(self, codes, sample_weight=None):
-        chosen = ops.one_hot(ops.reshape(codes, (-1,)), self.num_embeddings, dtype="float32")  # (N, K)
-        self.counts.assign_add(ops.sum(chosen, axis=0))
-
-    def result(self):
-        shares = self.counts / ops.maximum(ops.sum(self.counts), 1.0)
-        entropy = -ops.sum(shares * ops.log(ops.maximum(shares, 1e-12)))
-        in_use = ops.mean(ops.cast(self.counts > 0, "float32"))
-        return {f"perplexity{self.suffix}": ops.exp(entropy), f"codes_in_use{self.suffix}": in_use}
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

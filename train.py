@@ -26,9 +26,9 @@ import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 
 import dataset
-import modules
 from evaluation import progress
 from extensions import sharpening
+from extensions.codebooks import CodebookAdamW
 from running import checkpoint, models, opening, run_folder
 from system import devices
 from system.console import UserError
@@ -209,21 +209,8 @@ def fit(stage, model, make_optimizer, batches, validation, training, run_dir, wa
     devices.wait_for_all(stage)  # until the first one has written
 
 
-@keras.saving.register_keras_serializable(modules.PACKAGE)
-class CodebookAdamW(keras.optimizers.AdamW):
-    """AdamW (Loshchilov & Hutter 2019), by which entries of a codebook learn `PACE` times as fast as all else.
-
-    However far an entry is from its vectors, Adam moves it by the learning rate at most, and the encoder leaves it
-    behind.
-    """
-
-    PACE = 10.0
-
-    def update_step(self, gradient, variable, learning_rate):
-        super().update_step(gradient, variable, learning_rate * (self.PACE if "entries" in variable.name else 1.0))
-
-
 def vqvae_optimizer(learning_rate):
+    """AdamW (Loshchilov & Hutter 2019), faster for the codebooks."""
     return CodebookAdamW(learning_rate, weight_decay=1e-4, clipnorm=1.0)
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from conftest import CODES, SIZE, assert_causal, logits_after_each_change, prior_inputs, randomise, small_prior, told
 
 import modules
+from extensions.codebooks import CodebookUsage
 from extensions.sharpening import with_fine_blocks
 from running import models, options
 
@@ -181,7 +182,7 @@ def test_a_compiled_decoder_computes_what_its_layers_do(rng, activation, blocks,
 
 
 def test_perplexity_is_of_the_whole_epoch(rng):
-    metric = modules.CodebookUsage(8)
+    metric = CodebookUsage(8)
     for codes in ([0, 0, 0], [1, 1, 1], [2, 2, 3]):
         metric.update_state(np.array(codes))
     shares = np.array([3, 3, 2, 1]) / 9
