@@ -263,7 +263,7 @@ def peers():
     found = sorted(load("peers/peers.json")["rows"], key=lambda row: row["minutes"])
     rows = {row["entry"]: Row({}) for row in found}
     for row in found:
-        shown = Row(row | more(row, row) | {"used": percent(row["codes_in_use"])})
+        shown = Row(row | more(row) | {"used": percent(row["codes_in_use"])})
         form = "{ssim_head.mean:.3f} / {psnr_db.mean:.2f} / {ssim.mean:.3f} / {power:.2f}"
         rows[row["entry"]] |= shown | {f"{row['minutes']:g} min": form.format_map(shown)}
     cells = {
