@@ -224,6 +224,9 @@ def history(path, stages, footer):
             axis.plot(epochs, [row.get(name, np.nan) for row in stages[stage]], label="training", color="0.5")
         of_validation = [row.get(f"val_{name}", np.nan) for row in stages[stage]]  # none before there is a quantiser
         axis.plot(epochs, of_validation, label="validation", color="tab:red")
+        quantised = [row["epoch"] for row in stages[stage] if "perplexity" in row]
+        if quantised and quantised[0] > epochs[0]:
+            axis.axvline(quantised[0] - 0.5, color="0.7", linestyle=":", label="quantiser begins")
         axis.set(xlabel="epoch", ylabel=label, yscale=scale)
         axis.xaxis.get_major_locator().set_params(integer=True)
     if curves:
