@@ -148,6 +148,19 @@ def listing(name):
     return table(head, [[form.format_map(row) for form in forms] for row in told])
 
 
+def lesions(name):
+    """Scores of real lesions: a line for each map, with every person's."""
+    found, by_map = load(name), {}
+    for row in found["rows"]:
+        by_map.setdefault(row["map"], {})[row["person"]] = row
+    scores, whose = {"auroc": "AUROC", "average_precision": "average precision", "dice": "best Dice"}, found["people"]
+    share = " / ".join(f"{one:.1%}" for one in found["lesion_share"])
+    rows = [["share of the voxels that are lesions", "", share, ""]]
+    for name, people in by_map.items():
+        rows.append([name, *(" / ".join(f"{people[one][score]:.2f}" for one in whose) for score in scores)])
+    return table([f"map, {', '.join(whose)}", *scores.values()], rows)
+
+
 def beside(head, lines, runs):
     """A table with a column for each run, by folder what it is called, and a line of each title and format."""
     columns = []
@@ -342,6 +355,7 @@ PAGES = {
     ],
     "docs/using.md": [
         *(partial(listing, f"{run}/{name}.json") for name in ("completion", "anomaly") for run in USED),
+        partial(lesions, "ds002748/lesions.json"),
         partial(listing, "start.json"),
     ],
     **{
