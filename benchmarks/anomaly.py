@@ -154,7 +154,7 @@ def real_maps(model, path):
     of_slices = {
         "this model": ndimage.gaussian_filter(np.abs(restored.mean(axis=1) - images), (0, sigma, sigma)) * around,
         "its bits alone": around,
-        **{f"bits of level {level + 1}": bits_around(model, bits[..., level]) for level in range(bits.shape[-1])},
+        **{f"bits of level {level + 1}": bits_around(model, bits[..., level]) for level in range(bits.shape[-1])[:-1]},
         "dark in T1w": 1 - images,
     }
     maps = {name: scans.in_volume(scan, found) for name, found in of_slices.items()}

@@ -177,8 +177,7 @@ def blown_up(run_dir, stages=VQVAES):
         if commitment and max(commitment[:3]) > BLOWN_UP * commitment[-1]:
             lines.append(
                 f"the first epochs of {stage} blew up: commitment {max(commitment[:3]):.3g}, in the last epoch "
-                f"{commitment[-1]:.3g}; its codes may hold little: train again with another --seed, or a lower learning "
-                "rate"
+                f"{commitment[-1]:.3g}; its codes may hold little: train again with another --seed"
             )
     return lines
 
