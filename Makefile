@@ -2,8 +2,10 @@
 # make test      environment, linter, all tests
 # make lint      ruff, notebooks too
 # make notebook  runs notebooks/walkthrough.ipynb again, outputs kept
-# make results   makes results/demo again (ten minutes), with DS=folder results/ds002748*, with IXI=folder results/ixi*, too
-# make benchmarks   sampling times, training times, the leak, killed runs, and with IXI=folder choices, a start from a trained run
+# make results   makes results/demo again (ten minutes), with DS=folder results/ds002748* (and MS=folder real lesions), with
+#                IXI=folder results/ixi*, too
+# make benchmarks   sampling times, training times, the leak, killed runs, and with IXI=folder or DS=folder
+#                   codes, with IXI choices and a start from a trained run
 # make peers     with IXI=folder: this project's VQ-VAE beside others (four hours; MONAI goes into runs/monai)
 # make figures   draws docs/figures/architecture.png again
 # make clean     removes the environment, the cache and the runs
@@ -62,13 +64,17 @@ results: demo
 ifdef DS
 	$(call fit,ds002748,--data-dir $(DS) $(DS_RUN))
 	mkdir -p runs/heads
-	cp $(foreach name,vqvae coarse sharp,runs/ds002748/$(name).keras runs/ds002748/$(name)_history.csv) runs/heads
+	cp $(foreach name,vqvae coarse sharp autoencoder coarse_autoencoder,runs/ds002748/$(name).keras \
+		runs/ds002748/$(name)_history.csv) runs/heads
 	$(BIN)/python train.py --run-dir runs/heads --data-dir $(DS) $(DS_HEADS) --stage coarse_prior
 	$(BIN)/python train.py --run-dir runs/heads --data-dir $(DS) $(DS_HEADS) --stage prior
 	$(call measure,ds002748,ds002748)
 	$(BIN)/python evaluate.py --run-dir runs/heads --output-dir results/ds002748_heads --decoder sharp
 	$(BIN)/python -m benchmarks.heads --run-dir runs/heads --output results/ds002748_heads/heads.json
 	$(call use,heads,ds002748_heads)
+ifdef MS
+	$(BIN)/python -m benchmarks.anomaly --run-dir runs/ds002748 --lesions $(MS) --output results/ds002748/lesions.json
+endif
 	$(BIN)/python predict.py --run-dir runs/ds002748 --input $(DS)/sub-02/anat/sub-02_T1w.nii.gz --output-dir results/using
 	$(BIN)/python predict.py --run-dir runs/heads --volumes 6 --output-dir results/using
 	rm -r results/using/sub-02_T1w results/using/volumes results/using/volumes.gif  # volumes

@@ -33,7 +33,7 @@ from running import checkpoint, models, opening, run_folder
 from system import devices
 from system.console import UserError
 
-VECTORS = 60_000  # encoder outputs, at most, that the codebooks start from: their means by k-means
+SLICES, VECTORS = 256, 60_000  # at least and at most: whose encoder outputs the codebooks start from, as their means
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -60,10 +60,12 @@ def train_vqvae(run_dir, data, options, name="vqvae"):
         rates = training | how
         fit(stage, model, lambda rate, steps: vqvae_optimizer(rate), batches, validation, rates, run_dir, watch)
 
-    begun = all((run_dir / f"{name}{end}").exists() for end in (".keras", "_state.weights.h5"))
+    history = run_folder.read_history(run_dir / f"{name}_history.csv")
+    goes_on = run_folder.is_finished(name, history, {**training, "epochs": rest})
+    goes_on = goes_on or (run_dir / f"{name}_state.weights.h5").exists()
     if options["start_from"]:
         models.start(name, model, run_dir, Path(options["start_from"]))
-    elif not begun:
+    elif not (goes_on and (run_dir / f"{name}.keras").exists()):
         if first:
             stage = run_folder.BEGINNINGS[name]
             beginning = models.build(stage, data.image_size, len(data.labels), options)
@@ -78,10 +80,11 @@ def train_vqvae(run_dir, data, options, name="vqvae"):
 def start_codebooks(model, batches):
     """Makes the codebooks the means of encoder outputs by k-means; each level's, of what those before leave."""
     batches.set_epoch(0)
-    slices = np.sort(batches.order[: max(1, VECTORS // model.grid_size**2)])
+    rng, most = np.random.default_rng(model.quantizer.seed), max(VECTORS, model.num_embeddings)
+    slices = np.sort(batches.order[: max(SLICES, -(-most // model.grid_size**2))])
     rows = [slices[i : i + model.AT_ONCE] for i in range(0, len(slices), model.AT_ONCE)]
     left = np.concatenate([keras.ops.convert_to_numpy(model.encoder.predict_on_batch(batches.fetch(r))) for r in rows])
-    left = left.reshape(-1, left.shape[-1])
+    left = rng.permutation(left.reshape(-1, left.shape[-1]))[:most]
     if len(left) < model.num_embeddings:
         raise UserError(
             f"{len(left)} vectors cannot start a codebook of {model.num_embeddings} entries; give more slices, or a "
@@ -89,8 +92,9 @@ def start_codebooks(model, batches):
         )
     for level in (model.quantizer, *model.finer):
         means = MiniBatchKMeans(model.num_embeddings, n_init=1, batch_size=4096, random_state=level.seed).fit(left)
-        level.set_codebook(means.cluster_centers_.astype("float32"))
-        left = left - means.cluster_centers_[means.predict(left)].astype("float32")
+        codebook = devices.from_first(means.cluster_centers_.astype("float32"))
+        level.set_codebook(codebook)
+        left = left - codebook[means.predict(left)]
 
 
 def train_sharp(run_dir, data, options):
@@ -101,10 +105,9 @@ def train_sharp(run_dir, data, options):
         models.load_decoders(run_dir, "sharp")  # raises if it belongs to another VQ-VAE
     keras.utils.set_random_seed(seed)
     vqvae = sharpening.with_fine_blocks(trained, training["fine_blocks"])  # at the run's precision
-    weights = (training[f"{name}_weight"] for name in ("adversarial", "lecam", "feature"))
     fit(
         "sharp",
-        sharpening.Sharpener(vqvae, *weights),
+        sharpening.Sharpener(vqvae, training["adversarial_weight"], training["lecam_weight"]),
         lambda rate, steps: sharp_optimizer(rate, steps / 20),
         dataset.ChangedImages(data, data.image_size, training["batch_size"], seed, **options["augmentation"]),
         dataset.image_batches(data, "validation", data.image_size, training["batch_size"]),

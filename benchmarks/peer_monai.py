@@ -50,7 +50,7 @@ class Contestant(worker.Contestant):
 
     @torch.no_grad()
     def start_codebook(self):
-        """Starts the codebook from encoder outputs, as this project does."""
+        """Starts the codebook from encoder outputs."""
         z_e = self.forward(self.examples[np.random.default_rng(0).permutation(len(self.examples))[:128]])[1]
         vectors = z_e.permute(0, 2, 3, 1).reshape(-1, z_e.shape[1])
         entries = vectors[torch.randperm(len(vectors))[:NUM_EMBEDDINGS]]

@@ -51,7 +51,7 @@ def measure(image_size, batch_size, stage, precision, least_s):
         model, optimizer = prior, train.prior_optimizer(1e-4, 100)
         codes = rng.integers(0, prior.num_embeddings, (batch_size, grid, grid, 1), "int32")
         batch = {"codes": codes, "label": codes[:, 0, 0, 0] * 0, "slice_position": rng.random(batch_size, "float32")}
-        batch["coarse"] = rng.integers(0, 64, (batch_size, 8, 8), "int32")
+        batch["coarse"] = rng.integers(0, 64, (batch_size, 8, 8, 1), "int32")
     model.compile(optimizer=optimizer)
     rate = batch_size / seconds_each(lambda: model.train_on_batch(batch), least_s)
     return {

@@ -377,7 +377,7 @@ def draw_prior(canvas, model, colours, coarse_colours, pixel_mm):
     canvas.text((x + 1.3) / 2, y - 0.95, words, bbox={"facecolor": "white", "edgecolor": "none", "pad": 4})
 
     low = 8.3
-    canvas.picture(0.15, low + 0.2, 0.6, coarse_colours[coarse[0]])
+    canvas.picture(0.15, low + 0.2, 0.6, coarse_colours[coarse[0, ..., 0]])
     words = "told beforehand:\ncoarse codes, drawn by\na small PixelCNN;\nlabel, slice position"
     canvas.text(0.85, low + 0.5, words, ha="left")
     canvas.arrow((1.6, low + 0.12), (1.6, low - 0.2), (1.96, low - 0.1), (1.96, below + side / 2 + 0.03))

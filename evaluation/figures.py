@@ -49,7 +49,7 @@ def reconstructions(path, images, outputs, titles, footer):
 
 
 def inputs(path, images, outputs, bits, titles, footer):
-    """Scans of one's own, a row each: input, reconstruction, their difference, bits of each code."""
+    """Scans of one's own, a row each: input, reconstruction, their difference, bits of each place."""
     figure, axes = _image_axes(len(images), 4, 1.9)
     most = max(1.0, *(one.max() for one in bits))
     for row, image, output, of_codes, title in zip(axes, images, outputs, bits, titles, strict=True):
@@ -58,7 +58,7 @@ def inputs(path, images, outputs, bits, titles, footer):
         difference = row[2].imshow(output - image, cmap="RdBu_r", vmin=-0.3, vmax=0.3, interpolation="nearest")
         told = row[3].imshow(of_codes, cmap="magma", vmin=0, vmax=most, interpolation="nearest")
         row[0].set_ylabel(title, fontsize=8)
-    for axis, name in zip(axes[0], ("input", "reconstruction", "difference", "bits of each code"), strict=True):
+    for axis, name in zip(axes[0], ("input", "reconstruction", "difference", "bits of each place"), strict=True):
         axis.set_title(name, fontsize=9)
     figure.colorbar(difference, ax=axes[:, 2], location="bottom", label="intensity", fraction=0.05)
     figure.colorbar(told, ax=axes[:, 3], location="bottom", label="bits", fraction=0.05)
@@ -173,7 +173,11 @@ def codebook(path, codes, num_embeddings, footer):
         counts = np.sort(np.bincount(np.ravel(codes[..., level]), minlength=num_embeddings))[::-1]
         label = f"level {level + 1}" if codes.shape[-1] > 1 else None
         left.step(
-            np.arange(num_embeddings), counts / counts.sum(), where="mid", color=f"{0.3 + 0.15 * level}", label=label
+            np.arange(num_embeddings),
+            counts / counts.sum(),
+            where="mid",
+            color=f"{0.2 + 0.6 * level / codes.shape[-1]:.2f}",
+            label=label,
         )
     left.axhline(1 / num_embeddings, color="tab:red", linewidth=0.8, label="even use")
     left.set(xlabel="code, most used first", ylabel="share of the codes", yscale="log")

@@ -93,7 +93,8 @@ def measure(model, data):
     per_code = summary.pop("bits_per_code")
     codebook = metrics.codebook_metrics(codes, vqvae.num_embeddings, vqvae.downsampling**2)
     some = vqvae.vectors(codes[dataset.spread(len(codes), DECODED_AT_ONCE)])
-    codebook["effective_dimension"] = metrics.effective_dimension(some.reshape(-1, some.shape[-1]))
+    # Of each vector once: background is always the same.
+    codebook["effective_dimension"] = metrics.effective_dimension(np.unique(some.reshape(-1, some.shape[-1]), axis=0))
     rates = codebook["bits_per_pixel"], per_code["mean"] * bits[0].size / vqvae.image_size**2
     result = {
         "data": config["data"]["title"],
@@ -133,10 +134,11 @@ def find_faults(result):
         result: What is in metrics.json.
     """
     faults, codebook = [], result["codebook"]
-    if codebook["perplexity"] < max(2, 0.02 * codebook["num_embeddings"]):
+    perplexity = min(codebook["perplexity_by_level"])
+    if perplexity < max(2, 0.02 * codebook["num_embeddings"]):
         faults.append(
             f"the codebook has collapsed: {metrics.percent(codebook['codes_in_use'])} of the codes in use, perplexity "
-            f"{codebook['perplexity']:.1f}; train again with --restart-threshold above 0, a lower "
+            f"{perplexity:.1f}; train again with --restart-threshold above 0, a lower "
             "--vqvae-learning-rate or a smaller --num-embeddings"
         )
     if "realism" in result:

@@ -157,5 +157,5 @@ def effective_dimension(vectors):
 
     (sum of l)^2 / sum of l^2, from 1 to E: E where all directions vary alike.
     """
-    variances = np.linalg.eigvalsh(np.cov(vectors, rowvar=False))
+    variances = np.linalg.eigvalsh(np.atleast_2d(np.cov(vectors, rowvar=False)))
     return float(variances.sum() ** 2 / max(1e-30, np.square(variances).sum()))

@@ -378,7 +378,7 @@ def judge_samples(samples, positions, data, vqvae, codes):
         positions: Slice position of each, shape (n,).
         data: The data set, a `dataset.Data`.
         vqvae: The trained `modules.VQVAE`.
-        codes: Those of the test slices, (n, grid, grid).
+        codes: Those of the test slices, (n, grid, grid, D).
 
     Returns:
         Dictionary: `samples`, `decoded_floor`, `floor` and `test_slices`, the figures of each; `ratio` and `excess`,

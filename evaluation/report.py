@@ -229,15 +229,20 @@ def reconstruction_table(result):
 def codes_table(result):
     codes, prior = result["codebook"], result["prior"]
     per_code = {"mean": prior["bits_per_code"], "ci95": prior["bits_per_code_ci95"]}
+    perplexity = " / ".join(number(one, 1) for one in codes["perplexity_by_level"])
+    by_level = " / ".join(number(one, 3) for one in prior["bits_by_level"])
+    dimension = number(codes["effective_dimension"], 1)
     return table(
         "codes-figures",
         ["codes and prior", ""],
         [
             ["codes in use", percent(codes["codes_in_use"])],
-            [("perplexity", "how many codes, evenly used, would be as hard to guess"), number(codes["perplexity"], 1)],
+            [("perplexity, by level", "how many codes, evenly used, would be as hard to guess"), perplexity],
+            [("effective dimension", "in how many directions the vectors of the codes vary"), dimension],
             ["bits per pixel by the codes' entropy", number(codes["entropy_bits_per_pixel"], 4)],
             ["bits per pixel under the prior", number(prior["bits_per_pixel"], 4)],
             ["bits per code under the prior", with_interval(per_code, 3)],
+            ["the slice's own codes alone, by level", by_level],
             ["bits per image under the prior", number(prior["bits_per_image"], 0)],
             ["of these the coarse codes'", number(prior["coarse_bits_per_image"], 0)],
         ],

@@ -58,6 +58,7 @@ def refuse_if_different(path, config):
 
 FREE = ("seed", "vqvae_fingerprint", "dropout", "restart_threshold", "commitment_cost", "reconstruction_loss")
 FREE += ("ssim_weight", "num_labels", "maps")  # of a model, and it may all the same start from another's weights
+FREE += ("max_dilation", "horizontal_kernel")  # which follow from sizes that are compared
 
 
 def refuse_start(start_from, models):
@@ -65,7 +66,7 @@ def refuse_start(start_from, models):
     theirs = read_config(start_from).get("models", {})
     for name, asked in json.loads(json.dumps(models)).items():
         for key, value in asked.items():
-            old = theirs.get(name, {}).get(key)
+            old = theirs.get(name, {}).get(key, {"num_quantizers": 1}.get(key))  # of versions before levels
             if key not in FREE and old != value:
                 raise UserError(
                     f"--start-from {start_from}: its {name} has {key} {old}, not {value}; leave out what changes it"

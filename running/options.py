@@ -168,7 +168,7 @@ class Prior:
 
 @dataclasses.dataclass(frozen=True)
 class VQVAETraining:
-    """training of the VQ-VAE: AdamW, 100 steps of warm-up, cosine decay to 0 over all epochs"""
+    """training of the VQ-VAE: AdamW, 30 % of the epochs without a quantiser; in each part warm-up and cosine decay"""
 
     epochs: int = everyday(60, "passes over the training people's slices", least=1)
     batch_size: int = option(4, "slices of a step", least=1)
@@ -232,7 +232,6 @@ class SharpTraining:
     learning_rate: float = 5e-4
     adversarial_weight: float = 3.0  # pull of the discriminator on each image, as a share of the L1 loss's
     lecam_weight: float = 0.3  # of what keeps the discriminator from winning
-    feature_weight: float = 0.0  # of what it sees in slices and in their reconstructions, compared
     fine_blocks: int = 1  # residual blocks of the sharp decoder at each size finer than the code grid
 
 

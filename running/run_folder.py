@@ -193,7 +193,8 @@ def unfinished(run_dir, config, decoder):
     for stage, history in read_histories(run_dir, decoder).items():
         training = config["options"][f"{stage}_training"]
         last = {**training, "epochs": parts(training)[1]}
-        if not is_finished(stage, read_history(run_dir / f"{stage}_history.csv"), last):
+        whole = len(history) >= training["epochs"]  # also where the files are another run's, of other parts
+        if not (whole or is_finished(stage, read_history(run_dir / f"{stage}_history.csv"), last)):
             lines.append(f"{stage} was trained for {len(history)} of {training['epochs']} epochs")
     return lines
 

@@ -115,6 +115,15 @@ def wait_for_all(what):
         multihost_utils.sync_global_devices(what)
 
 
+def from_first(values):
+    """A NumPy array as the first process has it."""
+    if _process()[1] == 1:
+        return values
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(values))
+
+
 @contextlib.contextmanager
 def others_may_end():
     """Inside, what the loss of another process causes becomes a `UserError`."""

@@ -318,6 +318,25 @@ def test_presets(preset, entries, convolutions):
 # -- train.py --start-from ----------------------------------------------------------------------------------------
 
 
+def test_a_start_from_a_shipped_run_is_not_refused():
+    """Also one of a version before levels; another size is."""
+    options_of = options.train(["--start-from", str(ROOT / "pretrained" / "ixi"), "--precision", "float32"]).options
+    sizes = {name: models.build(name, 128, 0, options_of).get_config() for name in run_folder.VQVAES}
+    sizes |= {name: models.build(name, 128, 0, options_of).get_config() for name in run_folder.PRIORS}
+    opening.refuse_start(ROOT / "pretrained" / "ixi", sizes)
+    sizes["vqvae"]["num_quantizers"] = 2
+    with pytest.raises(UserError, match="its vqvae has num_quantizers 1, not 2"):
+        opening.refuse_start(ROOT / "pretrained" / "ixi", sizes)
+
+
+def test_a_vqvae_of_another_run_of_other_parts_is_finished(tmp_path):
+    config = {"options": {f"{stage}_training": {"epochs": 3, "patience": 9} for stage in (*STAGES,)}}
+    for stage, rows in (("autoencoder", 1), ("vqvae", 2), ("coarse", 2), ("coarse_prior", 3), ("prior", 3)):
+        values = "".join(f"{epoch + 1},{1 / (epoch + 1)},{1 / (epoch + 1)}\n" for epoch in range(rows))
+        (tmp_path / f"{stage}_history.csv").write_text(f"epoch,val_reconstruction_loss,val_bits_per_code\n{values}")
+    assert run_folder.unfinished(tmp_path, config, "plain") == ["coarse was trained for 2 of 3 epochs"]
+
+
 def test_a_run_begins_as_the_one_that_it_starts_from(place, data):
     """Before its first step; also where the priors are told more."""
     run = place / "run"
@@ -680,7 +699,7 @@ def test_a_collapsed_codebook_is_said(place, capsys):
 
 def test_copies_and_samples_that_are_alike_are_said():
     healthy = {
-        "codebook": {"codes_in_use": 1.0, "perplexity": 100.0, "num_embeddings": 256},
+        "codebook": {"codes_in_use": 1.0, "perplexity_by_level": [100.0, 60.0], "num_embeddings": 256},
         "realism": {
             "copies": {"share_of_samples": 0.01, "share_of_samples_by_reconstructions": 0.01},
             "samples": {"ms_ssim_diversity": 0.6},

@@ -16,7 +16,7 @@ from system import files
 from system.console import UserError
 from using import scans
 
-BITS_OF_WHITE = 16  # bits of a code that are white in bits.png
+BITS_OF_WHITE = 16  # bits of a place that are white in bits.png
 MOST_SHOWN = 8  # rows of inputs.png
 JUDGED = {"ssim_head": ("SSIM inside the head", -1), "bits_per_code": ("bits per code", 1)}  # and which side is bad
 BEYOND = 0.0003  # share of new people who are beyond a limit, if people are normally distributed
