@@ -155,7 +155,9 @@ def codebook_metrics(codes, num_embeddings, pixels_per_code):
 def effective_dimension(vectors):
     """In how many directions vectors (n, E) vary, by the participation ratio of their covariance's eigenvalues.
 
-    (sum of l)^2 / sum of l^2, from 1 to E: E where all directions vary alike.
+    (sum of l)^2 / sum of l^2, from 1 to E: E where all directions vary alike; 0 where none does.
     """
+    if len(vectors) < 2:
+        return 0.0
     variances = np.linalg.eigvalsh(np.atleast_2d(np.cov(vectors, rowvar=False)))
     return float(variances.sum() ** 2 / max(1e-30, np.square(variances).sum()))

@@ -40,7 +40,13 @@ FIGURES = {name: summary(0.5, 0.25, 0.75) for name in report.RECONSTRUCTION}
 RESULT = {
     "reconstruction": FIGURES,
     "baselines": {"black": FIGURES, "PCA": FIGURES | {"bits_per_pixel": 0.5}},
-    "codebook": {"codes_in_use": 511 / 512, "perplexity": 9.0, "entropy_bits_per_pixel": 0.2, "bits_per_pixel": 0.5},
+    "codebook": {
+        "codes_in_use": 511 / 512,
+        "perplexity_by_level": [9.0, 30.0],
+        "effective_dimension": 3.25,
+        "entropy_bits_per_pixel": 0.2,
+        "bits_per_pixel": 0.5,
+    },
     "decoder": "plain",
     "faults": ["a fault & its reason"],
     "missing": {"samples": "how samples stand to real slices; there are none"},
@@ -53,6 +59,7 @@ RESULT = {
     "prior": {
         "bits_per_code": 2.0,
         "bits_per_code_ci95": None,
+        "bits_by_level": [1.5, 2.25],
         "bits_per_image": 128.0,
         "bits_per_pixel": 0.125,
         "coarse_bits_per_image": 9.0,
