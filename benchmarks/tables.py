@@ -28,6 +28,7 @@ RUNS = {
 }
 SHARP = {"ds002748_sharp": "ds002748", "ixi_sharp": "IXI"}
 HEADS = "ds002748_heads"  # the run of train.py --neighbours, sharp decoder
+CODES = ("ds002748/codes.json", "ixi/codes.json")  # once they are measured
 USED = {HEADS: "ds002748", "ixi_sharp": "IXI"}  # on which scans were completed and mapped
 
 
@@ -350,7 +351,7 @@ PAGES = {
     "docs/comparison.md": [
         *(partial(baselines, name) for name in ("ds002748", "ixi")),
         peers,
-        partial(listing, "ixi/codes.json"),
+        *(partial(listing, name) for name in CODES if (harness.ROOT / "results" / name).exists()),
         partial(listing, "ixi/ablation.json"),
     ],
     "docs/using.md": [
