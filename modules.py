@@ -303,45 +303,48 @@ class VQVAE(keras.Model):
         self.reconstruction_loss, self.ssim_weight = reconstruction_loss, ssim_weight
         sizes = (image_size, downsampling, base_filters, num_residual_blocks, embedding_dim, activation)
         self.encoder = build_encoder(*sizes)
-        levels = [
-            VectorQuantizer(num_embeddings, embedding_dim, restart_threshold, seed + 100 * level)
-            for level in range(num_quantizers)
-        ]
-        self.quantizer, self.finer = levels[0] if levels else None, levels[1:]
+        of_level = (num_embeddings, embedding_dim, restart_threshold)
+        quantizers = [VectorQuantizer(*of_level, seed + 100 * level) for level in range(num_quantizers)]
+        self.quantizer, self.finer = quantizers[0] if quantizers else None, quantizers[1:]
         self.decoder = build_decoder(*sizes, fine_blocks)
         self.num_embeddings, self.num_quantizers = num_embeddings, num_quantizers
         self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction_loss")
         self.commitment_tracker = keras.metrics.Mean(name="commitment_loss")
         self.usage_trackers = [CodebookUsage(num_embeddings, level) for level in range(num_quantizers)]
-        for quantizer in levels:
+        for quantizer in quantizers:
             quantizer.build(self.encoder.output_shape)
         self.built = True
+
+    def levels(self):
+        """The `VectorQuantizer` of each level, the first one first."""
+        return [self.quantizer, *self.finer] if self.num_quantizers else []
 
     @property
     def codebooks(self):
         """The entries of all levels as they are now, NumPy (D, K, E)."""
-        return np.stack([ops.convert_to_numpy(level.codebook) for level in (self.quantizer, *self.finer)])
+        return np.stack([ops.convert_to_numpy(level.codebook) for level in self.levels()])
 
     def call(self, images, training=False):
         z_e = self.encoder(images, training=training)
         if not self.num_quantizers:
             return {"reconstruction": self.decoder(z_e, training=training), "z_e": z_e}
-        entries, code_indices = self.choose_entries(z_e, training)
-        z_q = ops.sum(entries, axis=-2)  # (B, H, W, D, E) -> (B, H, W, E)
-        straight_through = z_e + ops.stop_gradient(z_q - z_e)
+        straight_through, entries, code_indices = self.choose_entries(z_e, training)
         reconstruction = self.decoder(straight_through, training=training)
+        z_q = ops.sum(entries, axis=-2)  # (B, H, W, D, E) -> (B, H, W, E)
         outputs = {"reconstruction": reconstruction, "z_e": z_e, "z_q": z_q}
         return outputs | {"entries": entries, "code_indices": code_indices}
 
     def choose_entries(self, z_e, training=False):
-        """Chosen entries and codes of each level: (B, H, W, E) -> (B, H, W, D, E) and int32 (B, H, W, D)."""
-        left, entries, codes = z_e, [], []
-        for level in (self.quantizer, *self.finer):
-            _, chosen, indices = level(left, training=training)
+        """The straight-through output, shape of `z_e`; entries (B, H, W, D, E) and codes (B, H, W, D) of the levels."""
+        straight_through, left, entries, codes = 0.0, z_e, [], []
+        for level in self.levels():
+            through, chosen, indices = level(left, training=training)
+            # The gradient goes through the first level; the finer ones only add to it.
+            straight_through = straight_through + ops.stop_gradient(through) if entries else through
+            left = left - ops.stop_gradient(chosen)
             entries.append(chosen)
             codes.append(indices)
-            left = left - ops.stop_gradient(chosen)
-        return ops.stack(entries, axis=-2), ops.stack(codes, axis=-1)
+        return straight_through, ops.stack(entries, axis=-2), ops.stack(codes, axis=-1)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         loss = losses.reconstruction_loss(x, y_pred["reconstruction"], self.reconstruction_loss, self.ssim_weight)
@@ -362,11 +365,7 @@ class VQVAE(keras.Model):
 
     def encode(self, images):
         """Codes of float32 images (n, image_size, image_size, 1): NumPy int32, shape (n, grid, grid, D)."""
-        return self._in_batches(lambda x: self.choose_entries(self.encoder.predict_on_batch(x))[1], images)
-
-    def reconstruct(self, images):
-        """What the model makes of images (n, image_size, image_size, 1): NumPy, the same shape."""
-        return self._in_batches(lambda x: self.predict_on_batch(x)["reconstruction"], images)
+        return self._in_batches(lambda x: self.choose_entries(self.encoder.predict_on_batch(x))[-1], images)
 
     def decode(self, code_indices):
         """Images of NumPy codes (n, grid, grid, D): NumPy float32 in [0, 1], shape (n, image_size, image_size, 1).

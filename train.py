@@ -55,24 +55,23 @@ def train_vqvae(run_dir, data, options, name="vqvae"):
     batches = dataset.ChangedImages(data, size, batch_size, seed, **options["augmentation"])
     validation = dataset.image_batches(data, "validation", size, batch_size)
 
-    def fit_part(stage, model, before, **how):
+    def fit_part(stage, model, before, begin=None, **how):
         watch = [progress.Progress(data, run_dir, stage, before, training["epochs"])] if name == "vqvae" else []
         rates = training | how
-        fit(stage, model, lambda rate, steps: vqvae_optimizer(rate), batches, validation, rates, run_dir, watch)
+        fit(stage, model, lambda rate, steps: vqvae_optimizer(rate), batches, validation, rates, run_dir, watch, begin)
 
-    history = run_folder.read_history(run_dir / f"{name}_history.csv")
-    goes_on = run_folder.is_finished(name, history, {**training, "epochs": rest})
-    goes_on = goes_on or (run_dir / f"{name}_state.weights.h5").exists()
-    if options["start_from"]:
-        models.start(name, model, run_dir, Path(options["start_from"]))
-    elif not (goes_on and (run_dir / f"{name}.keras").exists()):
+    def begin():
+        if options["start_from"]:
+            models.start(name, model, run_dir, Path(options["start_from"]))
+            return
         if first:
             stage = run_folder.BEGINNINGS[name]
             beginning = models.build(stage, data.image_size, len(data.labels), options)
             fit_part(stage, beginning, 0, epochs=first, patience=first)
             models.take_over(model, models.load_vqvae(run_dir, stage))
         start_codebooks(model, batches)
-    fit_part(name, model, first, epochs=rest)
+
+    fit_part(name, model, first, begin, epochs=rest)
     for line in run_folder.blown_up(run_dir, [name]):
         print(f"warning: {line}")
 
@@ -90,7 +89,7 @@ def start_codebooks(model, batches):
             f"{len(left)} vectors cannot start a codebook of {model.num_embeddings} entries; give more slices, or a "
             "smaller --num-embeddings"
         )
-    for level in (model.quantizer, *model.finer):
+    for level in model.levels():
         means = MiniBatchKMeans(model.num_embeddings, n_init=1, batch_size=4096, random_state=level.seed).fit(left)
         codebook = devices.from_first(means.cluster_centers_.astype("float32"))
         level.set_codebook(codebook)
@@ -172,16 +171,18 @@ def codes_of(name, run_dir, data):
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def fit(stage, model, make_optimizer, batches, validation, training, run_dir, watch=()):
+def fit(stage, model, make_optimizer, batches, validation, training, run_dir, watch=(), begin=None):
     """Fits a stage, or what is left of it; the best model is left in the run folder.
 
     `make_optimizer` is a function of the learning rate's schedule and the number of steps; `watch` are callbacks that
-    add to the logs.
+    add to the logs; `begin` gives the model the weights that the stage begins with, where it does.
     """
     kept = checkpoint.Checkpoint(batches, run_dir, stage, training)
     if kept.finished():
         print(f"{stage}: already trained, {len(kept.history)} epochs")
         return
+    if begin and not kept.begun():
+        begin()
     steps = training["epochs"] * len(batches)
     warm_up = min(100, steps // 10)
     rate = keras.optimizers.schedules.CosineDecay(

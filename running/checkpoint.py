@@ -39,9 +39,13 @@ class Checkpoint(keras.callbacks.Callback):
     def finished(self):
         return self.best_path.exists() and is_finished(self.stage, self.history, self.training)
 
+    def begun(self):
+        """Whether an earlier process has left what a stage goes on from: without its best model it starts again."""
+        return self.state_path.exists() and self.best_path.exists()
+
     def restore(self):
         """Loads the state of an earlier process, where there is one; returns how many epochs it has seen."""
-        if not (self.state_path.exists() and self.best_path.exists()):  # without its best model a stage starts again
+        if not self.begun():
             self.history = []
             return 0
         self.state_path.open("rb").close()  # raises OSError where it may not be read

@@ -64,7 +64,7 @@ def build(name, image_size, num_labels, options, vqvae_fingerprint=""):
                     return modules.VQVAE(**sizes, seed=seed)
             coarse = options["coarse"]
             coarse_grid = coarse["image_size"] // coarse["downsampling"]
-            codes, grid, maps = {"num_quantizers": 1} | coarse, coarse_grid, {}
+            codes, grid, maps = coarse, coarse_grid, {}
             if name == "prior":
                 codes = options["vqvae"]
                 grid = image_size // codes["downsampling"]
@@ -93,7 +93,7 @@ def start(name, model, run_dir, start_from):
     trained = load_vqvae(start_from, name) if name in VQVAES else _load(start_from / f"{name}.keras", modules.PixelCNN)
     if name in VQVAES:
         take_over(model, trained)
-        pairs = list(zip((model.quantizer, *model.finer), (trained.quantizer, *trained.finer), strict=True))
+        pairs = list(zip(model.levels(), trained.levels(), strict=True))
     else:
         theirs = {layer.name: layer for layer in trained.layers}
         pairs = [(layer, theirs[layer.name]) for layer in model.layers if layer.name in theirs]

@@ -154,6 +154,7 @@ class Coarse:
     downsampling: int = 4
     num_embeddings: int = 64
     embedding_dim: int = 16
+    num_quantizers: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

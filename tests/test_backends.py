@@ -62,7 +62,7 @@ def one_epoch():
     y, x = np.mgrid[:32, :32] - 15.5
     images = (np.hypot(x, y) < rng.uniform(6, 14, (192, 1, 1))) * rng.uniform(0.3, 0.9, (192, 1, 1))
     z_e = model.encoder.predict(images[..., None], verbose=0).reshape(-1, 4)
-    for level in (model.quantizer, *model.finer):
+    for level in model.levels():
         level.set_codebook(z_e[:: len(z_e) // 16][:16])
     model.compile(optimizer=train.vqvae_optimizer(1e-3))
     history = model.fit(images[..., None], batch_size=8, shuffle=False, verbose=0).history

@@ -185,7 +185,7 @@ def test_codebooks_start_as_means_of_what_each_level_has_to_code(place, data):
     train.start_codebooks(model, batches)
     images = dataset.as_float(data.images[data.of("train").row])
     z_e = model.encoder.predict(images, verbose=0)
-    entries, _ = model.choose_entries(z_e)
+    _, entries, _ = model.choose_entries(z_e)
     power = [np.square(z_e - z_e.mean(axis=(0, 1, 2))).mean()]
     for level in range(model.num_quantizers):
         power.append(np.square(z_e - np.asarray(entries)[..., : level + 1, :].sum(axis=-2)).mean())
@@ -681,7 +681,7 @@ def test_samples_against_equal_test_slices_give_figures_and_no_traceback(data, g
 def test_a_collapsed_codebook_is_said(place, capsys):
     run = copy(place, "collapsed")
     vqvae = models.load_vqvae(run)
-    for level in (vqvae.quantizer, *vqvae.finer):
+    for level in vqvae.levels():
         entries = np.full(level.codebook.shape, 1e6, "float32")  # out of reach, but for one
         entries[3] = 0
         level.set_codebook(entries)
