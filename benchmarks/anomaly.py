@@ -37,7 +37,7 @@ from predict import TrainedModel
 from running import run_folder
 from system.console import UserError
 from using import scans
-from using.anomaly import SMOOTHING_MM, bits_around, restore, restore_codes
+from using.anomaly import SMOOTHING_MM, bits_around, map_of, restore, restore_codes
 
 KINDS = ("dark", "bright", "texture")
 DIAMETERS_MM = (6.0, 30.0)
@@ -147,12 +147,12 @@ def real_maps(model, path):
     (source, scale), *_ = scans.find([path])[0].values()
     scan = scans.read(path.name, source, model.config, scale)
     volumes = {name: nibabel.load(file).get_fdata() for name, file in beside(path).items()}
-    sigma, images = SMOOTHING_MM / model.voxel_mm[0], scan.images
+    images = scan.images
     described = model.describe(images, None, scan.slice_positions)
     bits, coarse_bits = model.bits_of(*described)
     restored, around = restore_codes(model, *described, bits, coarse_bits, RESTORATIONS)
     of_slices = {
-        "this model": ndimage.gaussian_filter(np.abs(restored.mean(axis=1) - images), (0, sigma, sigma)) * around,
+        "this model": map_of(model, images, restored, around),
         "its bits alone": around,
         **{f"bits of level {level + 1}": bits_around(model, bits[..., level]) for level in range(bits.shape[-1])[:-1]},
         "dark in T1w": 1 - images,
@@ -171,7 +171,9 @@ def beside(path):
     }
     for file in files.values():
         if not file.exists():
-            raise UserError(f"{file}: not found, and {path.name} is there")
+            raise UserError(f"{file}: not found, and {path.name} is there; add it, or leave that person out")
+        if nibabel.load(file).shape != nibabel.load(path).shape:
+            raise UserError(f"{file}: of another grid than {path.name}; resample it to that")
     return files
 
 
@@ -180,7 +182,7 @@ def score_real(args):
     model, found = TrainedModel(args.run_dir), {}
     paths = sorted(args.lesions.glob("sub-*/anat/*_T1w.nii.gz"))
     if not paths:
-        raise UserError(f"--lesions {args.lesions}: no sub-*/anat/*_T1w.nii.gz")
+        raise UserError(f"--lesions {args.lesions}: no sub-*/anat/*_T1w.nii.gz; give a BIDS folder")
     for path in paths:
         maps, seen, lesions = real_maps(model, path)
         for name, values in maps.items():

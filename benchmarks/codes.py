@@ -41,7 +41,7 @@ COHORTS = {  # how each is read, and a step of it
 }
 FACTOR_8, FACTOR_4 = {"downsampling": 8, "num-embeddings": 512}, {"downsampling": 4, "num-embeddings": 256}
 DARK = 0.02  # mean intensity of a place, below which it is background
-BEGINNING = 0.3  # share of the epochs without a quantiser, in train.py
+BEGINNING = options.VQVAETraining.continuous  # share of the VQ-VAE's epochs without a quantiser
 ROWS = {  # options of train.py, and that share
     "one level": (FACTOR_8, BEGINNING),
     "quantised from the first step": (FACTOR_8, 0.0),
@@ -109,11 +109,8 @@ def main(args):
         rows.append({"codes": name, **judge(model, dataclasses.replace(data, slices=slices), args.number)})
         about = {name: getattr(args, name) for name in ("cohort", "vqvae_epochs", "prior_epochs", "number")}
         harness.write(args.output, rows, data=data.title, people="validation", **about)
-        shares, footer = (
-            {row["codes"]: row["variance_shares"] for row in rows},
-            run_folder.footer(data.title, data.credit),
-        )
-        figures.variances(args.output.with_suffix(".png"), shares, footer)
+        shares = {row["codes"]: row["variance_shares"] for row in rows}
+        figures.variances(args.output.with_suffix(".png"), shares, run_folder.footer(data.title, data.credit))
 
 
 if __name__ == "__main__":

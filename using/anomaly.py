@@ -84,10 +84,11 @@ def anomaly_map(model, images, number=8, seed=0, label=None, slice_position=None
     `restore`. It shows what this model finds uncommon, which is also another scanner, a movement, a rare fold; it
     finds no disease.
     """
-    return _map_of(model, images, *restore(model, images, number, seed, label, slice_position))
+    return map_of(model, images, *restore(model, images, number, seed, label, slice_position))
 
 
-def _map_of(model, images, restored, around):
+def map_of(model, images, restored, around):
+    """As `anomaly_map`, of what `restore` returns."""
     sigma = SMOOTHING_MM / model.voxel_mm[0]
     return ndimage.gaussian_filter(np.abs(restored.mean(axis=1) - images), (0, sigma, sigma)) * around
 
@@ -98,7 +99,7 @@ def map_inputs(model, args, folder, footer):
     try:
         for scan, is_shown in read_scans(args.input, model.config):
             made = describe(model, scan, args)
-            found = _map_of(model, scan.images, *restore_codes(model, *made.described, *made.bits, seed=args.seed))
+            found = map_of(model, scan.images, *restore_codes(model, *made.described, *made.bits, seed=args.seed))
             (folder / scan.name).mkdir(parents=True, exist_ok=True)
             if scan.grid:
                 scans.write_volume(scan, scans.in_volume(scan, found), folder / scan.name / "anomaly.nii.gz")
