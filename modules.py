@@ -367,6 +367,10 @@ class VQVAE(keras.Model):
         """Codes of float32 images (n, image_size, image_size, 1): NumPy int32, shape (n, grid, grid, D)."""
         return self._in_batches(lambda x: self.choose_entries(self.encoder.predict_on_batch(x))[-1], images)
 
+    def reconstruct(self, images):
+        """What the model makes of images (n, image_size, image_size, 1): NumPy, the same shape."""
+        return self._in_batches(lambda x: self.predict_on_batch(x)["reconstruction"], images)
+
     def decode(self, code_indices):
         """Images of NumPy codes (n, grid, grid, D): NumPy float32 in [0, 1], shape (n, image_size, image_size, 1).
 

@@ -46,7 +46,7 @@ class Progress(keras.callbacks.Callback):
         print(f"{self.stage}: what it makes of validation slices, after each epoch: {self.run_dir / 'progress.png'}")
 
     def on_epoch_end(self, epoch, logs=None):
-        outputs = self.model.predict(self.images[..., None], verbose=0)["reconstruction"][..., 0].astype("float32")
+        outputs = self.model.reconstruct(self.images[..., None])[..., 0].astype("float32")
         ssim, psnr = _ssim(self.images, outputs), _psnr_db(self.images, outputs)
         logs["val_ssim"] = float(ssim.mean())
         logs["val_psnr_db"] = float(psnr[np.isfinite(psnr)].mean()) if np.isfinite(psnr).any() else math.nan
