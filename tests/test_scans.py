@@ -457,9 +457,10 @@ def test_anomaly_maps_light_up_where_something_is_planted(tmp_path, call, drawn,
     assert found[60:72, 40:52].mean() > 3 * found[image > 0].mean()
     with PIL.Image.open(tmp_path / "out" / "anomalies.png") as picture:
         assert picture.width > 500
-    # A slice's map is the same whatever other slices stand beside it.
-    alone, beside = model.anomaly_map(drawn[1:2], 2), model.anomaly_map(drawn, 2)
-    np.testing.assert_allclose(alone[0], beside[1], atol=1e-5)
+    # A slice's map is the same whatever other slices stand beside it; some processors round by its place among them.
+    beside, others = (model.anomaly_map(some, 2) for some in (drawn, drawn[[-1, 1, 0]]))
+    np.testing.assert_array_equal(others[1], beside[1])
+    np.testing.assert_allclose(model.anomaly_map(drawn[1:2], 2)[0], beside[1], atol=1e-5)
 
 
 def test_what_cannot_be_used_is_a_line_and_the_rest_is_done(tmp_path, call):
