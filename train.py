@@ -184,7 +184,7 @@ def fit(stage, model, make_optimizer, batches, validation, training, run_dir, wa
     if begin and not kept.begun():
         begin()
     steps = training["epochs"] * len(batches)
-    warm_up = min(100, steps // 10)
+    warm_up = min(100, steps // 2)
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - warm_up), warmup_target=training["learning_rate"], warmup_steps=warm_up
     )

@@ -2,13 +2,14 @@
 
     python -m benchmarks.codes --cohort ixi --data-dir IXI --output results/ixi/codes.json
 
-Each row is a run of its own in runs/codes, of few epochs, so that a benchmark that was stopped goes on. All figures are
-of the validation people and of the plain decoder. Distances are those of evaluation/realism.py; the prior's gap is the
+Each row is a run of its own in runs/codes, of few epochs, so that a benchmark that was stopped goes on; the coarse codes
+and their prior are those of the first one. All figures are of the validation people and of the plain decoder. Distances are those of evaluation/realism.py; the prior's gap is the
 distance of samples to decoded slices over that of other people's decoded slices. Beside the file, a picture of how the
 encoder's output varies: its variance by principal direction.
 """
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
@@ -35,24 +36,25 @@ from evaluation import figures, measure, metrics, realism
 from predict import TrainedModel
 from running import opening, options, run_folder
 
-COHORTS = {  # how each is read, and a step of it
-    "ds002748": {"num-slices": 64, "slice-spacing": 1, "vqvae-batch-size": 16, "prior-batch-size": 16},
-    "ixi": {"background": "black", "vqvae-batch-size": 16, "prior-batch-size": 16},
+COHORTS = {  # how each is read, a step of it, and the entries of a level
+    "ds002748": {"num-slices": 64, "slice-spacing": 1, "num-embeddings": 512},
+    "ixi": {"background": "black", "num-embeddings": 256},
 }
-FACTOR_8, FACTOR_4 = {"downsampling": 8, "num-embeddings": 512}, {"downsampling": 4, "num-embeddings": 256}
+STEPS = {"vqvae-batch-size": 16, "prior-batch-size": 16}
 DARK = 0.02  # mean intensity of a place, below which it is background
 BEGINNING = options.VQVAETraining.continuous  # share of the VQ-VAE's epochs without a quantiser
 ROWS = {  # options of train.py, and that share
-    "one level": (FACTOR_8, BEGINNING),
-    "quantised from the first step": (FACTOR_8, 0.0),
-    "half of the epochs without a quantiser": (FACTOR_8, 0.5),
-    "4,096 entries": (FACTOR_8 | {"num-embeddings": 4096}, BEGINNING),
-    "two levels": (FACTOR_8 | {"num-quantizers": 2}, BEGINNING),
-    "two levels of 1,024": (FACTOR_8 | {"num-quantizers": 2, "num-embeddings": 1024}, BEGINNING),
-    "four levels": (FACTOR_8 | {"num-quantizers": 4}, BEGINNING),
-    "factor 4": (FACTOR_4, BEGINNING),
-    "factor 4, two levels": (FACTOR_4 | {"num-quantizers": 2}, BEGINNING),
+    "one level": ({"downsampling": 8}, BEGINNING),
+    "quantised from the first step": ({"downsampling": 8}, 0.0),
+    "half of the epochs without a quantiser": ({"downsampling": 8}, 0.5),
+    "one level of 4,096": ({"downsampling": 8, "num-embeddings": 4096}, BEGINNING),
+    "two levels": ({"downsampling": 8, "num-quantizers": 2}, BEGINNING),
+    "two levels of 1,024": ({"downsampling": 8, "num-quantizers": 2, "num-embeddings": 1024}, BEGINNING),
+    "four levels": ({"downsampling": 8, "num-quantizers": 4}, BEGINNING),
+    "factor 4": ({"downsampling": 4}, BEGINNING),
+    "factor 4, two levels": ({"downsampling": 4, "num-quantizers": 2}, BEGINNING),
 }
+COARSE = ("coarse_autoencoder", "coarse", "coarse_prior")
 
 
 def fit(name, args):
@@ -61,9 +63,15 @@ def fit(name, args):
     epochs = {"vqvae-epochs": args.vqvae_epochs, "coarse-epochs": 2 * args.vqvae_epochs}
     epochs |= {"prior-epochs": args.prior_epochs, "coarse-prior-epochs": 2 * args.prior_epochs}
     run_dir = harness.ROOT / "runs" / "codes" / args.cohort / name.replace(" ", "_")
-    given = {"data-dir": args.data_dir, "run-dir": run_dir} | COHORTS[args.cohort] | epochs | given
+    given = {"data-dir": args.data_dir, "run-dir": run_dir} | COHORTS[args.cohort] | STEPS | epochs | given
     asked = options.train([str(part) for flag, value in given.items() for part in (f"--{flag}", value)])
     asked.options["vqvae_training"]["continuous"] = beginning
+    whole = next((other.parent for other in sorted(run_dir.parent.glob("*/prior.keras"))), run_dir)
+    if not run_dir.exists() and whole != run_dir:
+        run_dir.mkdir()
+        for stage in COARSE:
+            shutil.copy2(whole / f"{stage}.keras", run_dir)
+            shutil.copy2(whole / f"{stage}_history.csv", run_dir)
     train.run(asked)
     model = TrainedModel(run_dir, "plain")
     return model, opening.find_data(run_dir, model.config)
