@@ -25,6 +25,7 @@ import contextlib
 import functools
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 from running import options
@@ -41,12 +42,14 @@ import dataset
 import sampling
 from evaluation import pictures
 from modules import code_lengths
+from reading.decoding import BadFile
 from running import models, opening, run_folder
 from running.config import read_config
 from system import devices
 from system.console import UserError
-from using import anomaly, completion, heads, inputs
+from using import anomaly, completion, heads, inputs, scans
 
+ROOT = Path(__file__).parent
 HEIGHTS = np.linspace(0, 1, 17, dtype="float32")  # slice positions that are tried where none is given
 
 
@@ -94,6 +97,32 @@ class TrainedModel:
         self.image_size, self.grid_size = self.vqvae.image_size, self.vqvae.grid_size
         self.labels = self.config["data"]["labels"]
         self.unfinished = run_folder.unfinished(run_dir, self.config, self.decoder)
+        self.drawn_with = {"coarse_temperature": coarse_temperature, "temperature": temperature}
+        self.drawn_with |= {"top_k": top_k, "top_p": top_p}
+
+    @classmethod
+    def from_pretrained(cls, name, **how):
+        """A shipped run by its name, as "ds002748"; the further arguments are those of the class."""
+        shipped = sorted(path.parent.name for path in ROOT.glob("pretrained/*/config.json"))
+        if name not in shipped:
+            raise UserError(f"{name}: no shipped run; there are {', '.join(shipped)}")
+        return cls(ROOT / "pretrained" / name, **how)
+
+    @property
+    def about(self):
+        """What is told of all that the run makes, in tables and in the text of a PNG: a dictionary."""
+        version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+        data, made_by = self.config["data"], f"brain-vqvae {version}; of no person, not for diagnosis"
+        about = {"run": self.run_dir.resolve().name, "decoder": self.decoder, **self.drawn_with}
+        return about | {"trained_on": data["title"], "credit": data["credit"], "Software": made_by}
+
+    def read(self, path):
+        """A file as the models take it, with what `using.scans` says of it: a `Scan`; its `images` are (n, S, S)."""
+        ((name, (source, scale)),) = scans.find([Path(path)])[0].items()
+        try:
+            return scans.read(name, source, self.config, scale)
+        except BadFile as error:
+            raise UserError(f"{error.path}: {error.reason}") from error
 
     # ------------------------------------------------------------------------------------------------------------
     # Codes
@@ -219,6 +248,15 @@ class TrainedModel:
         for codes in self.sampler.sample(labels, slice_positions, seed, noise_index, description=description):
             yield self.decode(codes)
 
+    def told_of(self, labels, slice_positions, seed=0):
+        """What is told of each sample that `draw` makes of these: a list of dictionaries."""
+        told = {"label": [["", *self.labels][label] for label in labels], "slice_position": slice_positions}
+        rows = zip(*told.values(), strict=True)
+        return [
+            {"label": label, "slice_position": f"{position:.4f}", "seed": seed, "number": number, **self.about}
+            for number, (label, position) in enumerate(rows)
+        ]
+
     @_whole
     def sample(self, number, seed=0, label=None, slice_position=None):
         """New images: float32 in [0, 1], shape (number, S, S); label and slice position as for `conditions`."""
@@ -245,6 +283,10 @@ class TrainedModel:
         """Yields new stacks of slices: see `using.heads.sample`."""
         return heads.sample(self, number, seed, label, **how)
 
+    def write_head(self, head, path):
+        """Writes a stack of slices, uint8, (s, S, S), as NIfTI: see `using.heads.write`."""
+        heads.write(self, head, Path(path))
+
     @_whole
     def complete(self, image, mask, number, seed=0, label=None, slice_position=None, **how):
         """Draws anew what lies under a mask: see `using.completion.complete`."""
@@ -261,21 +303,32 @@ class TrainedModel:
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def write_samples(batches, folder):
-    """Writes each image as 8-bit grey PNG as soon as it is drawn, passes it on, removes what an earlier call left."""
+def write_samples(batches, told, folder):
+    """Writes each image as 8-bit grey PNG as soon as it is drawn, passes it on, removes what an earlier call left.
+
+    What `TrainedModel.told_of` tells of them stands in each PNG's text, and of all in samples.csv beside the folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files.remove_old(folder, rf"sample_\d{{4,}}\.png|{files.PARTIAL.pattern}")
-    for i, image in enumerate(image for images in batches for image in images):
-        picture = PIL.Image.fromarray((image * 255).round().astype("uint8"))
-        files.write_whole(folder / f"sample_{i:04d}.png", picture.save)
-        yield image
+    rows = []
+    try:
+        for about, image in zip(told, (image for images in batches for image in images), strict=True):
+            path = folder / f"sample_{len(rows):04d}.png"
+            picture = PIL.Image.fromarray((image * 255).round().astype("uint8"))
+            files.write_image(path, picture, about)
+            rows.append({"file": f"{folder.name}/{path.name}", **about})
+            yield image
+    finally:
+        if rows:
+            files.write_csv(folder.parent / "samples.csv", rows)
 
 
 def draw_new(model, args, folder, footer):
     """New slices, pictures of them, and reconstructions of test people where the run's data are at hand."""
     labels, positions = model.conditions(args.num_samples, args.seed, args.label, args.slice_position)
     drawn = model.draw(labels, positions, args.seed, description="samples")
-    kept = [image for i, image in enumerate(write_samples(drawn, folder / "samples")) if i < 32]
+    told = model.told_of(labels, positions, args.seed)
+    kept = [image for i, image in enumerate(write_samples(drawn, told, folder / "samples")) if i < 32]
     pictures.show_samples(folder / "samples.png", kept, labels, positions, model.labels, footer)
     pictures.show_positions(folder / "positions.png", model, args.seed, footer, args.label)
 
@@ -299,11 +352,11 @@ def draw_new(model, args, folder, footer):
 
 # By the option that asks for it: the folder in the run's, what does it, what an earlier call may have left there.
 TASKS = {
-    "anomaly": ("anomalies", anomaly.map_inputs, ["anomalies.png"]),
-    "mask": ("completions", completion.complete_input, ["completions.png"]),
+    "anomaly": ("anomalies", anomaly.map_inputs, ["anomalies.png", "anomalies.csv"]),
+    "mask": ("completions", completion.complete_input, ["completions.png", "completions.csv"]),
     "input": ("inputs", inputs.reconstruct_all, ["inputs.png"]),
     "volumes": ("predictions", heads.write_heads, ["volumes.png", "volumes.gif"]),
-    "num_samples": ("predictions", draw_new, ["samples.png", "positions.png", "reconstructions.png"]),
+    "num_samples": ("predictions", draw_new, ["samples.png", "samples.csv", "positions.png", "reconstructions.png"]),
 }
 
 

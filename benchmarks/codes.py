@@ -2,10 +2,11 @@
 
     python -m benchmarks.codes --cohort ixi --data-dir IXI --output results/ixi/codes.json
 
-Each row is a run of its own in runs/codes, of few epochs, so that a benchmark that was stopped goes on; the coarse codes
-and their prior are those of the first one. All figures are of the validation people and of the plain decoder. Distances are those of evaluation/realism.py; the prior's gap is the
-distance of samples to decoded slices over that of other people's decoded slices. Beside the file, a picture of how the
-encoder's output varies: its variance by principal direction.
+Each row is a run of its own in runs/codes, of few epochs, so that a benchmark that was stopped goes on; the coarse
+codes and their prior are those of the first one. All figures are of the validation people and of the plain decoder.
+Distances are those of evaluation/realism.py; the prior's gap is the distance of samples to decoded slices over that of
+other people's decoded slices. Beside the file, a picture of how the encoder's output varies: its variance by principal
+direction.
 """
 
 import dataclasses

@@ -1,8 +1,12 @@
 """Files that are never half written, and files of earlier calls."""
 
+import csv
+import io
 import os
 import re
 import socket
+
+from PIL.PngImagePlugin import PngInfo
 
 from system.console import in_a_line
 
@@ -30,6 +34,24 @@ def write_whole(path, write):
 
 def write_text(path, text):
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_csv(path, rows):
+    """Writes dictionaries of the same keys as a table, their keys above; an empty one for None."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, table.getvalue())
+
+
+def write_image(path, picture, about):
+    """Writes a PIL image; in a PNG stands what it is, a dictionary, as text by name."""
+    text = PngInfo()
+    for name, value in about.items():
+        text.add_text(name, str(value))
+    more = {"pnginfo": text} if path.suffix == ".png" else {}
+    write_whole(path, lambda partial: picture.save(partial, **more))
 
 
 def remove_old(folder, pattern):

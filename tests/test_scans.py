@@ -129,7 +129,7 @@ def test_a_larger_image_is_shrunk_and_written_back_at_its_size(tmp_path, rng):
     scan = read(tmp_path / "large.png", config_of(data, data_dir))
     assert scan.images.shape == (1, 32, 32)
     assert scan.notices == ["its 90 x 120 pixels are shrunk to 24 x 32: the run's slices hold 32"]
-    scans.write_image(scan, scan.images[0], tmp_path / "back.png")
+    scans.write_image(scan, scan.images[0], tmp_path / "back.png", {})
     back = np.asarray(PIL.Image.open(tmp_path / "back.png"), float)
     assert back.shape == (90, 120)
     assert np.abs(back - np.asarray(PIL.Image.open(tmp_path / "large.png"), float)).mean() < 12
@@ -248,7 +248,7 @@ def test_outside_a_mask_an_image_keeps_its_own_values(tmp_path, rng, kind):
     path = tmp_path / ("slice.tif" if kind == "float32" else "slice.png")
     write_image(path, image)
     scan, _ = scans.hide(read(path, shipped("ixi")), mask, shipped("ixi"))
-    scans.write_completion(scan, np.full((128, 128), 0.5, "float32"), mask, tmp_path / f"out{path.suffix}")
+    scans.write_completion(scan, np.full((128, 128), 0.5, "float32"), mask, tmp_path / f"out{path.suffix}", {})
     written = np.asarray(PIL.Image.open(tmp_path / f"out{path.suffix}"))
     assert written.dtype == image.dtype
     np.testing.assert_array_equal(written[~mask], image[~mask])

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from evaluation import figures
+from system import files
 from using import scans
 from using.inputs import describe, read_scans
 
@@ -95,21 +96,26 @@ def map_of(model, images, restored, around):
 
 def map_inputs(model, args, folder, footer):
     """--anomaly: a map of each scan, and a picture of them."""
-    shown = []
+    shown, rows = [], []
     try:
         for scan, is_shown in read_scans(args.input, model.config):
             made = describe(model, scan, args)
             found = map_of(model, scan.images, *restore_codes(model, *made.described, *made.bits, seed=args.seed))
             (folder / scan.name).mkdir(parents=True, exist_ok=True)
+            path = folder / scan.name / ("anomaly.nii.gz" if scan.grid else "anomaly.png")
+            about = {"input": str(scan.path), "slices": len(found), "seed": args.seed, "most": f"{found.max():.4f}"}
+            about |= model.about
             if scan.grid:
-                scans.write_volume(scan, scans.in_volume(scan, found), folder / scan.name / "anomaly.nii.gz")
+                scans.write_volume(scan, scans.in_volume(scan, found), path)
             else:
-                scans.write_image(scan, found[0] / UNCOMMON_OF_WHITE, folder / scan.name / "anomaly.png")
+                scans.write_image(scan, found[0] / UNCOMMON_OF_WHITE, path, about)
+            rows.append({"file": f"{scan.name}/{path.name}", **about})
             if is_shown or not shown:
                 worst = found.max(axis=(1, 2)).argmax()
                 shown.append((scan.images[worst], found[worst], textwrap.fill(scan.name[:40], 20)))
             print(f"{scan.name}: {folder / scan.name}")
     finally:
         if shown:
+            files.write_csv(folder / "anomalies.csv", rows)
             figures.anomalies(folder / "anomalies.png", *zip(*shown, strict=True), footer)
             print(f"what is uncommon for {args.run_dir}: {folder / 'anomalies.png'}; it finds no disease")

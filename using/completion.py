@@ -72,12 +72,22 @@ def complete_input(model, args, folder, footer):
     if scan.stored.ndim == 3:
         notices.append("what is drawn is grey; outside of the mask the colours stay")
     scan.notices.extend(notices)
-    describe(model, scan, args, square)
+    of_known = describe(model, scan, args, square).described[-1]
     print(f"drawn anew: {mask.sum()} of {mask.size} pixels ({100 * mask.mean():.0f} %)")
     drawn = complete(model, scan.images[0], square, args.num_samples, args.seed, args.label, args.slice_position)
     files.remove_old(folder, r"completion_\d{4,}\.(png|tif)")
-    suffix = "png" if scan.stored.dtype in ("uint8", "uint16") else "tif"
+    told = {
+        "input": str(scan.path),
+        "mask": str(args.mask),
+        "label": ["", *model.labels][of_known["label"][0]],
+        "slice_position": f"{of_known['slice_position'][0]:.4f}",
+        "seed": args.seed,
+    }
+    rows, suffix = [], "png" if scan.stored.dtype in ("uint8", "uint16") else "tif"
     for i, image in enumerate(drawn):
-        scans.write_completion(scan, image, mask, folder / f"completion_{i:04d}.{suffix}")
+        about = {**told, "number": i, **model.about}
+        rows.append({"file": f"completion_{i:04d}.{suffix}", **about})
+        scans.write_completion(scan, image, mask, folder / rows[-1]["file"], about)
+    files.write_csv(folder / "completions.csv", rows)
     figures.completions(folder / "completions.png", found[0].images[0], square, drawn[:14], footer)
     print(f"{len(drawn)} completions: {folder}; look at {folder / 'completions.png'}")

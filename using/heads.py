@@ -65,10 +65,17 @@ def decode(model, codes, smoothing_mm=SMOOTHING_ALONG_MM):
     return model.vqvae.decode_vectors(z_q)[..., 0]
 
 
+def write(model, head, path):
+    """Writes a stack of slices, uint8, (s, S, S), as NIfTI in the orientation and voxels of the run's own scans."""
+    about = model.config["data"].get("about", {})
+    orientation = next(iter(about.get("orientation", ())), "RAS")
+    scans.write_head(head, path, about.get("plane") or "axial", model.voxel_mm, orientation)
+
+
 def write_heads(model, args, folder, footer):
     """--volumes: stacks as volumes/volume_000.nii.gz, volumes.png, and a flight through the first, volumes.gif."""
     about = model.config["data"].get("about", {})
-    plane, orientation = about.get("plane") or "axial", next(iter(about.get("orientation", ())), "RAS")
+    plane = about.get("plane") or "axial"
     if not about.get("pixel_mm"):
         print("note: the size of the run's pixels is not known: voxels of 1 mm are written")
     (folder / "volumes").mkdir(exist_ok=True)
@@ -77,8 +84,7 @@ def write_heads(model, args, folder, footer):
     shown = []
     drawn = sample(model, args.volumes, args.seed, args.label, description="heads")
     for number, head in enumerate(head for some in drawn for head in some):
-        path = folder / "volumes" / f"volume_{number:03d}.nii.gz"
-        scans.write_head(head, path, plane, model.voxel_mm, orientation)
+        write(model, head, folder / "volumes" / f"volume_{number:03d}.nii.gz")
         shown += [head] * (number < 6)
     titles = [f"volume {i} {['', *model.labels][k]}".strip() for i, k in enumerate(labels[:6])]
     views = [figures.views(head, plane, model.voxel_mm) for head in shown]

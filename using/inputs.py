@@ -157,9 +157,10 @@ def write(model, scan, made, folder):
         scans.write_reconstruction(scan, made.outputs, folder)
         scans.write_volume(scan, scans.in_volume(scan, by_pixel, order=0), folder / "bits.nii.gz")
     else:
-        scans.write_image(scan, made.outputs[0], folder / "reconstruction.png")
-        scans.write_image(scan, (made.outputs - scan.images)[0] / 2 + 0.5, folder / "difference.png")
-        scans.write_image(scan, by_pixel[0] / BITS_OF_WHITE, folder / "bits.png", order=0)
+        about = {"input": str(scan.path), **model.about}
+        scans.write_image(scan, made.outputs[0], folder / "reconstruction.png", about)
+        scans.write_image(scan, (made.outputs - scan.images)[0] / 2 + 0.5, folder / "difference.png", about)
+        scans.write_image(scan, by_pixel[0] / BITS_OF_WHITE, folder / "bits.png", about, order=0)
 
 
 def reconstruct_all(model, args, folder, footer):

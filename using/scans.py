@@ -381,21 +381,24 @@ def slices_of(scan, squares, order=1):
     return whole
 
 
-def write_image(scan, square, path, order=1):
-    """Writes a square, float in [0, 1], as an 8-bit grey PNG of the size of the input."""
+def write_image(scan, square, path, about, order=1):
+    """Writes a square, float in [0, 1], as an 8-bit grey PNG of the size of the input; `about` is its text."""
     pixels = resize(slices_of(scan, square[None], order)[0], scan.stored.shape[:2], order=order)
-    files.write_whole(path, PIL.Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype("uint8")).save)
+    files.write_image(path, PIL.Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype("uint8")), about)
 
 
-def write_completion(scan, square, mask, path):
-    """Writes an image as it is in its file, but under a mask, (height, width), what a square holds there, in grey."""
+def write_completion(scan, square, mask, path, about):
+    """Writes an image as it is in its file, but under a mask, (height, width), what a square holds there, in grey.
+
+    `about` is the text of a PNG.
+    """
     whole, (low, high) = scan.stored.copy(), scan.values
     drawn = low + resize(slices_of(scan, square[None])[0], mask.shape)[mask].clip(0, 1) * (high - low)
     drawn = drawn.round() if whole.dtype.kind in "iu" else drawn
     whole[mask] = (drawn if whole.ndim == 2 else drawn[:, None]).astype(whole.dtype)
     if whole.ndim == 3 and whole.shape[2] in (2, 4):
         whole[mask, -1] = 255  # not transparent
-    files.write_whole(path, PIL.Image.fromarray(whole).save)
+    files.write_image(path, PIL.Image.fromarray(whole), about)
 
 
 def in_volume(scan, squares, order=1):
