@@ -114,7 +114,7 @@ class TrainedModel:
         version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
         data, made_by = self.config["data"], f"brain-vqvae {version}; of no person, not for diagnosis"
         about = {"run": self.run_dir.resolve().name, "decoder": self.decoder, **self.drawn_with}
-        return about | {"trained_on": data["title"], "credit": data["credit"], "Software": made_by}
+        return about | {"trained_on": data["title"], "credit": data["credit"], "made_by": made_by}
 
     def read(self, path):
         """A file as the models take it, with what `using.scans` says of it: a `Scan`; its `images` are (n, S, S)."""
