@@ -29,7 +29,7 @@ import dataset
 from evaluation import progress
 from extensions import sharpening
 from extensions.codebooks import CodebookAdamW
-from running import checkpoint, models, opening, run_folder
+from running import checkpoint, models, opening, plan, run_folder
 from system import devices
 from system.console import UserError
 
@@ -250,6 +250,13 @@ STAGES = {
 }
 
 
+def optimizer_of(stage):
+    """What a stage learns by, for `plan.tell`, which only measures."""
+    if stage in run_folder.VQVAES:
+        return vqvae_optimizer(1e-4)
+    return sharp_optimizer(1e-4, 100) if stage == "sharp" else prior_optimizer(1e-4, 100)
+
+
 def run(command):
     """All of a run, or one stage of it, from what `options.train` returns."""
     run_dir, options = command.run_dir, command.options
@@ -273,6 +280,8 @@ def run(command):
         if new and devices.is_first():
             progress.preview(run_dir / "preview.png", data)
         if command.dry_run:
+            if devices.is_first():
+                plan.tell(data, options, [*stages, *["sharp"] * (command.stage == "all")], optimizer_of, command.again)
             print(f"nothing was trained; look at {run_dir / 'preview.png'} and {run_dir / 'splits.csv'}")
             return
         for stage in stages:

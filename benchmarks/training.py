@@ -8,7 +8,6 @@ these are lower bounds.
 """
 
 import sys
-import time
 
 from benchmarks import harness
 
@@ -24,18 +23,7 @@ with harness.command(
 import numpy as np
 
 import train
-from running import models, options
-
-
-def seconds_each(call, least_s):
-    """Mean seconds of a call that waits for its result, over `least_s` or more, after three that do not count."""
-    for _ in range(3):
-        call()
-    number, start = 0, time.perf_counter()
-    while number < 3 or time.perf_counter() - start < least_s:
-        call()
-        number += 1
-    return (time.perf_counter() - start) / number
+from running import models, options, plan
 
 
 def measure(image_size, batch_size, stage, precision, least_s):
@@ -43,17 +31,10 @@ def measure(image_size, batch_size, stage, precision, least_s):
     how = options.train(["--image-size", str(image_size), "--preset", "default"]).options | {"precision": precision}
     batch_size = batch_size or how[f"{stage}_training"]["batch_size"]
     vqvae, prior = (models.build(name, image_size, 0, how) for name in ("vqvae", "prior"))
-    rng, grid = np.random.default_rng(0), vqvae.grid_size
-    if stage == "vqvae":
-        model, optimizer = vqvae, train.vqvae_optimizer(1e-4)
-        batch = rng.random((batch_size, image_size, image_size, 1), "float32")
-    else:
-        model, optimizer = prior, train.prior_optimizer(1e-4, 100)
-        codes = rng.integers(0, prior.num_embeddings, (batch_size, grid, grid, 1), "int32")
-        batch = {"codes": codes, "label": codes[:, 0, 0, 0] * 0, "slice_position": rng.random(batch_size, "float32")}
-        batch["coarse"] = rng.integers(0, 64, (batch_size, 8, 8, 1), "int32")
-    model.compile(optimizer=optimizer)
-    rate = batch_size / seconds_each(lambda: model.train_on_batch(batch), least_s)
+    model, grid = vqvae if stage == "vqvae" else prior, vqvae.grid_size
+    batch = plan.some_batch(model, batch_size, np.random.default_rng(0))
+    model.compile(optimizer=train.optimizer_of(stage))
+    rate = batch_size / plan.seconds_each(lambda: model.train_on_batch(batch), least_s)
     return {
         "stage": stage,
         "image_size": image_size,

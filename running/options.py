@@ -12,6 +12,7 @@ import difflib
 import functools
 import math
 import operator
+import shlex
 import sys
 import unicodedata
 from pathlib import Path
@@ -70,7 +71,9 @@ class Training:
         "auto", "of the computation; auto is bfloat16 where the hardware has it", ("auto", "float32", "bfloat16")
     )
     devices: int = option(1, "devices that share each batch, under JAX; 0 for all", least=0)
-    dry_run: bool = everyday(False, "read the data, say what they are, write splits.csv and preview.png, and stop")
+    dry_run: bool = everyday(
+        False, "say what the data are and how long training would take, write splits.csv and preview.png, and stop"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,10 +284,13 @@ def train(argv=None):
     """Reads the command line of train.py.
 
     Returns:
-        A namespace: `stage`, `run_dir`, `devices`, `dry_run`, and `options`, what config.json keeps, as JSON values:
-        a dictionary for each group, and `precision`, which may still be "auto".
+        A namespace: `stage`, `run_dir`, `devices`, `dry_run`, `again` (the command without the last), and `options`,
+        what config.json keeps, as JSON values: a dictionary for each group, and `precision`, which may still be "auto".
     """
-    return _read("Train a VQ-VAE on brain slices and a PixelCNN prior on its codes.", TRAIN, argv, _to_train)
+    argv = sys.argv[1:] if argv is None else argv
+    command = _read("Train a VQ-VAE on brain slices and a PixelCNN prior on its codes.", TRAIN, argv, _to_train)
+    command.again = shlex.join(["python", "train.py", *(part for part in argv if part != "--dry-run")])
+    return command
 
 
 def _to_train(given):

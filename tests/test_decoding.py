@@ -1,5 +1,8 @@
 """What is in a file, each with a quirk of public bug reports: its grey values, its axes, and what is said of it."""
 
+import re
+import shlex
+
 import nibabel
 import numpy as np
 import PIL.Image
@@ -318,9 +321,14 @@ def test_a_dry_run_says_what_the_data_are_and_trains_nothing(tmp_path, capsys):
         "axial slices, native size 30 x 24 (20), 2 mm a pixel",
         "values 0 to",
         "note: images or volumes that are not like",
+        "plan: 8 x 8 codes a slice, 1 at each place, of 256",
+        "in all ",
         "nothing was trained; look at",
     ):
         assert line in said, said
+    for stage in ("vqvae", "coarse", "coarse_prior", "prior", "sharp"):
+        assert re.search(rf"^      {stage}: \d+ epochs, [\d.]+ (minutes|hours)$", said, re.MULTILINE), said
+    assert "      " + shlex.join(["python", "train.py", *command[:-1]]) + "\n" in said
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["preview.png", "splits.csv"]
     with PIL.Image.open(tmp_path / "run" / "preview.png") as picture:
         assert picture.width > 1000
