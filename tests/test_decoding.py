@@ -1,18 +1,20 @@
 """What is in a file, each with a quirk of public bug reports: its grey values, its axes, and what is said of it."""
 
+import functools
 import re
 import shlex
 
+import keras
 import nibabel
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import blob, write_bids, write_image, write_volume
+from conftest import COMPILE, blob, write_bids, write_image, write_volume
 
 import dataset
 import train
 from reading import decoding
-from running import run_folder
+from running import plan, run_folder
 from system.console import UserError
 
 FEW = {"num_slices": 8, "slice_spacing_mm": 4.0}
@@ -305,7 +307,8 @@ def test_an_oblique_volume_is_resampled_to_the_size_that_was_surveyed(tmp_path, 
 # -- the dry run --------------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_says_what_the_data_are_and_trains_nothing(tmp_path, capsys):
+def test_a_dry_run_says_what_the_data_are_and_trains_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(keras.Model, "compile", functools.partialmethod(COMPILE, run_eagerly=True))  # as `fit` does
     write_bids(tmp_path / "data", people=10, sessions=2)
     (tmp_path / "data" / "sub-01/ses-0/anat/sub-01_T2w.nii.gz").write_bytes(b"")
     command = ["--data-dir", tmp_path / "data", "--run-dir", tmp_path / "run", "--cache-dir", tmp_path / "cache"]
@@ -337,6 +340,19 @@ def test_a_dry_run_says_what_the_data_are_and_trains_nothing(tmp_path, capsys):
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     assert train.main([*command, "--seed", "5"]) == 1
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_plan_counts_epochs_steps_and_what_the_priors_encode(tmp_path, load, monkeypatch):
+    write_bids(tmp_path / "data", people=10)
+    data = load(**FEW)
+    stages = ("vqvae", "coarse", "coarse-prior", "prior")
+    epochs = [part for stage in stages for part in (f"--{stage}-epochs", "3")]
+    options = train.options.train(["--data-dir", str(tmp_path / "data"), "--precision", "float32", *epochs]).options
+    monkeypatch.setattr(plan, "seconds_each", lambda call, least_s: 60.0)  # of a step, and of encoding 32 slices
+    slices, checks = (len(data.of(split)) for split in ("train", "validation"))
+    for stage, at_once, encoders in (("vqvae", 4, 0), ("coarse", 32, 0), ("coarse_prior", 32, 1), ("prior", 8, 2)):
+        epoch = (slices + checks / 3) / at_once + encoders * slices / 32
+        assert plan.minutes_of(stage, data, options, None) == pytest.approx(3 * epoch)
 
 
 def test_a_long_licence_is_shortened_under_pictures_alone():
