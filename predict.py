@@ -112,7 +112,7 @@ class TrainedModel:
     def about(self):
         """What is told of all that the run makes, in tables and in the text of a PNG: a dictionary."""
         version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-        data, made_by = self.config["data"], f"brain-vqvae {version}; of no person, not for diagnosis"
+        data, made_by = self.config["data"], f"brain-vqvae {version}; not for diagnosis"
         about = {"run": self.run_dir.resolve().name, "decoder": self.decoder, **self.drawn_with}
         return about | {"trained_on": data["title"], "credit": data["credit"], "made_by": made_by}
 
@@ -250,11 +250,10 @@ class TrainedModel:
 
     def told_of(self, labels, slice_positions, seed=0):
         """What is told of each sample that `draw` makes of these: a list of dictionaries."""
-        told = {"label": [["", *self.labels][label] for label in labels], "slice_position": slice_positions}
-        rows = zip(*told.values(), strict=True)
+        names, same = ["", *self.labels], {**self.about, "synthetic": "a slice of no person"}
         return [
-            {"label": label, "slice_position": f"{position:.4f}", "seed": seed, "number": number, **self.about}
-            for number, (label, position) in enumerate(rows)
+            {"label": names[label], "slice_position": f"{position:.4f}", "seed": seed, "number": number, **same}
+            for number, (label, position) in enumerate(zip(labels, slice_positions, strict=True))
         ]
 
     @_whole
@@ -354,7 +353,7 @@ def draw_new(model, args, folder, footer):
 TASKS = {
     "anomaly": ("anomalies", anomaly.map_inputs, ["anomalies.png", "anomalies.csv"]),
     "mask": ("completions", completion.complete_input, ["completions.png", "completions.csv"]),
-    "input": ("inputs", inputs.reconstruct_all, ["inputs.png"]),
+    "input": ("inputs", inputs.reconstruct_all, ["inputs.png", "inputs.html"]),
     "volumes": ("predictions", heads.write_heads, ["volumes.png", "volumes.gif"]),
     "num_samples": ("predictions", draw_new, ["samples.png", "samples.csv", "positions.png", "reconstructions.png"]),
 }

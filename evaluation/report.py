@@ -485,8 +485,8 @@ def write(folder, config, result, people, credit, command, portraits):
             missing.setdefault("reconstruction", []).append(NO_HEAD)
     if len(portraits) < len(people):
         missing["people"] = [f"pictures of {len(people) - len(portraits)} more people, whose SSIM is higher."]
-    forms = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
-    page = forms.get_template("report.html.jinja").render(
+    _write_page(
+        folder / "report.html",
         title=config["data"]["title"],
         result=result,
         facts=facts(config, result, command),
@@ -501,4 +501,43 @@ def write(folder, config, result, people, credit, command, portraits):
         credit=credit,
         citation=citation(),
     )
-    write_text(folder / "report.html", page + "\n")
+
+
+COLUMNS = {  # of inputs.html: those of inputs.csv, and their digits
+    "slices": ("slices", 0),
+    "ssim": ("SSIM", 3),
+    "ssim_head": ("SSIM inside the head", 3),
+    "ssim_head_percentile": ("percentile", 0),
+    "psnr_db": ("PSNR (dB)", 1),
+    "bits_per_code": ("bits per code", 2),
+    "bits_per_code_percentile": ("percentile", 0),
+}
+
+
+def write_inputs(folder, rows, about, of):
+    """Writes inputs.html beside inputs.png.
+
+    Args:
+        folder: Where both are.
+        rows: Those of inputs.csv, dictionaries.
+        about: What `TrainedModel.about` tells of the run.
+        of: How many of the inputs the picture shows.
+    """
+    shown = {name: column for name, column in COLUMNS.items() if any(name in row for row in rows)}
+    cells = [[row["input"], *(number(row.get(n), digits) for n, (_, digits) in shown.items())] for row in rows]
+    _write_page(
+        folder / "inputs.html",
+        title=f"{rows[0]['input'] if len(rows) == 1 else f'{len(rows)} inputs'}, seen by {about['run']}",
+        warnings=[f"{row['input']} is unlike the run's data: {row['outside']}" for row in rows if row["outside"]],
+        notices={row["input"]: row["notices"] for row in rows if row["notices"]},
+        picture=base64.b64encode((folder / "inputs.png").read_bytes()).decode(),
+        table=table("inputs", ["input", *(words for words, _ in shown.values())], cells),
+        about=about,
+        of=of,
+    )
+
+
+def _write_page(path, **values):
+    """Fills the form of that name."""
+    forms = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
+    write_text(path, forms.get_template(f"{path.name}.jinja").render(**values) + "\n")

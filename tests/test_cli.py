@@ -20,6 +20,7 @@ from pathlib import Path
 import h5py
 import keras
 import numpy as np
+import pandas as pd
 import PIL.Image
 import pytest
 from conftest import asked, fit, write_image, write_oasis
@@ -417,13 +418,35 @@ def test_predict_draws_and_reconstructs(drawn):
     assert {path.name for path in drawn.iterdir()} == {
         "samples",
         "samples.png",
+        "samples.csv",
         "positions.png",
         "reconstructions.png",
     }
     samples = sorted((drawn / "samples").iterdir())
     assert [path.name for path in samples] == [f"sample_{i:04d}.png" for i in range(5)]
-    with PIL.Image.open(samples[0]) as image:
-        assert (image.mode, image.size) == ("L", (32, 32))
+    told = pd.read_csv(drawn / "samples.csv", dtype=str, keep_default_na=False)
+    assert told.file.tolist() == [f"samples/{path.name}" for path in samples]
+    assert set(told.label) <= {"AD", "NC"}
+    for path, row in zip(samples, told.drop(columns="file").to_dict("records"), strict=True):
+        with PIL.Image.open(path) as image:
+            assert (image.mode, image.size) == ("L", (32, 32))
+            assert image.text == row
+    assert told.synthetic.eq("a slice of no person").all()
+
+
+def test_a_script_that_draws_says_nothing(tmp_path):
+    script = """
+from predict import TrainedModel
+model = TrainedModel.from_pretrained("ixi")
+images = model.sample(1)
+model.bits(model.decode(model.encode(images)))
+try:
+    TrainedModel.from_pretrained("oasis")
+except ValueError as error:
+    assert "oasis: no shipped run; there are ds002748, " in str(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_predict_draws_the_same_without_any_data(place, drawn, tmp_path):

@@ -1,6 +1,7 @@
 """Scans of one's own go through the door of training, and come back on their own grid; errors are one line."""
 
 import json
+import re
 from pathlib import Path
 
 import nibabel
@@ -358,6 +359,16 @@ def call(tmp_path, capsys, monkeypatch, model):
     return run
 
 
+def as_told(folder, table, expected):
+    """A table of what was made has that in each row, and each PNG the same in its text."""
+    rows = pd.read_csv(folder / table, dtype=str, keep_default_na=False)
+    assert len(rows)
+    for row in rows.to_dict("records"):
+        assert {name: row[name] for name in expected} == expected
+        with PIL.Image.open(folder / row.pop("file")) as image:
+            assert image.text == row
+
+
 def as_bytes(image):
     return (image * 255).round().astype("uint8")
 
@@ -387,7 +398,10 @@ def test_reconstructions_codes_and_bits_of_a_volume_and_of_images(tmp_path, call
     for name, kind in (("head", "nii.gz"), ("T1", "png"), ("T1_2", "png")):
         assert {f"{name}/{of}.{kind}" for of in ("reconstruction", "difference", "bits")} <= names
         assert f"{name}/codes.npz" in names
-    assert {"inputs.csv", "inputs.png"} <= names
+    assert {"inputs.csv", "inputs.png", "inputs.html"} <= names
+    page = (folder / "inputs.html").read_text()
+    assert "Warning: head is unlike the run&#39;s data" in page
+    assert re.findall(r"<td>\s*(head|T1|T1_2)</td>", page) == ["head", "T1", "T1_2"]
     with np.load(folder / "head" / "codes.npz") as file:
         assert file["codes"].shape == file["bits"].shape == (32, 32, 32, 1)
         assert file["coarse"].shape == (32, 8, 8, 1)
@@ -431,7 +445,9 @@ def test_completions_leave_all_else_as_it_is(tmp_path, call, drawn, model):
         np.testing.assert_array_equal(one[mask == 0], image[mask == 0])
     assert (made[0] != made[1])[mask > 0].mean() > 0.2
     names = {path.name for path in (tmp_path / "out").glob("completion*")}
-    assert names == {"completion_0000.png", "completion_0001.png", "completion_notes.png", "completions.png"}
+    drawn_too = {"completion_0000.png", "completion_0001.png", "completion_notes.png"}
+    assert names == drawn_too | {"completions.png", "completions.csv"}
+    as_told(tmp_path / "out", "completions.csv", {"mask": str(tmp_path / "mask.png"), "run": "ixi", "seed": "0"})
     write_volume(tmp_path / "head.nii.gz", np.random.default_rng(0), (80, 100, 85))
     status, _, err = call("--input", tmp_path / "head.nii.gz", *asked[2:])
     assert status == 1
@@ -457,6 +473,7 @@ def test_anomaly_maps_light_up_where_something_is_planted(tmp_path, call, drawn,
     assert found[60:72, 40:52].mean() > 3 * found[image > 0].mean()
     with PIL.Image.open(tmp_path / "out" / "anomalies.png") as picture:
         assert picture.width > 500
+    as_told(tmp_path / "out", "anomalies.csv", {"input": str(tmp_path / "planted.png"), "decoder": "sharp"})
     # A slice's map is the same whatever other slices stand beside it; some processors round by its place among them.
     beside, others = (model.anomaly_map(some, 2) for some in (drawn, drawn[[-1, 1, 0]]))
     np.testing.assert_array_equal(others[1], beside[1])

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 import dataset
-from evaluation import figures, metrics
+from evaluation import figures, metrics, report
 from reading.decoding import BadFile
 from running import run_folder
 from system import files
@@ -202,4 +202,5 @@ def reconstruct_all(model, args, folder, footer):
             columns = zip(*(one for slices in shown for one in slices[:each]), strict=True)
             of = f"{len(shown)} of {len(rows)} inputs"
             figures.inputs(folder / "inputs.png", *columns, f"{of}\n{footer}")
-            print(f"written to {folder}; look at {folder / 'inputs.png'}: {of}")
+            report.write_inputs(folder, rows, model.about, of)
+            print(f"written to {folder}; look at {folder / 'inputs.html'}: {of}")
