@@ -75,9 +75,9 @@ ifdef DS
 ifdef MS
 	$(BIN)/python -m benchmarks.anomaly --run-dir runs/ds002748 --lesions $(MS) --output results/ds002748/lesions.json
 endif
-	$(BIN)/python predict.py --run-dir runs/ds002748 --input $(DS)/sub-02/anat/sub-02_T1w.nii.gz --output-dir results/using
+	$(BIN)/python predict.py --run-dir runs/ds002748 --input examples/brain.nii.gz --output-dir results/using
 	$(BIN)/python predict.py --run-dir runs/heads --volumes 6 --output-dir results/using
-	rm -r results/using/sub-02_T1w results/using/volumes results/using/volumes.gif  # volumes
+	rm -r results/using/brain results/using/inputs.html results/using/volumes results/using/volumes.gif  # volumes
 endif
 ifdef IXI
 	$(call fit,ixi,--data-dir $(IXI) $(IXI_RUN))
