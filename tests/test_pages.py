@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import shlex
+import types
 from pathlib import Path
 
 import numpy as np
@@ -57,16 +58,16 @@ def test_every_command_is_understood(page, tmp_path, monkeypatch):
         getattr(options, program)(given)
 
 
+@functools.cache
+def load(run_dir, kind=predict.TrainedModel):
+    return kind(ROOT / run_dir)
+
+
 @pytest.fixture
 def quick(tmp_path, monkeypatch):
     """In the project's folder; a run is loaded once, of a volume two slices are taken, and a map is of one draw."""
-    loaded, kind = {}, predict.TrainedModel
-
-    def load(run_dir, *how):
-        return loaded.setdefault(str(run_dir), kind(run_dir, *how))
-
-    load.from_pretrained = kind.from_pretrained
-    monkeypatch.setattr(predict, "TrainedModel", load)
+    once = types.SimpleNamespace(from_pretrained=lambda name: load(f"pretrained/{name}"))
+    monkeypatch.setattr(predict, "TrainedModel", lambda run_dir, *_: load(str(run_dir)))
 
     def read(*what, whole=scans.read):
         scan = whole(*what)
@@ -76,9 +77,11 @@ def quick(tmp_path, monkeypatch):
         return dataclasses.replace(scan, **two)
 
     monkeypatch.setattr(scans, "read", read)
-    monkeypatch.setattr(anomaly, "restore_codes", functools.partial(anomaly.restore_codes, number=1))
+    restore_codes = anomaly.restore_codes
+    monkeypatch.setattr(anomaly, "restore_codes", lambda *what, **_: restore_codes(*what[:6], number=1))
     monkeypatch.setattr(heads, "positions", lambda model: np.linspace(0, 1, 2, dtype="float32"))
     monkeypatch.chdir(ROOT)
+    return once
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "using.md"], ids=lambda page: page.name)
@@ -93,9 +96,10 @@ def test_what_needs_no_data_runs(page, tmp_path, quick):
                 given += [option, str(value)]
         assert predict.main(given) == 0, given
     for block in blocks(page, "python"):
+        block = block.replace("from predict import TrainedModel", "")
         for pattern, short in SHORTER:
             block = re.sub(pattern, short.format(folder=tmp_path), block)
-        exec(compile(block, page.name, "exec"), {})
+        exec(compile(block, page.name, "exec"), {"TrainedModel": quick})
 
 
 @pytest.mark.parametrize("card", sorted(ROOT.glob("pretrained/*/MODEL_CARD.md")), ids=lambda card: card.parent.name)
