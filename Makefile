@@ -7,6 +7,7 @@
 # make benchmarks   sampling times, training times, the leak, killed runs, and with IXI=folder or DS=folder
 #                   codes, with IXI choices and a start from a trained run
 # make peers     with IXI=folder: this project's VQ-VAE beside others (four hours; MONAI goes into runs/monai)
+# make app       a page in the browser over the trained runs: draw, complete, upload a scan
 # make figures   draws docs/figures/architecture.png again
 # make clean     removes the environment, the cache and the runs
 
@@ -41,7 +42,7 @@ define use
 	$(BIN)/python -m benchmarks.completion --run-dir runs/$(1) --output results/$(2)/completion.json
 endef
 
-.PHONY: demo test lint notebook results benchmarks peers figures clean
+.PHONY: demo test lint notebook results benchmarks peers app figures clean
 
 demo: .venv/run
 	$(BIN)/python train.py
@@ -111,6 +112,9 @@ peers: .venv/run runs/monai
 		--entry "this project" "this project, light" "Keras tutorial" "MONAI, matching"
 	$(BIN)/python -m benchmarks.tables
 
+app: .venv/app
+	$(BIN)/python app.py
+
 figures: .venv/run
 	$(BIN)/python -m docs.figures
 
@@ -125,6 +129,10 @@ runs/monai: benchmarks/requirements-monai.txt
 
 .venv/dev: .venv/run requirements-dev.txt
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+.venv/app: .venv/run requirements-app.txt
+	$(BIN)/pip install --quiet --requirement requirements-app.txt
 	touch $@
 
 clean:

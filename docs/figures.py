@@ -2,7 +2,7 @@
 
     python -m docs.figures        # writes docs/figures/architecture.png, in half a minute on two cores
 
-No data are needed: docs/figures/slice.png is the slice that is shown, of a test person of ds002748 (CC0). Sizes are
+No data are needed: examples/slice.png is the slice that is shown, of a test person of ds002748 (CC0). Sizes are
 read from the models.
 """
 
@@ -32,7 +32,7 @@ from system import files
 
 RUN = harness.ROOT / "pretrained" / "ds002748"
 FOLDER = harness.ROOT / "docs" / "figures"
-SLICE = FOLDER / "slice.png"
+SLICE = harness.ROOT / "examples" / "slice.png"
 POSITION = 0.6  # of the slice that is drawn
 
 WIDTH = 8.38  # inches; at 100 dots an inch the width of a page on GitHub

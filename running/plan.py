@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 
+import dataset
 import modules
 from extensions import sharpening
 from running import models
@@ -55,13 +56,16 @@ def minutes_of(stage, data, options, optimizer, least_s=1.0):
         return models.build(name, data.image_size, len(data.labels), options)
 
     model = built("vqvae" if stage == "sharp" else stage)
-    batch = some_batch(model, training["batch_size"], rng)
+    batch, fetched = some_batch(model, training["batch_size"], rng), 0.0
+    if isinstance(model, modules.VQVAE):
+        batches = dataset.ChangedImages(data, model.image_size, training["batch_size"], 0, **options["augmentation"])
+        fetched = seconds_each(lambda: batches[0], least_s / 4)
     if stage == "sharp":
         model = sharpening.Sharpener(sharpening.with_fine_blocks(model, training["fine_blocks"]))
     model.compile(optimizer=optimizer)
     step = seconds_each(lambda: model.train_on_batch(batch), least_s)
     steps, checks = (len(data.of(split)) / training["batch_size"] for split in ("train", "validation"))
-    epoch = step * (steps + checks / 3)  # without a backward pass, of twice the work
+    epoch = step * (steps + checks / 3) + fetched * steps  # a check has no backward pass, which is twice the work
     for name in {"coarse_prior": ["coarse"], "prior": ["coarse", "vqvae"]}.get(stage, ()):  # which encode the slices
         encoder, at_once = built(name), modules.VQVAE.AT_ONCE
         encode = functools.partial(encoder.encode, some_batch(encoder, at_once, rng))

@@ -351,7 +351,8 @@ def test_a_plan_counts_epochs_steps_and_what_the_priors_encode(tmp_path, load, m
     monkeypatch.setattr(plan, "seconds_each", lambda call, least_s: 60.0)  # of a step, and of encoding 32 slices
     slices, checks = (len(data.of(split)) for split in ("train", "validation"))
     for stage, at_once, encoders in (("vqvae", 4, 0), ("coarse", 32, 0), ("coarse_prior", 32, 1), ("prior", 8, 2)):
-        epoch = (slices + checks / 3) / at_once + encoders * slices / 32
+        fetched = 0 if encoders else slices / at_once
+        epoch = (slices + checks / 3) / at_once + fetched + encoders * slices / 32
         assert plan.minutes_of(stage, data, options, None) == pytest.approx(3 * epoch)
 
 
