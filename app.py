@@ -165,10 +165,9 @@ def working(make, number, outputs, show=None):
     try:
         while not made or made[-1] is not None:
             step = worker.submit(next, items, None)
-            while not step.done():
+            while not concurrent.futures.wait([step], 0.5).done:
                 state = f"{len(made)} of {number}" if step.running() else "waiting for others"
                 yield f"{state}, {time.monotonic() - start:.0f} s", *same
-                concurrent.futures.wait([step], 0.5)
             made.append(step.result())
             if show and made[-1] is not None:
                 yield f"{len(made)} of {number}", *show(made)
@@ -177,7 +176,9 @@ def working(make, number, outputs, show=None):
     finally:
         step.cancel()
         worker.submit(items.close)
-    return f"{number} of {number}, {time.monotonic() - start:.0f} s", made[:-1]
+    words = f"{number} of {number}, {time.monotonic() - start:.0f} s"
+    yield words, *same
+    return words, made[:-1]
 
 
 def coloured(values, colours, low, high):
