@@ -145,10 +145,10 @@ def pack(folder):
     return shutil.make_archive(folder, "zip", folder)
 
 
-def working(make, number, outputs, show=None):
+def working(make, number, outputs, show=None, halt=()):
     """Does `make()`, a generator, in the worker; yields Gradio's outputs, the first of which says how far it is.
 
-    Gradio closes it where a person presses Stop: what the worker has begun goes on up to the next item, and the rest is
+    Where a person stops it or closes the page, what the worker has begun goes on up to the next item, and the rest is
     left.
 
     Args:
@@ -156,29 +156,34 @@ def working(make, number, outputs, show=None):
         number: Of its items.
         outputs: How many there are beside the words.
         show: Makes those of the items so far; without it they stay as they are.
+        halt: A list that Stop puts something into.
 
     Returns:
-        The last words, and all items.
+        The last words, and the items: fewer than `number` where it was stopped.
     """
     start, items, made = time.monotonic(), make(), []
     same = [gr.skip()] * outputs
+    if halt:  # by a Stop while nothing was done
+        halt.clear()
     try:
-        while not made or made[-1] is not None:
+        while not halt:
             step = worker.submit(next, items, None)
-            while not concurrent.futures.wait([step], 0.5).done:
+            while not concurrent.futures.wait([step], 0.5).done and not halt:
                 state = f"{len(made)} of {number}" if step.running() else "waiting for others"
                 yield f"{state}, {time.monotonic() - start:.0f} s", *same
-            made.append(step.result())
-            if show and made[-1] is not None:
+            if not step.done() or (item := step.result()) is None:
+                break
+            made.append(item)
+            if show:
                 yield f"{len(made)} of {number}", *show(made)
     except (UserError, OSError) as error:
         raise gr.Error(html.escape(console.in_a_line(error)), print_exception=False) from None
     finally:
         step.cancel()
         worker.submit(items.close)
-    words = f"{number} of {number}, {time.monotonic() - start:.0f} s"
-    yield words, *same
-    return words, made[:-1]
+    words = f"{len(made)} of {number}, {time.monotonic() - start:.0f} s"
+    yield words + ", stopped" * (len(made) < number), *same
+    return words, made
 
 
 def coloured(values, colours, low, high):
@@ -221,7 +226,7 @@ def choose(run):
     yield "  \n".join(about), labels, labels, "" if stacks else alone, gr.update(interactive=stacks), text, None
 
 
-def draw(run, number, label, anywhere, height, coarse_temperature, temperature, seed):
+def draw(halt, run, number, label, anywhere, height, coarse_temperature, temperature, seed):
     """New slices: how far it is, pictures, a zip file."""
     folder = new_folder("draw")
 
@@ -235,8 +240,9 @@ def draw(run, number, label, anywhere, height, coarse_temperature, temperature, 
             yield sample(folder, i), f"{row['label']} {float(row['slice_position']):.2f}".strip()
 
     yield "begun", [], gr.update(interactive=False)
-    words, items = yield from working(make, number, 2)
-    yield f"{words}: files are in {folder}", items, gr.update(value=pack(folder), interactive=True)
+    words, items = yield from working(make, number, 2, halt=halt)
+    if len(items) == number:
+        yield f"{words}: files are in {folder}", items, gr.update(value=pack(folder), interactive=True)
 
 
 def read(run, path=None):
@@ -306,7 +312,7 @@ def to_empty_editor(scan, number, painted):
     return to_editor(scan, number)
 
 
-def complete(run, scan, number, painted, draws, seed):
+def complete(halt, run, scan, number, painted, draws, seed):
     """What may lie under the paint, draw after draw: how far it is, pictures, a zip file."""
     image, position = chosen(scan, number)
     size = image.shape[1:]
@@ -329,11 +335,12 @@ def complete(run, scan, number, painted, draws, seed):
             yield sample(folder, i), f"draw {i + 1}"
 
     yield "begun", [], gr.update(interactive=False)
-    words, items = yield from working(make, draws, 2, lambda items: (list(items), gr.skip()))
-    yield f"{words}: files are in {folder}", items, gr.update(value=pack(folder), interactive=True)
+    words, items = yield from working(make, draws, 2, lambda items: (list(items), gr.skip()), halt)
+    if len(items) == draws:
+        yield f"{words}: files are in {folder}", items, gr.update(value=pack(folder), interactive=True)
 
 
-def uncommon(run, scan, number):
+def uncommon(halt, run, scan, number):
     """A map over a slice: how far it is, the slice, the slice with its map."""
     image, position = chosen(scan, number)
     before = as_file(grey(image[0]), "slice")
@@ -345,10 +352,10 @@ def uncommon(run, scan, number):
         yield before, as_file(over.round().astype("uint8"), "map")
 
     yield "begun", before, None
-    yield from working(make, 1, 2, lambda items: items[0])
+    yield from working(make, 1, 2, lambda items: items[0], halt)
 
 
-def brain(run, label, seed):
+def brain(halt, run, label, seed):
     """A stack of slices: how far it is, the stack with its voxels' size, its three sliders, a NIfTI file."""
     path = new_folder("brain") / "brain.nii.gz"
 
@@ -359,9 +366,10 @@ def brain(run, label, seed):
         yield head, model.voxel_mm
 
     yield "begun", None, *[gr.skip()] * 3, gr.update(interactive=False)
-    words, (drawn,) = yield from working(make, 1, 5)
-    sliders = [gr.update(maximum=size - 1, value=size // 2) for size in drawn[0].shape]
-    yield f"{words}: {path}", drawn, *sliders, gr.update(value=path, interactive=True)
+    words, items = yield from working(make, 1, 5, halt=halt)
+    for drawn in items:
+        sliders = [gr.update(maximum=size - 1, value=size // 2) for size in drawn[0].shape]
+        yield f"{words}: {path}", drawn, *sliders, gr.update(value=path, interactive=True)
 
 
 def cut(axis, drawn, number):
@@ -408,9 +416,9 @@ def buttons(name):
 
 def connect(controls, do, inputs, outputs):
     """Of `buttons`: what they start and stop."""
-    start, stop, words = controls
-    begun = start.click(do, inputs, [words, *outputs], **QUIET)
-    stop.click(lambda: "stopped", None, words, cancels=begun, queue=False, **QUIET)
+    (start, stop, words), halt = controls, gr.State([])
+    start.click(do, [halt, *inputs], [words, *outputs], **QUIET)
+    stop.click(lambda halt: halt.append("stop"), halt, None, queue=False, **QUIET)
 
 
 def scan_row():

@@ -129,7 +129,7 @@ def test_two_people_at_once_get_their_own_slices_and_the_right_ones(opened):
             assert image.text["made_by"].endswith("not for diagnosis")
 
 
-def test_a_slice_is_painted_over_and_its_completions_are_downloaded(opened):
+def test_a_slice_is_painted_over_and_its_completions_are_downloaded(opened, server):
     tab = opened()
     choose(tab, "Complete")
     tab.get_by_text("Example", exact=True).locator("visible=true").nth(1).wait_for()  # beside the button
@@ -154,6 +154,16 @@ def test_a_slice_is_painted_over_and_its_completions_are_downloaded(opened):
     assert (drawn[0] != drawn[1])[mask].any()
     rows = list(csv.DictReader(io.StringIO(found["samples.csv"].decode())))
     assert [row["seed"] for row in rows] == ["0", "1"]
+    enter(tab, "How many draws", 8)
+    press(tab, "Complete")
+    tab.get_by_text("1 of 8").locator("visible=true").wait_for()
+    press(tab, "Stop")
+    tab.get_by_text("s, stopped").locator("visible=true").wait_for()
+    choose(tab, "Uncommon")
+    press(tab, "Map")  # which waits for the draw that had begun
+    tab.locator("img[src*='map.png']").wait_for()
+    latest = max(server[1].glob("completion_*/"), key=lambda path: path.stat().st_mtime)
+    assert 1 <= len(list((latest / "samples").glob("*.png"))) < 8
 
 
 def test_a_wrong_file_is_refused_in_a_line_and_a_right_one_is_shown(opened, server, tmp_path):
