@@ -74,7 +74,7 @@ from system import devices
 
 MOST_MB = 64  # of an uploaded file
 FIRST = "pretrained/ds002748_heads"  # which also draws stacks of slices
-EXAMPLE = ROOT / "docs/figures/slice.png"
+EXAMPLE = ROOT / "examples/slice.png"
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}  # of events: the page says itself how far they are
 SHOWN_SIDE = 448  # pixels of the slice that is painted on, about
 HIGHEST_BITS, HIGHEST_MAP = 16, 4  # bits of a place, and values of a map, that have the brightest colour
@@ -119,7 +119,7 @@ def load(run, coarse_temperature=1.0, temperature=1.0):
 
 @functools.lru_cache
 def example(run):
-    """A slice to begin with: the one of docs/figures where it has the run's size, otherwise one that the run draws."""
+    """A slice to begin with: the one of examples/ where it has the run's size, otherwise one that the run draws."""
     model = load(run)
     with PIL.Image.open(EXAMPLE) as image:
         if image.size == (model.image_size, model.image_size):

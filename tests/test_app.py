@@ -184,7 +184,7 @@ def test_a_wrong_file_is_refused_in_a_line_and_a_right_one_is_shown(opened, serv
         assert str(tmp_path) not in line
         tab.get_by_label("Close").or_(tab.get_by_test_id("toast-close")).first.click()
     assert "Traceback" not in (server[1] / "errors.txt").read_text()
-    upload.set_input_files(ROOT / "docs/figures/slice.png")
+    upload.set_input_files(ROOT / "examples/slice.png")
     tab.get_by_text("pixels are shrunk to 128 x 128").locator("visible=true").wait_for()
     tab.get_by_text("bits a place").wait_for()
     for name in ("Input", "Reconstruction", "Difference", "Bits"):
