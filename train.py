@@ -104,10 +104,9 @@ def train_sharp(run_dir, data, options):
         models.load_decoders(run_dir, "sharp")  # raises if it belongs to another VQ-VAE
     keras.utils.set_random_seed(seed)
     vqvae = sharpening.with_fine_blocks(trained, training["fine_blocks"])  # at the run's precision
-    weights = (training[f"{name}_weight"] for name in ("adversarial", "lecam", "feature"))
     fit(
         "sharp",
-        sharpening.Sharpener(vqvae, *weights),
+        sharpening.Sharpener(vqvae, training["adversarial_weight"], training["lecam_weight"]),
         lambda rate, steps: sharp_optimizer(rate, steps / 20),
         dataset.ChangedImages(data, data.image_size, training["batch_size"], seed, **options["augmentation"]),
         dataset.image_batches(data, "validation", data.image_size, training["batch_size"]),

@@ -13,8 +13,6 @@ References
     Isola, Zhu, Zhou, Efros: Image-to-Image Translation with Conditional Adversarial Networks, CVPR 2017,
         arXiv:1611.07004. The discriminator of patches.
     Lim, Ye: Geometric GAN, 2017, arXiv:1705.02894. The hinge loss.
-    Wang et al.: High-Resolution Image Synthesis and Semantic Manipulation with Conditional GANs, CVPR 2018,
-        arXiv:1711.11585. The discriminator's features compared.
     Tseng et al.: Regularizing Generative Adversarial Networks under Limited Data, CVPR 2021, arXiv:2104.03310. LeCam.
 """
 
@@ -37,7 +35,7 @@ def with_fine_blocks(vqvae, number):
     """A VQ-VAE of the same codes and the same images, whose decoder has so many fine blocks to be trained further."""
     finer = type(vqvae)(**vqvae.get_config() | {"fine_blocks": number})
     finer.encoder.set_weights(vqvae.encoder.get_weights())
-    for level, trained in zip(finer.levels(), vqvae.levels(), strict=True):
+    for level, trained in zip((finer.quantizer, *finer.finer), (vqvae.quantizer, *vqvae.finer), strict=True):
         level.set_weights(trained.get_weights())
     for layer in vqvae.decoder.layers:
         finer.decoder.get_layer(layer.name).set_weights(layer.get_weights())
@@ -45,20 +43,15 @@ def with_fine_blocks(vqvae, number):
 
 
 def build_discriminator(image_size, filters=32):
-    """Functional model: images (B, S, S, 1) -> logits of patches, (B, S / 8, S / 8, 1), and features of three layers.
-
-    Above 0 is real.
-    """
+    """Functional model: images (B, S, S, 1) -> logits of patches, float32, (B, S / 8, S / 8, 1); above 0 is real."""
     x = inputs = keras.Input((image_size, image_size, 1), name="image")
-    features = []
     for stage in range(3):
         x = layers.Conv2D(filters * 2**stage, 4, 2, padding="same", name=f"down{stage}")(x)
         if stage:
             x = layers.GroupNormalization(8, name=f"down{stage}_norm")(x)
         x = layers.LeakyReLU(0.2, name=f"down{stage}_relu")(x)
-        features.append(x)
     x = layers.Conv2D(1, 3, padding="same", dtype="float32", name="logits")(x)
-    return keras.Model(inputs, [x, features], name="discriminator")
+    return keras.Model(inputs, x, name="discriminator")
 
 
 @ops.custom_gradient
@@ -104,19 +97,16 @@ class PowerKept(keras.metrics.Metric):
 class Sharpener(keras.Model):
     """Trains the decoder of a VQ-VAE against a discriminator; `save` keeps the VQ-VAE alone.
 
-    The decoder's loss is `reconstruction + feature_weight * |f(x) - f(x_hat)| - D(x_hat)`. The first is L1 and SSIM,
-    whatever the VQ-VAE was trained by; f are the features within the discriminator, layer by layer (Wang et al. 2018,
-    section 3.2): what it sees in a slice is to be seen at the same place of its reconstruction. The gradient of the two
-    terms of the discriminator is brought to the norm of the L1 loss's (`equal_pull`) times `adversarial_weight`. The
-    discriminator's own is the hinge loss `(max(0, 1 - D(x)) + max(0, 1 + D(x_hat))) / 2` (Lim and Ye 2017), and the
-    LeCam term, which holds its answers near the means of those to the other kind, so that it does not win by learning
-    the few training people by heart: `(D(x) - m_made)^2 + (D(x_hat) - m_real)^2` (Tseng et al. 2021).
+    The decoder's loss is `reconstruction - D(x_hat)`. The first is L1 and SSIM, whatever the VQ-VAE was trained by; the
+    gradient of the second is brought to the norm of the L1 loss's (`equal_pull`) times `adversarial_weight`. The
+    discriminator's is the hinge loss `(max(0, 1 - D(x)) + max(0, 1 + D(x_hat))) / 2` (Lim and Ye 2017), and the LeCam
+    term, which holds its answers near the means of those to the other kind, so that it does not win by learning the
+    few training people by heart: `(D(x) - m_made)^2 + (D(x_hat) - m_real)^2` (Tseng et al. 2021).
 
     Args:
         vqvae: A trained `modules.VQVAE`; its decoder changes, nothing else of it.
         adversarial_weight: Pull of the discriminator on each image, as a share of the L1 loss's.
         lecam_weight: Weight of the LeCam term.
-        feature_weight: Weight of the features' differences.
 
     Call arguments:
         images: float32 in [0, 1], shape (batch, image_size, image_size, 1).
@@ -125,14 +115,14 @@ class Sharpener(keras.Model):
         Reconstructions like the images.
     """
 
-    def __init__(self, vqvae, adversarial_weight=1.0, lecam_weight=0.0, feature_weight=0.0, **kwargs):
+    def __init__(self, vqvae, adversarial_weight=1.0, lecam_weight=0.0, **kwargs):
         super().__init__(**kwargs)
-        self.vqvae, self.feature_weight = vqvae, feature_weight
+        self.vqvae = vqvae
         self.adversarial_weight, self.lecam_weight = adversarial_weight, lecam_weight
         self.discriminator = build_discriminator(vqvae.image_size)
         # Moving averages of the discriminator's answers to real images and to made ones.
         self.answers = self.add_weight((2,), "zeros", trainable=False, dtype="float32", name="answers")
-        for part in (vqvae.encoder, *vqvae.levels()):
+        for part in (vqvae.encoder, vqvae.quantizer, *vqvae.finer):
             part.trainable = False
         self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction_loss")
         self.discriminator_tracker = keras.metrics.Mean(name="discriminator_loss")
@@ -141,7 +131,7 @@ class Sharpener(keras.Model):
 
     def call(self, images, training=False):
         z_e = self.vqvae.encoder(images, training=False)
-        _, entries, _ = self.vqvae.choose_entries(z_e)
+        entries, _ = self.vqvae.choose_entries(z_e)
         return self.vqvae.decoder(ops.stop_gradient(ops.sum(entries, axis=-2)), training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -149,9 +139,8 @@ class Sharpener(keras.Model):
         judge = self.discriminator
         held = [ops.stop_gradient(variable) for variable in judge.trainable_variables]
         pulled = self.adversarial_weight * y_pred + (1 - self.adversarial_weight) * ops.stop_gradient(y_pred)
-        (of_decoder, seen), _ = judge.stateless_call(held, judge.non_trainable_variables, equal_pull(pulled))
-        (of_real, there), (of_made, _) = judge(x), judge(ops.stop_gradient(y_pred))
-        matching = sum(ops.mean(losses.absolute(ops.stop_gradient(a) - b)) for a, b in zip(there, seen, strict=True))
+        of_decoder, _ = judge.stateless_call(held, judge.non_trainable_variables, equal_pull(pulled))
+        of_real, of_made = judge(x), judge(ops.stop_gradient(y_pred))
         hinge = (ops.mean(ops.relu(1.0 - of_real)) + ops.mean(ops.relu(1.0 + of_made))) / 2
         if training:
             means = ops.stop_gradient(ops.stack([ops.mean(of_real), ops.mean(of_made)]))
@@ -160,8 +149,7 @@ class Sharpener(keras.Model):
         lecam = ops.mean(ops.square(of_real - mean_made)) + ops.mean(ops.square(of_made - mean_real))
         self.reconstruction_tracker.update_state(reconstruction)
         self.discriminator_tracker.update_state(hinge)
-        fooled = self.feature_weight * ops.cast(matching, "float32") - ops.mean(of_decoder)
-        return reconstruction + fooled + hinge + self.lecam_weight * lecam
+        return reconstruction - ops.mean(of_decoder) + hinge + self.lecam_weight * lecam
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         self.power_kept.update_state(x, y_pred)

@@ -234,9 +234,8 @@ class SharpTraining:
         4, "epochs without a spectrum nearer to that of the validation people, then it ends", least=1
     )
     learning_rate: float = 5e-4
-    adversarial_weight: float = 1.5  # pull of the discriminator on each image, as a share of the L1 loss's
+    adversarial_weight: float = 3.0  # pull of the discriminator on each image, as a share of the L1 loss's
     lecam_weight: float = 0.3  # of what keeps the discriminator from winning
-    feature_weight: float = 10.0  # of what it sees in slices and in their reconstructions, compared
     fine_blocks: int = 1  # residual blocks of the sharp decoder at each size finer than the code grid
 
 
