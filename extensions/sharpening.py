@@ -35,7 +35,7 @@ def with_fine_blocks(vqvae, number):
     """A VQ-VAE of the same codes and the same images, whose decoder has so many fine blocks to be trained further."""
     finer = type(vqvae)(**vqvae.get_config() | {"fine_blocks": number})
     finer.encoder.set_weights(vqvae.encoder.get_weights())
-    for level, trained in zip((finer.quantizer, *finer.finer), (vqvae.quantizer, *vqvae.finer), strict=True):
+    for level, trained in zip(finer.levels(), vqvae.levels(), strict=True):
         level.set_weights(trained.get_weights())
     for layer in vqvae.decoder.layers:
         finer.decoder.get_layer(layer.name).set_weights(layer.get_weights())
@@ -122,7 +122,7 @@ class Sharpener(keras.Model):
         self.discriminator = build_discriminator(vqvae.image_size)
         # Moving averages of the discriminator's answers to real images and to made ones.
         self.answers = self.add_weight((2,), "zeros", trainable=False, dtype="float32", name="answers")
-        for part in (vqvae.encoder, vqvae.quantizer, *vqvae.finer):
+        for part in (vqvae.encoder, *vqvae.levels()):
             part.trainable = False
         self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction_loss")
         self.discriminator_tracker = keras.metrics.Mean(name="discriminator_loss")
@@ -131,7 +131,7 @@ class Sharpener(keras.Model):
 
     def call(self, images, training=False):
         z_e = self.vqvae.encoder(images, training=False)
-        entries, _ = self.vqvae.choose_entries(z_e)
+        _, entries, _ = self.vqvae.choose_entries(z_e)
         return self.vqvae.decoder(ops.stop_gradient(ops.sum(entries, axis=-2)), training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
