@@ -286,9 +286,9 @@ def train(argv=None):
         A namespace: `stage`, `run_dir`, `devices`, `dry_run`, `again` (the command without the last), and `options`,
         what config.json keeps, as JSON values: a dictionary for each group, and `precision`, which may still be "auto".
     """
-    argv = sys.argv[1:] if argv is None else argv
     command = _read("Train a VQ-VAE on brain slices and a PixelCNN prior on its codes.", TRAIN, argv, _to_train)
-    command.again = shlex.join(["python", "train.py", *(part for part in argv if part != "--dry-run")])
+    given = sys.argv[1:] if argv is None else argv
+    command.again = shlex.join(["python", "train.py", *(part for part in given if part != "--dry-run")])
     return command
 
 

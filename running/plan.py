@@ -97,7 +97,7 @@ def tell(data, options, stages, optimizer_of, again):
         minutes[stage] = minutes_of(stage, data, options, optimizer_of(stage))
         print(f"      {stage}: {options[f'{stage}_training']['epochs']} epochs, {told(minutes[stage])}")
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-    print(f"      in all at least {told(sum(minutes.values()))}, if nothing else runs here; {used:.1f} GB of memory")
+    print(f"      in all {told(sum(minutes.values()))}, if nothing else runs here; {used:.1f} GB of memory")
     print(f"      {again}")
 
 

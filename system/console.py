@@ -4,6 +4,7 @@ Nothing heavy is imported here, so that a command can answer `--help` and wrong 
 """
 
 import contextlib
+import ctypes
 import errno
 import importlib.metadata
 import logging
@@ -36,6 +37,7 @@ def prepare():
     Ends the program where an installed package is older than requirements.txt allows.
     """
     os.environ["MPLBACKEND"] = "agg"  # pictures are files
+    keep_memory()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # 2>&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
@@ -47,6 +49,19 @@ def prepare():
             has, needs = ([int(number) for number in re.findall(r"\d+", one)[:3]] for one in (version, least))
             if has < needs:
                 raise SystemExit(f"error: {name} {version}: needs {least}; pip install -r requirements.txt")
+
+
+def keep_memory():
+    """Has glibc keep the memory that is given back to it, in one pool; elsewhere nothing is changed.
+
+    As it comes, it gives the arrays of a training step back to the system, which clears every page before the next step
+    writes to it again: nearly half of a step's time on two cores.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            mallopt = ctypes.CDLL("libc.so.6").mallopt
+            for name, value in ((-8, 1), (-4, 0), (-1, -1), (-2, 2**28)):  # arenas, mmap, trim threshold, top pad
+                mallopt(name, value)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 from unittest import mock
 
 from system import console
@@ -242,3 +243,16 @@ def trained_run(tmp_path_factory):
     write_adni(folder / "adni")
     assert [fit(folder, "run", "--stage", stage) for stage in ("all", "sharp")] == [0, 0]
     return folder
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser that is on the machine, where there is one."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright, of requirements-dev.txt")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("needs Chromium, for example: apt install chromium")
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -4,7 +4,6 @@ import csv
 import importlib.util
 import io
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -46,18 +45,6 @@ def server(tmp_path_factory):
     assert process.wait(60) == 143
     process.stdout.close()
     assert not list(folder.glob("uploads_*"))  # which held the uploads
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright, of requirements-dev.txt")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("needs Chromium, for example: apt install chromium")
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -109,7 +109,33 @@ def test_pictures_are_the_same_whatever_matplotlib_is_set_to(monkeypatch):
     assert [*seen, matplotlib.rcParams["image.origin"]] == ["upper", "lower"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_memory_is_kept_for_the_next_step():
+    """A large array that is made again finds pages that need no clearing."""
+    program = """
+import resource, numpy as np
+from system import console
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def some():
+    before = faults()
+    for _ in range(3):
+        np.ones(2**23)  # 64 MB, 16,384 pages
+    return faults() - before
+some()
+print(some())
+console.keep_memory()
+some()
+print(some())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent.parent, capture_output=True, check=True
+    )
+    before, kept = map(int, done.stdout.split())
+    assert kept * 10 < before
+
+
 def test_packages_that_are_too_old_are_named(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")  # which is gone after this test
     real = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.8.0" if name == "keras" else real(name))
     with pytest.raises(SystemExit, match="error: keras 3.8.0: needs 3.15; pip install"):

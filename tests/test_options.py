@@ -29,6 +29,17 @@ def test_a_preset_wins_over_the_demo_and_the_command_line_over_both(tmp_path):
     assert data.run_dir == Path("runs") / tmp_path.name
 
 
+def test_a_command_of_its_own_process_prepares_it(monkeypatch):
+    """And knows what was typed."""
+    prepared = []
+    monkeypatch.setattr(options.console, "prepare", lambda: prepared.append(True))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--vqvae-epochs", "3", "--dry-run"])
+    assert options.train().again == "python train.py --vqvae-epochs 3"
+    assert prepared
+    options.train([])
+    assert prepared == [True]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -4,7 +4,6 @@ import base64
 import datetime
 import io
 import math
-import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -249,24 +248,18 @@ def test_a_person_is_shown_at_the_middle_and_at_the_worst(monkeypatch):
 
 
 @pytest.fixture
-def tab(page, tmp_path):
+def tab(page, chromium, tmp_path):
     """The report in a browser of 838 pixels."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright, of requirements-dev.txt")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("needs Chromium, for example: apt install chromium")
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 838, "height": 700})
-        requests, errors = [], []
-        tab.on("request", lambda request: requests.append(request.url))
-        tab.on("pageerror", lambda error: errors.append(str(error)))
-        url = (tmp_path / "report.html").as_uri()
-        tab.goto(url)
-        yield tab
-        assert [url for url in requests if not url.startswith("data:")] == [url]  # it needs no network
-        assert errors == []
-        browser.close()
+    tab = chromium.new_page(viewport={"width": 838, "height": 700})
+    requests, errors = [], []
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    url = (tmp_path / "report.html").as_uri()
+    tab.goto(url)
+    yield tab
+    assert [url for url in requests if not url.startswith("data:")] == [url]  # it needs no network
+    assert errors == []
+    tab.close()
 
 
 def test_a_browser_sorts_the_people(tab):
