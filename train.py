@@ -28,7 +28,7 @@ from sklearn.cluster import MiniBatchKMeans
 import dataset
 from evaluation import progress
 from extensions import sharpening
-from extensions.codebooks import CodebookAdamW
+from extensions.codebooks import KernelMuon
 from running import checkpoint, models, opening, plan, run_folder
 from system import devices
 from system.console import UserError
@@ -214,8 +214,9 @@ def fit(stage, model, make_optimizer, batches, validation, training, run_dir, wa
 
 
 def vqvae_optimizer(learning_rate):
-    """AdamW (Loshchilov & Hutter 2019), faster for the codebooks."""
-    return CodebookAdamW(learning_rate, weight_decay=1e-4, clipnorm=1.0)
+    """Muon for the kernels, AdamW (Loshchilov & Hutter 2019) for the rest, faster for the codebooks."""
+    decay = {"weight_decay": 1e-4, "adam_weight_decay": 1e-4}
+    return KernelMuon(learning_rate, adam_lr_ratio=0.3, clipnorm=1.0, **decay)
 
 
 def prior_optimizer(learning_rate, average_steps):

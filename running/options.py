@@ -172,11 +172,11 @@ class Prior:
 
 @dataclasses.dataclass(frozen=True)
 class VQVAETraining:
-    """training of the VQ-VAE: AdamW, 30 % of the epochs without a quantiser; in each part warm-up and cosine decay"""
+    """training of the VQ-VAE: Muon, 30 % of the epochs without a quantiser; in each part warm-up and cosine decay"""
 
     epochs: int = everyday(60, "passes over the training people's slices", least=1)
     batch_size: int = option(4, "slices of a step", least=1)
-    learning_rate: float = option(3e-3, "highest learning rate", above=0)
+    learning_rate: float = option(1e-2, "highest learning rate", above=0)
     patience: int = option(15, "epochs without a better reconstruction of the validation people, then it ends", least=1)
     continuous: float = 0.3  # share of the epochs that train encoder and decoder without a quantiser, before the others
 
@@ -208,7 +208,7 @@ class CoarseTraining:
 
     epochs: int = option(30, "passes over the training people's slices", least=1)
     batch_size: int = 32
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     patience: int = 15
     continuous: float = 0.3
 

@@ -195,13 +195,21 @@ def test_codebooks_start_as_means_of_what_each_level_has_to_code(place, data):
 
 
 def test_entries_of_a_codebook_learn_ten_times_as_fast():
-    """Adam's first step is the learning rate, whatever the gradient."""
-    weights = {name: keras.Variable(np.zeros(3, "float32"), name=name) for name in ("entries", "kernel")}
+    """Adam's first step is the learning rate, whatever the gradient; Muon's is near to a matrix of equal lengths."""
+    rng = np.random.default_rng(0)
+    shapes = {"entries": (3, 2), "bias": (3,), "kernel": (3, 3, 4, 8)}
+    weights = [keras.Variable(np.zeros(shape, "float32"), name=name) for name, shape in shapes.items()]
     optimizer = train.vqvae_optimizer(1e-3)
-    optimizer.build(list(weights.values()))
-    optimizer.apply([keras.ops.convert_to_tensor(np.float32([1, -1, 0.5]))] * 2, list(weights.values()))
-    np.testing.assert_allclose(weights["kernel"], [-1e-3, 1e-3, -1e-3], rtol=1e-3)
-    np.testing.assert_allclose(weights["entries"], [-1e-2, 1e-2, -1e-2], rtol=1e-3)
+    optimizer.build(weights)
+    gradients = [rng.normal(size=shape).astype("float32") for shape in shapes.values()]
+    optimizer.apply([keras.ops.convert_to_tensor(gradient) for gradient in gradients], weights)
+    entries, bias, kernel = map(keras.ops.convert_to_numpy, weights)
+    np.testing.assert_allclose(bias, -0.3e-3 * np.sign(gradients[1]), rtol=1e-3)
+    np.testing.assert_allclose(entries, -3e-3 * np.sign(gradients[0]), rtol=1e-3)
+    left, lengths, right = np.linalg.svd(gradients[2].reshape(36, 8), full_matrices=False)
+    moved = -left.T @ kernel.reshape(36, 8) @ right.T / (1e-3 * 0.2 * 6)  # 6 is the root of the longer side
+    np.testing.assert_allclose(np.diag(moved), np.ones(8), atol=0.35)  # as near as five steps of Newton and Schulz come
+    np.testing.assert_allclose(moved - np.diag(np.diag(moved)), np.zeros((8, 8)), atol=1e-3)
 
 
 def test_a_full_disk_is_said_and_loses_nothing(place, capsys):
