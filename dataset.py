@@ -446,6 +446,27 @@ def neighbours(slices):
     return {"below": below, "above": above}
 
 
+def stacks(slices, size, rng=None):
+    """Places in the DataFrame of neighbouring slices of one scan, the lowest first: integers, shape (number, size).
+
+    A scan's first stack begins at its lowest slice, or with `rng` at one that is drawn; what is left over is left out.
+
+    Raises:
+        UserError: If no scan has so many slices, or they are fewer than the window of SSIM.
+    """
+    table = slices.reset_index(drop=True)
+    table = table.assign(scan=scan_of(table)).sort_values(["scan", "slice_position"], kind="stable")
+    found = [np.empty((0, size), int)]
+    for places in table.groupby("scan", sort=False).indices.values():
+        spare = len(places) % size
+        first = int(rng.integers(spare + 1)) if rng else 0
+        found.append(table.index.to_numpy()[places[first : len(places) - spare + first]].reshape(-1, size))
+    found = np.concatenate(found)
+    if size < 11 or not len(found):
+        raise UserError(f"--sharp-batch-size {size}: a stack has 11 slices or more, and as many as a scan or fewer")
+    return found
+
+
 def codes_beside(codes, places):
     """Grids of codes of the slices at some places, int32, -1 throughout where the place is -1."""
     return np.where((places >= 0)[:, None, None, None], codes[places].astype("int32"), -1).astype("int32")
@@ -497,6 +518,27 @@ class ChangedImages(ChangedSlices):
         return _for_model(change(self.images[self.rows[indices]], self.changes[indices]), self.size)
 
 
+class ChangedStacks(ChangedImages):
+    """Batches for a decoder of stacks: each is `batch_size` neighbouring slices of a scan, the lowest first.
+
+    All slices of a scan are changed alike; where its first stack begins is drawn anew in each epoch.
+    """
+
+    def __init__(self, data, *how, **more):
+        self.slices = data.of("train")
+        super().__init__(data, *how, by_scan=True, **more)
+        self.number = stacks(self.slices, self.batch_size).size
+
+    def set_epoch(self, epoch):
+        """Draws the stacks, their order and the changes of one epoch; to be called when it begins."""
+        super().set_epoch(epoch)
+        rng = np.random.default_rng([self.seed, epoch, 3])
+        self.order = rng.permutation(stacks(self.slices, self.batch_size, rng)).ravel()
+
+    def __getitem__(self, index):
+        return (self.fetch(devices.share(self.order[index * self.batch_size :][: self.batch_size])),)
+
+
 class ChangedCodes(ChangedSlices):
     """Batches for a prior: what `prior_inputs` says of the training slices, with the codes of the changed ones.
 
@@ -541,7 +583,13 @@ class ChangedCodes(ChangedSlices):
         return select(self.inputs, indices)
 
 
-def image_batches(data, split, size, batch_size):
-    """Batches of one split's images, in order and as they are: float32 in [0, 1], shape (batch, size, size, 1)."""
-    rows = data.of(split).row.to_numpy()
+def image_batches(data, split, size, batch_size, in_stacks=False):
+    """Batches of one split's images, in order and as they are: float32 in [0, 1], shape (batch, size, size, 1).
+
+    With `in_stacks` each batch is of neighbouring slices of a scan.
+    """
+    slices = data.of(split)
+    rows = slices.row.to_numpy()
+    if in_stacks:
+        rows = rows[stacks(slices, batch_size).ravel()]
     return Batches(len(rows), lambda indices: _for_model(data.images[rows[indices]], size), batch_size)

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from extensions import losses
 from extensions.attention import CodeMap, DepthHead, RowAttention
 from extensions.codebooks import CodebookUsage
-from extensions.sharpening import fine_end
+from extensions.sharpening import between, fine_end
 
 PACKAGE = "brain_vqvae"
 
@@ -194,9 +194,11 @@ def build_encoder(image_size, downsampling, base_filters, num_residual_blocks, e
 
 
 def build_decoder(
-    image_size, downsampling, base_filters, num_residual_blocks, embedding_dim, activation, fine_blocks=0
+    image_size, downsampling, base_filters, num_residual_blocks, embedding_dim, activation, fine_blocks=0, beside=0
 ):
     """Functional model: z_q (B, S / downsampling, S / downsampling, E) -> images in [0, 1], (B, S, S, 1), float32.
+
+    With `beside` it is told as many z_q of slices below and above, too: (2 beside + 1) E numbers a place.
 
     The images end in `clip_to_unit`: the background of a slice is exactly 0, and a network that ends in a sigmoid or in
     nothing can only come near it, at a price in SSIM that has nothing to do with the brain.
@@ -206,7 +208,7 @@ def build_decoder(
     """
     grid = image_size // downsampling
     stages = int(math.log2(downsampling))
-    x = inputs = keras.Input((grid, grid, embedding_dim), name="z_q")
+    x = inputs = keras.Input((grid, grid, (2 * beside + 1) * embedding_dim), name="z_q")
     x = layers.Conv2D(base_filters * 2 ** (stages - 1), 3, padding="same", name="project")(x)  # (B, H, W, F)
     for block in range(num_residual_blocks):
         x = residual_block(x, f"residual{block}", activation)
@@ -244,6 +246,7 @@ class VQVAE(keras.Model):
         activation: "relu", "leaky_relu" (slope 0.1 below 0), or "auto": the first up to a downsampling of 4, where it
             is a little better; the second beyond, where whole networks of ReLUs die and leave every slice black.
         fine_blocks: Residual blocks of the decoder at each size finer than the code grid: see `build_decoder`.
+        beside: Slices on either side whose z_q the decoder is told, where it decodes a stack of them.
         num_embeddings, embedding_dim, restart_threshold: See `VectorQuantizer`; those of each level.
         num_quantizers: Levels of codes, D.
         commitment_cost: Weight of the commitment term, beta.
@@ -270,6 +273,7 @@ class VQVAE(keras.Model):
         num_residual_blocks=2,
         activation="auto",
         fine_blocks=0,
+        beside=0,
         num_embeddings=256,
         embedding_dim=16,
         num_quantizers=1,
@@ -306,7 +310,7 @@ class VQVAE(keras.Model):
         of_level = (num_embeddings, embedding_dim, restart_threshold)
         quantizers = [VectorQuantizer(*of_level, seed + 100 * level) for level in range(num_quantizers)]
         self.quantizer, self.finer = quantizers[0] if quantizers else None, quantizers[1:]
-        self.decoder = build_decoder(*sizes, fine_blocks)
+        self.decoder, self.beside = build_decoder(*sizes, fine_blocks, beside), beside
         self.num_embeddings, self.num_quantizers = num_embeddings, num_quantizers
         self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction_loss")
         self.commitment_tracker = keras.metrics.Mean(name="commitment_loss")
@@ -329,7 +333,7 @@ class VQVAE(keras.Model):
         if not self.num_quantizers:
             return {"reconstruction": self.decoder(z_e, training=training), "z_e": z_e}
         straight_through, entries, code_indices = self.choose_entries(z_e, training)
-        reconstruction = self.decoder(straight_through, training=training)
+        reconstruction = self.decoder(between(straight_through, self.beside, alone=True), training=training)
         z_q = ops.sum(entries, axis=-2)  # (B, H, W, D, E) -> (B, H, W, E)
         outputs = {"reconstruction": reconstruction, "z_e": z_e, "z_q": z_q}
         return outputs | {"entries": entries, "code_indices": code_indices}
@@ -388,8 +392,12 @@ class VQVAE(keras.Model):
             raise ValueError(f"codes are 0 to {most}, not {code_indices.min()} to {code_indices.max()}")
         return sum(codebook[code_indices[..., level]] for level, codebook in enumerate(self.codebooks))
 
-    def decode_vectors(self, z_q):
-        """Images of NumPy vectors (n, grid, grid, E), sums of codebook entries, or means of some."""
+    def decode_vectors(self, z_q, stack=False):
+        """Images of NumPy vectors (n, grid, grid, E), sums of codebook entries; `stack`: of one scan, from the lowest.
+
+        Slices of a stack are decoded with those beside them, where the decoder takes them.
+        """
+        z_q = ops.convert_to_numpy(between(z_q, self.beside, alone=not stack))
         return self._in_batches(self.decoder.predict_on_batch, z_q)
 
     AT_ONCE = 32  # images encoded and grids decoded: one size, so that an image is rounded alike in every batch

@@ -103,13 +103,15 @@ def train_sharp(run_dir, data, options):
     if (run_dir / "sharp.keras").exists():
         models.load_decoders(run_dir, "sharp")  # raises if it belongs to another VQ-VAE
     keras.utils.set_random_seed(seed)
-    vqvae = sharpening.with_fine_blocks(trained, training["fine_blocks"])  # at the run's precision
+    of_stacks = options["heads"]["neighbours"]
+    vqvae = sharpening.with_fine_blocks(trained, training["fine_blocks"], training["beside"] * of_stacks)
+    batches = dataset.ChangedStacks if of_stacks else dataset.ChangedImages
     fit(
         "sharp",
-        sharpening.Sharpener(vqvae, training["adversarial_weight"], training["lecam_weight"]),
+        sharpening.Sharpener(vqvae, training["adversarial_weight"], training["lecam_weight"]),  # at the run's precision
         lambda rate, steps: sharp_optimizer(rate, steps / 20),
-        dataset.ChangedImages(data, data.image_size, training["batch_size"], seed, **options["augmentation"]),
-        dataset.image_batches(data, "validation", data.image_size, training["batch_size"]),
+        batches(data, data.image_size, training["batch_size"], seed, **options["augmentation"]),
+        dataset.image_batches(data, "validation", data.image_size, training["batch_size"], in_stacks=of_stacks),
         training,
         run_dir,
     )

@@ -22,6 +22,9 @@ from keras import layers, ops
 
 from extensions import losses
 
+EVERY = 4  # rows and columns from one side view to the next
+SHARE_ALONE = 0.25  # of slices of a stack that are decoded as if they were alone
+
 
 def fine_end(x, image, filters, activation):
     """Adds fine detail to the last layer of a decoder: x, (B, S / 2, S / 2, F), its features; image, (B, S, S, 1)."""
@@ -31,27 +34,48 @@ def fine_end(x, image, filters, activation):
     return layers.Add(name="fine0_add")([image, x])
 
 
-def with_fine_blocks(vqvae, number):
-    """A VQ-VAE of the same codes and the same images, whose decoder has so many fine blocks to be trained further."""
-    finer = type(vqvae)(**vqvae.get_config() | {"fine_blocks": number})
+def between(z_q, number, alone):
+    """z_q of the slices of a stack (s, H, W, E), each between those of `number` slices below and above it.
+
+    Beyond the ends stands the last slice; `alone`: zeros stand for all others. Returns (s, H, W, (2 number + 1) E).
+    """
+    if alone:
+        width = number * z_q.shape[-1]
+        return ops.pad(z_q, ((0, 0), (0, 0), (0, 0), (width, width)))
+    last = ops.shape(z_q)[0] - 1
+    places = ops.arange(last + 1)[:, None] + np.arange(-number, number + 1)  # (s, 2 number + 1)
+    told = ops.take(z_q, ops.clip(places, 0, last), axis=0)  # (s, 2 number + 1, H, W, E)
+    return ops.reshape(ops.transpose(told, (0, 2, 3, 1, 4)), (-1, *z_q.shape[1:3], (2 * number + 1) * z_q.shape[-1]))
+
+
+def with_fine_blocks(vqvae, number, beside=0):
+    """A VQ-VAE of the same codes and the same images, whose decoder has so many fine blocks to be trained further.
+
+    And it takes the z_q of `beside` slices on either side, whose weights begin as 0.
+    """
+    finer = type(vqvae)(**vqvae.get_config() | {"fine_blocks": number, "beside": beside})
     finer.encoder.set_weights(vqvae.encoder.get_weights())
     for level, trained in zip(finer.levels(), vqvae.levels(), strict=True):
         level.set_weights(trained.get_weights())
     for layer in vqvae.decoder.layers:
-        finer.decoder.get_layer(layer.name).set_weights(layer.get_weights())
+        weights = layer.get_weights()
+        if layer.name == "project":
+            width = beside * weights[0].shape[2]
+            weights[0] = np.pad(weights[0], ((0, 0), (0, 0), (width, width), (0, 0)))
+        finer.decoder.get_layer(layer.name).set_weights(weights)
     return finer
 
 
-def build_discriminator(image_size, filters=32):
-    """Functional model: images (B, S, S, 1) -> logits of patches, float32, (B, S / 8, S / 8, 1); above 0 is real."""
-    x = inputs = keras.Input((image_size, image_size, 1), name="image")
+def build_discriminator(filters=32, name="discriminator"):
+    """Functional model: images (B, h, w, 1) -> logits of patches, float32, (B, h / 8, w / 8, 1); above 0 is real."""
+    x = inputs = keras.Input((None, None, 1), name="image")
     for stage in range(3):
         x = layers.Conv2D(filters * 2**stage, 4, 2, padding="same", name=f"down{stage}")(x)
         if stage:
             x = layers.GroupNormalization(8, name=f"down{stage}_norm")(x)
         x = layers.LeakyReLU(0.2, name=f"down{stage}_relu")(x)
     x = layers.Conv2D(1, 3, padding="same", dtype="float32", name="logits")(x)
-    return keras.Model(inputs, x, name="discriminator")
+    return keras.Model(inputs, x, name=name)
 
 
 @ops.custom_gradient
@@ -71,6 +95,11 @@ def equal_pull(images):
         return upstream / (norm + 1e-12) / (number * np.sqrt(pixels))
 
     return images * 1.0, gradient
+
+
+def side_views(stack):
+    """Every `EVERY`th coronal and sagittal view of a stack of slices (s, S, S, 1): (2 S / EVERY, s, S, 1)."""
+    return ops.concatenate([ops.transpose(stack, axes)[::EVERY] for axes in ((1, 0, 2, 3), (2, 0, 1, 3))])
 
 
 class PowerKept(keras.metrics.Metric):
@@ -103,6 +132,9 @@ class Sharpener(keras.Model):
     term, which holds its answers near the means of those to the other kind, so that it does not win by learning the
     few training people by heart: `(D(x) - m_made)^2 + (D(x_hat) - m_real)^2` (Tseng et al. 2021).
 
+    Where the decoder takes slices beside, a batch is a stack of one scan, and the same losses are added of its coronal
+    and sagittal views, with a discriminator of their own. Some slices (`SHARE_ALONE`) are decoded as if alone.
+
     Args:
         vqvae: A trained `modules.VQVAE`; its decoder changes, nothing else of it.
         adversarial_weight: Pull of the discriminator on each image, as a share of the L1 loss's.
@@ -119,11 +151,15 @@ class Sharpener(keras.Model):
         super().__init__(**kwargs)
         self.vqvae = vqvae
         self.adversarial_weight, self.lecam_weight = adversarial_weight, lecam_weight
-        self.discriminator = build_discriminator(vqvae.image_size)
-        # Moving averages of the discriminator's answers to real images and to made ones.
-        self.answers = self.add_weight((2,), "zeros", trainable=False, dtype="float32", name="answers")
+        self.discriminators = [build_discriminator()]
+        if vqvae.beside:
+            self.discriminators.append(build_discriminator(name="side_discriminator"))
+        # Moving averages of each discriminator's answers to real images and to made ones.
+        shape = (len(self.discriminators), 2)
+        self.answers = self.add_weight(shape, "zeros", trainable=False, dtype="float32", name="answers")
         for part in (vqvae.encoder, *vqvae.levels()):
             part.trainable = False
+        self.seed_generator = keras.random.SeedGenerator(0)
         self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction_loss")
         self.discriminator_tracker = keras.metrics.Mean(name="discriminator_loss")
         self.power_kept = PowerKept()
@@ -132,20 +168,34 @@ class Sharpener(keras.Model):
     def call(self, images, training=False):
         z_e = self.vqvae.encoder(images, training=False)
         _, entries, _ = self.vqvae.choose_entries(z_e)
-        return self.vqvae.decoder(ops.stop_gradient(ops.sum(entries, axis=-2)), training=training)
+        z_q = ops.stop_gradient(ops.sum(entries, axis=-2))
+        told = between(z_q, self.vqvae.beside, alone=False)
+        if training and self.vqvae.beside:
+            own = between(ops.ones_like(z_q), self.vqvae.beside, alone=True)
+            random = keras.random.uniform((ops.shape(z_q)[0], 1, 1, 1), seed=self.seed_generator)
+            told = ops.where(random < SHARE_ALONE, own * told, told)
+        return self.vqvae.decoder(told, training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        reconstruction = losses.reconstruction_loss(x, y_pred, "l1_ssim", self.vqvae.ssim_weight)
-        judge = self.discriminator
+        views = [(x, y_pred)]
+        if self.vqvae.beside:
+            views.append((side_views(x), side_views(y_pred)))
+        return sum(self._loss(kind, *images, training) for kind, images in enumerate(views))
+
+    def _loss(self, kind, x, made, training):
+        """The loss of slices (kind 0) or of side views (kind 1), real and made ones."""
+        reconstruction = losses.reconstruction_loss(x, made, "l1_ssim", self.vqvae.ssim_weight)
+        judge, weight = self.discriminators[kind], self.adversarial_weight
         held = [ops.stop_gradient(variable) for variable in judge.trainable_variables]
-        pulled = self.adversarial_weight * y_pred + (1 - self.adversarial_weight) * ops.stop_gradient(y_pred)
+        pulled = weight * made + (1 - weight) * ops.stop_gradient(made)
         of_decoder, _ = judge.stateless_call(held, judge.non_trainable_variables, equal_pull(pulled))
-        of_real, of_made = judge(x), judge(ops.stop_gradient(y_pred))
+        of_real, of_made = judge(x), judge(ops.stop_gradient(made))
         hinge = (ops.mean(ops.relu(1.0 - of_real)) + ops.mean(ops.relu(1.0 + of_made))) / 2
         if training:
-            means = ops.stop_gradient(ops.stack([ops.mean(of_real), ops.mean(of_made)]))
-            self.answers.assign(0.99 * self.answers + 0.01 * means)
-        mean_real, mean_made = ops.unstack(ops.stop_gradient(ops.convert_to_tensor(self.answers)), 2)
+            means = ops.stack([ops.mean(of_real), ops.mean(of_made)])
+            is_this = np.arange(len(self.discriminators))[:, None] == kind
+            self.answers.assign(ops.where(is_this, 0.99 * self.answers + 0.01 * ops.stop_gradient(means), self.answers))
+        mean_real, mean_made = ops.unstack(ops.stop_gradient(ops.convert_to_tensor(self.answers))[kind], 2)
         lecam = ops.mean(ops.square(of_real - mean_made)) + ops.mean(ops.square(of_made - mean_real))
         self.reconstruction_tracker.update_state(reconstruction)
         self.discriminator_tracker.update_state(hinge)

@@ -237,6 +237,7 @@ class SharpTraining:
     adversarial_weight: float = 3.0  # pull of the discriminator on each image, as a share of the L1 loss's
     lecam_weight: float = 0.3  # of what keeps the discriminator from winning
     fine_blocks: int = 1  # residual blocks of the sharp decoder at each size finer than the code grid
+    beside: int = 2  # slices on either side that the sharp decoder of a run with --neighbours is told
 
 
 # Of the VQ-VAE, by name; anything not named is as declared above.

@@ -35,6 +35,28 @@ def test_neighbours_are_the_next_slices_of_the_same_scan():
             assert found[name][i] == (rows.index(wanted) if wanted in rows else -1)
 
 
+def test_stacks_are_neighbouring_slices_of_a_scan():
+    slices = make_slices(3, sessions=("a", "b"), per_scan=30)
+    slices["slice_position"] = slices.slice_index / 29
+    slices = slices.sample(frac=1, random_state=0)
+    scans_of, lowest = dataset.scan_of(slices).to_numpy(), set()
+    for rng in (None, *(np.random.default_rng(seed) for seed in range(20))):
+        found = dataset.stacks(slices, 12, rng)
+        assert found.shape == (12, 12)  # two of each scan; six slices are left out
+        assert len(np.unique(found)) == 144
+        for stack in found:
+            heights = slices.slice_index.to_numpy()[stack]
+            assert (np.diff(heights) == 1).all()
+            assert len(set(scans_of[stack])) == 1
+            lowest.add(int(heights[0] % 12))
+        if rng is None:
+            assert lowest == {0}
+    assert lowest == set(range(7))
+    for size in (10, 31):
+        with pytest.raises(UserError, match=f"--sharp-batch-size {size}: a stack has 11 slices or more"):
+            dataset.stacks(slices, size)
+
+
 SIZES = {
     "vqvae": {"base_filters": 4, "num_embeddings": 16, "embedding_dim": 4, "downsampling": 8},
     "coarse": {"base_filters": 4, "num_embeddings": 8, "embedding_dim": 4},

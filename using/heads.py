@@ -5,7 +5,6 @@ for some in heads.sample(model, 4):                 # uint8, shape (m, s, S, S),
 """
 
 import numpy as np
-from scipy import ndimage
 
 import dataset
 from evaluation import figures
@@ -15,7 +14,6 @@ from system import files
 from system.console import UserError
 from using import scans
 
-SMOOTHING_ALONG_MM = 0.8  # sigma along a head's axis
 FIRST_SLICE = 0.0  # where a head is begun, as a share of its height
 
 
@@ -55,14 +53,9 @@ def sample(model, number, seed=0, label=None, first=FIRST_SLICE, batch_size=16, 
         yield np.stack([(decode(model, head) * 255).round().astype("uint8") for head in codes])
 
 
-def decode(model, codes, smoothing_mm=SMOOTHING_ALONG_MM):
-    """Slices of a head's codes (s, grid, grid, levels): float32 in [0, 1], shape (s, S, S).
-
-    A decoder knows one slice at a time and makes each a little otherwise. So the codebook's entries, z_q, are smoothed
-    along the axis before they are decoded; with that, decoded real heads are nearer to the real ones.
-    """
-    z_q = ndimage.gaussian_filter(model.vqvae.vectors(np.asarray(codes)), (smoothing_mm / model.voxel_mm[2], 0, 0, 0))
-    return model.vqvae.decode_vectors(z_q)[..., 0]
+def decode(model, codes):
+    """Slices of a head's codes (s, grid, grid, levels), each told those beside it: float32 in [0, 1], (s, S, S)."""
+    return model.vqvae.decode_vectors(model.vqvae.vectors(np.asarray(codes)), stack=True)[..., 0]
 
 
 def write(model, head, path):
