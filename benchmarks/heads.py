@@ -22,12 +22,12 @@ from using.heads import decode
 from using.heads import positions as positions_of
 
 NUMBER = 12  # heads drawn in each way
-WAYS = {  # temperatures, where the first slice lies, how the heads are decoded
-    "from the lowest": ({}, 0.0, {}),
-    "from the middle": ({}, 0.5, {}),
-    "from the lowest, coarse temperature 0.8": ({"coarse_temperature": 0.8}, 0.0, {}),
-    "from the lowest, temperature 0.9": ({"temperature": 0.9}, 0.0, {}),
-    "from the lowest, not smoothed": ({}, 0.0, {"smoothing_mm": 0.0}),
+WAYS = {  # temperatures, where the first slice lies, whether each slice is decoded as if alone
+    "from the lowest": ({}, 0.0, False),
+    "from the middle": ({}, 0.5, False),
+    "from the lowest, coarse temperature 0.8": ({"coarse_temperature": 0.8}, 0.0, False),
+    "from the lowest, temperature 0.9": ({"temperature": 0.9}, 0.0, False),
+    "from the lowest, decoded alone": ({}, 0.0, True),
 }
 
 
@@ -92,8 +92,9 @@ def main(args):
         rows.append(row | {"bits": bits})
         harness.write(args.output, rows, data=data.title, number=NUMBER)
 
-    def decoded(stacks, **how):
-        return [(decode(model, codes, **how) * 255).round().astype("uint8") for codes in stacks]
+    def decoded(stacks, alone=False):
+        images = (model.decode(codes) if alone else decode(model, codes) for codes in stacks)
+        return [(some * 255).round().astype("uint8") for some in images]
 
     real_codes = np.stack([model.encode(head / np.float32(255)) for head in test])
     scans = data.of("test").groupby(dataset.scan_of(data.of("test")), sort=True)  # in the order of `heads.of_people`
@@ -101,12 +102,12 @@ def main(args):
     real_bits = bits_by_height(model, real_codes, of_people)
     add("test people", test, real_bits)
     add("test people, decoded", decoded(real_codes), real_bits)
-    add("test people, decoded, not smoothed", decoded(real_codes, smoothing_mm=0.0), real_bits)
-    for name, (temperatures, first, how) in WAYS.items():
+    add("test people, decoded alone", decoded(real_codes, alone=True), real_bits)
+    for name, (temperatures, first, alone) in WAYS.items():
         drawer = TrainedModel(args.run_dir, **temperatures)
         first = round(first * (len(test[0]) - 1))
         stacks = np.concatenate([*drawer.sampler.sample_heads(labels, positions_of(model), 0, first, 16)])
-        add(name, decoded(stacks, **how), bits_by_height(model, stacks, labels))
+        add(name, decoded(stacks, alone), bits_by_height(model, stacks, labels))
     stacks = given_real(model, test, of_people)
     add("each slice given the real one below", decoded(stacks), bits_by_height(model, stacks, of_people))
 
