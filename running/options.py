@@ -153,7 +153,7 @@ class VQVAE:
 class Coarse:
     """coarse codes: a VQ-VAE of the slice shrunk to a few pixels, whose codes are drawn first"""
 
-    image_size: int = 32  # pixels along a side of the shrunk slice
+    image_size: int = 32  # pixels along a side of the shrunk slice; 0: no coarse codes, and the prior is told none
     downsampling: int = 4
     num_embeddings: int = 64
     embedding_dim: int = 16
@@ -245,7 +245,13 @@ PRESETS = {
     # For slices of 256 x 256 at 1 mm, as OASIS and ADNI have them: 32 x 32 codes instead of 64 x 64.
     "1mm": {"downsampling": 8, "num_embeddings": 512},
     # After van den Oord et al. 2017, section 4.1: two residual blocks of 256 channels, L2; 512 entries of 64.
-    "vqvae-2017": {"num_embeddings": 512, "embedding_dim": 64, "base_filters": 128, "reconstruction_loss": "l2"},
+    "vqvae-2017": {
+        "num_embeddings": 512,
+        "embedding_dim": 64,
+        "base_filters": 128,
+        "reconstruction_loss": "l2",
+        "coarse_image_size": 0,
+    },
     # Three convolutions each way and 32 entries of 128, at 256 x 256 x 1.
     "three-conv": {"num_embeddings": 32, "embedding_dim": 128, "num_residual_blocks": 0, "reconstruction_loss": "l2"},
 }
@@ -299,6 +305,8 @@ def _to_train(given):
     data_dir, start_from = command["data_dir"], command["start_from"]
     run_dir = command["run_dir"] or Path("runs") / (data_dir.resolve().name if data_dir else "demo")
     _refuse(given, data_dir, run_dir, data, values["vqvae"]["downsampling"])
+    if values["heads"]["neighbours"] and not values["coarse"]["image_size"]:
+        raise UserError("--neighbours: such priors need coarse codes, and --preset vqvae-2017 has none")
     data["slice_spacing_mm"] = data.pop("slice_spacing")
     data["data_dir"] = str(data_dir.resolve()) if data_dir else None
     data["cache_dir"] = str(data["cache_dir"].resolve())
@@ -314,10 +322,9 @@ def _values(given):
     values = {}
     for (prefix, place), group in TRAIN.items():
         chosen = {field.name: field.default for field in dataclasses.fields(group)}
-        if place == "vqvae" and preset is not None:
-            chosen |= PRESETS[preset]
-        else:
-            chosen |= {name: demo[prefix + name] for name in chosen if prefix + name in demo}
+        others = demo if preset is None or place != "vqvae" else {}
+        others = others | PRESETS.get(preset, {})
+        chosen |= {name: others[prefix + name] for name in chosen if prefix + name in others}
         chosen |= {name: value for name, value in of_start.get(place, {}).items() if name in chosen}
         if of_start and "continuous" in chosen:  # it has its codebooks
             chosen["continuous"] = 0.0

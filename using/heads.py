@@ -21,7 +21,7 @@ FIRST_SLICE = 0.0  # where a head is begun, as a share of its height
 
 def are_drawn_by(model):
     """Whether a model's priors are told the codes of a slice beside: train.py --neighbours."""
-    return set(BESIDE) <= model.models.prior.maps.keys() & model.models.coarse_prior.maps.keys()
+    return set(BESIDE) <= model.models.prior.maps.keys()
 
 
 def positions(model):
