@@ -84,7 +84,7 @@ ifdef MS
 endif
 	$(BIN)/python predict.py --run-dir runs/ds002748 --input examples/brain.nii.gz --output-dir results/using
 	$(BIN)/python predict.py --run-dir runs/heads --volumes 6 --output-dir results/using
-	rm -r results/using/brain results/using/inputs.html results/using/volumes results/using/volumes.gif  # volumes
+	rm -r results/using/brain results/using/inputs.html results/using/volumes results/using/volumes.gif results/using/volumes.html  # volumes
 endif
 ifdef IXI
 	$(call fit,ixi,--data-dir $(IXI) $(IXI_RUN))

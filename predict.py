@@ -356,7 +356,7 @@ TASKS = {
     "anomaly": ("anomalies", anomaly.map_inputs, ["anomalies.png", "anomalies.csv"]),
     "mask": ("completions", completion.complete_input, ["completions.png", "completions.csv"]),
     "input": ("inputs", inputs.reconstruct_all, ["inputs.png", "inputs.html"]),
-    "volumes": ("predictions", heads.write_heads, ["volumes.png", "volumes.gif"]),
+    "volumes": ("predictions", heads.write_heads, ["volumes.png", "volumes.gif", "volumes.html"]),
     "num_samples": ("predictions", draw_new, ["samples.png", "samples.csv", "positions.png", "reconstructions.png"]),
 }
 

@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import re
 from types import SimpleNamespace
 
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import make_slices, randomise, write_bids, write_volume
 from test_anatomy import draw
@@ -122,7 +124,12 @@ def test_heads_are_volumes_that_a_viewer_reads(place, model, loaded):
     arguments = ["--run-dir", str(place / "run"), "--output-dir", str(place / "drawn"), "--volumes", "2"]
     assert predict.main(arguments) == 0
     for i in range(2):
-        volume = nibabel.load(place / "drawn" / "volumes" / f"volume_{i:03d}.nii.gz")
+        name = f"sub-synth{i + 1:03d}"
+        path = place / "drawn" / "volumes" / name / "anat" / f"{name}_desc-synthetic_T1w.nii.gz"
+        volume = nibabel.load(path)
+        assert volume.header["sform_code"] == volume.header["qform_code"] > 0
+        told = json.loads(path.with_name(f"{name}_desc-synthetic_T1w.json").read_text())
+        assert (told["synthetic"], told["seed"], told["number"]) == (True, 0, i)
         assert volume.shape == (32, 32, 4)
         assert volume.get_data_dtype() == np.uint8
         assert nibabel.aff2axcodes(volume.affine) == ("R", "A", "S")  # as the run's own
@@ -132,7 +139,14 @@ def test_heads_are_volumes_that_a_viewer_reads(place, model, loaded):
         np.testing.assert_allclose(middle, 0, atol=1e-5)
     assert (place / "drawn" / "volumes.png").exists()
     assert (place / "drawn" / "volumes.gif").stat().st_size < 2e6
-    drawn = [np.asarray(nibabel.load(p).dataobj) for p in sorted((place / "drawn" / "volumes").iterdir())]
+    people = pd.read_csv(place / "drawn" / "volumes" / "participants.tsv", sep="\t")
+    assert people.participant_id.tolist() == ["sub-synth001", "sub-synth002"]
+    assert set(people.group) <= {"control", "patient"}
+    page = (place / "drawn" / "volumes.html").read_text()
+    assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']https?:", page)
+    drawn = [np.asarray(nibabel.load(p).dataobj) for p in sorted((place / "drawn" / "volumes").glob("*/anat/*.gz"))]
+    assert predict.main([*arguments[:-1], "1"]) == 0
+    assert not (place / "drawn" / "volumes" / "sub-synth002").exists()  # left by the call before
     again = next(model.sample_heads(1))
     back = np.rot90(drawn[0], 1).transpose(2, 0, 1)
     np.testing.assert_array_equal(back, again[0])  # one alone is the same as the first of two
