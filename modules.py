@@ -271,7 +271,7 @@ class VQVAE(keras.Model):
         activation="auto",
         fine_blocks=0,
         num_embeddings=256,
-        embedding_dim=16,
+        embedding_dim=64,
         num_quantizers=1,
         restart_threshold=0.02,
         commitment_cost=0.25,

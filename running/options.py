@@ -139,7 +139,7 @@ class VQVAE:
     num_residual_blocks: int = option(2, "residual blocks on the grid of codes, in encoder and decoder each", least=0)
     activation: str = option("auto", "auto is relu up to a downsampling of 4", ("auto", "relu", "leaky_relu"))
     num_embeddings: int = option(256, "entries of the codebook", least=2, most=2**16)
-    embedding_dim: int = option(16, "length of each entry", least=1)
+    embedding_dim: int = option(64, "length of each entry", least=1)
     num_quantizers: int = option(1, "codes of each place: levels, each of which codes what those before left", least=1)
     restart_threshold: float = option(
         0.02, "an entry used less than this share of the even use is moved; 0 never moves one", least=0
@@ -174,7 +174,7 @@ class Prior:
 class VQVAETraining:
     """training of the VQ-VAE: Muon, 30 % of the epochs without a quantiser; in each part warm-up and cosine decay"""
 
-    epochs: int = everyday(60, "passes over the training people's slices", least=1)
+    epochs: int = everyday(20, "passes over the training people's slices", least=1)
     batch_size: int = option(4, "slices of a step", least=1)
     learning_rate: float = option(1e-2, "highest learning rate", above=0)
     patience: int = option(15, "epochs without a better reconstruction of the validation people, then it ends", least=1)
@@ -243,7 +243,7 @@ class SharpTraining:
 PRESETS = {
     "default": {},
     # For slices of 256 x 256 at 1 mm, as OASIS and ADNI have them: 32 x 32 codes instead of 64 x 64.
-    "1mm": {"downsampling": 8, "num_embeddings": 512},
+    "1mm": {"downsampling": 8, "num_embeddings": 512, "num_quantizers": 2},
     # After van den Oord et al. 2017, section 4.1: two residual blocks of 256 channels, L2; 512 entries of 64.
     "vqvae-2017": {
         "num_embeddings": 512,
@@ -256,13 +256,14 @@ PRESETS = {
     "three-conv": {"num_embeddings": 32, "embedding_dim": 128, "num_residual_blocks": 0, "reconstruction_loss": "l2"},
 }
 
-# Without --data-dir: a few minutes on two cores. `downsampling` gives way to any preset.
+# Without --data-dir: a few minutes on two cores. Sizes of the VQ-VAE give way to any preset.
 DEMO = {
     "image_size": 128,
     "downsampling": 8,
-    "vqvae_epochs": 5,
-    "coarse_epochs": 10,
-    "coarse_prior_epochs": 12,
+    "num_quantizers": 2,
+    "vqvae_epochs": 4,
+    "coarse_epochs": 5,
+    "coarse_prior_epochs": 10,
     "coarse_prior_filters": 32,
     "prior_epochs": 6,
     "prior_filters": 32,

@@ -312,14 +312,14 @@ def test_skipped_files_are_listed_in_the_run_folder(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("preset", "entries", "convolutions"),
-    [("1mm", (512, 16), 8), ("vqvae-2017", (512, 64), 7), ("three-conv", (32, 128), 3)],
+    ("preset", "levels", "entries", "convolutions"),
+    [("1mm", 2, (512, 64), 8), ("vqvae-2017", 1, (512, 64), 7), ("three-conv", 1, (32, 128), 3)],
 )
-def test_presets(preset, entries, convolutions):
+def test_presets(preset, levels, entries, convolutions):
     asked = ["--preset", preset, "--base-filters", "4", "--precision", "float32"]
     vqvae, prior = (models.build(name, 64, 0, options.train(asked).options) for name in ("vqvae", "prior"))
-    assert vqvae.codebooks.shape == (1, *entries)
-    assert tuple(prior.codebook.shape) == entries
+    assert vqvae.codebooks.shape == (levels, *entries)
+    assert tuple(prior.codebook.shape) == (levels * entries[0], entries[1])
     found = [layer for layer in vqvae.encoder.layers if isinstance(layer, keras.layers.Conv2D)]
     assert len(found) == convolutions
 
