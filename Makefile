@@ -1,4 +1,5 @@
 # make demo      environment, both stages on the embedded cohort, new brains and a report of figures in runs/demo
+# make plain     the same with the two models of the papers alone: one level, no coarse codes: runs/plain
 # make test      environment, linter, all tests
 # make lint      ruff, notebooks too
 # make notebook  runs notebooks/walkthrough.ipynb again, outputs kept
@@ -42,12 +43,17 @@ define use
 	$(BIN)/python -m benchmarks.completion --run-dir runs/$(1) --output results/$(2)/completion.json
 endef
 
-.PHONY: demo test lint notebook results benchmarks peers app figures clean
+.PHONY: demo plain test lint notebook results benchmarks peers app figures clean
 
 demo: .venv/run
 	$(BIN)/python train.py
 	$(BIN)/python predict.py
 	$(BIN)/python evaluate.py --num-samples 300
+
+plain: .venv/run
+	$(BIN)/python train.py --preset vqvae-2017 --run-dir runs/plain
+	$(BIN)/python predict.py --run-dir runs/plain
+	$(BIN)/python evaluate.py --run-dir runs/plain --num-samples 300
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -78,7 +84,7 @@ ifdef MS
 endif
 	$(BIN)/python predict.py --run-dir runs/ds002748 --input examples/brain.nii.gz --output-dir results/using
 	$(BIN)/python predict.py --run-dir runs/heads --volumes 6 --output-dir results/using
-	rm -r results/using/brain results/using/inputs.html results/using/volumes results/using/volumes.gif  # volumes
+	rm -r results/using/brain results/using/inputs.html results/using/volumes results/using/volumes.gif results/using/volumes.html  # volumes
 endif
 ifdef IXI
 	$(call fit,ixi,--data-dir $(IXI) $(IXI_RUN))

@@ -275,7 +275,7 @@ class VQVAE(keras.Model):
         fine_blocks=0,
         beside=0,
         num_embeddings=256,
-        embedding_dim=16,
+        embedding_dim=64,
         num_quantizers=1,
         restart_threshold=0.02,
         commitment_cost=0.25,

@@ -135,8 +135,10 @@ class TrainedModel:
 
     @_whole
     def encode_coarse(self, images):
-        """Coarse codes of images, those of the shrunk slices: int32, shape (n, 8, 8, 1) by default."""
+        """Coarse codes of images, those of the shrunk slices: int32, shape (n, 8, 8, 1) by default, or (n, 0, 0, 1)."""
         coarse = self.models.coarse
+        if coarse is None:
+            return np.zeros((len(images), 0, 0, 1), "int32")
         return coarse.encode(dataset.shrink(self.checked(images)[..., 0], coarse.image_size)[..., None])
 
     @_whole
@@ -161,38 +163,38 @@ class TrainedModel:
 
     def describe(self, images, label=None, slice_position=None):
         """Codes and coarse codes of images, and what the priors are told beside: label and slice position."""
-        coarse = self.encode_coarse(images)
-        kinds, heights = self.likeliest(coarse, label, slice_position)
-        return self.encode(images), coarse, {"label": kinds, "slice_position": heights}
+        codes, coarse = self.encode(images), self.encode_coarse(images)
+        kinds, heights = self.likeliest(codes, coarse, label, slice_position)
+        return codes, coarse, {"label": kinds, "slice_position": heights}
 
     @_whole
     def bits_of(self, codes, coarse, told):
         """As `bits`, of what `describe` returns."""
-        of_coarse = code_lengths(self.models.coarse_prior, {**told, "codes": coarse})
-        return code_lengths(self.models.prior, {**told, "codes": codes, "coarse": coarse}), of_coarse
+        return models.code_bits(self.models, codes, coarse, told)
 
     @_whole
-    def likeliest(self, coarse, label=None, slice_position=None, known=None):
+    def likeliest(self, codes, coarse, label=None, slice_position=None, known=None):
         """Labels and slice positions as indices and numbers, each (n,); None takes what makes the codes cheapest.
 
-        Where `known` is given, bool (n, h, w, 1), only the bits of those codes count. That a label tells a slice in
-        fewer bits is no diagnosis.
+        These are the coarse codes, where there are any. Where `known` is given, bool like them, only the bits of those
+        count. That a label tells a slice in fewer bits is no diagnosis.
         """
-        number, slice_position = len(coarse), self.checked_position(slice_position)
+        number, slice_position = len(codes), self.checked_position(slice_position)
         kinds = range(1, len(self.labels) + 1) if self.labels and label is None else [self._number(label)]
         heights = HEIGHTS if slice_position is None else [None]
         tried = [(kind, height) for kind in kinds for height in heights]
         given = np.broadcast_to(np.asarray(0 if slice_position is None else slice_position, "float32"), (number,))
         if len(tried) == 1:
             return np.full(number, tried[0][0], "int32"), given.copy()
+        first, prior = (coarse, self.models.coarse_prior) if coarse.size else (codes, self.models.prior)
         told = {
-            "codes": np.repeat(coarse, len(tried), axis=0),
+            "codes": np.repeat(first, len(tried), axis=0),
             "label": np.tile(np.array([kind for kind, _ in tried], "int32"), number),
             "slice_position": np.concatenate(
                 [[position if height is None else height for _, height in tried] for position in given]
             ).astype("float32"),
         }
-        bits = code_lengths(self.models.coarse_prior, told)
+        bits = code_lengths(prior, told)
         if known is not None:
             bits = bits * np.repeat(known, len(tried), axis=0)
         best = bits.sum(axis=(1, 2, 3)).reshape(number, len(tried)).argmin(axis=1) + len(tried) * np.arange(number)
@@ -354,7 +356,7 @@ TASKS = {
     "anomaly": ("anomalies", anomaly.map_inputs, ["anomalies.png", "anomalies.csv"]),
     "mask": ("completions", completion.complete_input, ["completions.png", "completions.csv"]),
     "input": ("inputs", inputs.reconstruct_all, ["inputs.png", "inputs.html"]),
-    "volumes": ("predictions", heads.write_heads, ["volumes.png", "volumes.gif"]),
+    "volumes": ("predictions", heads.write_heads, ["volumes.png", "volumes.gif", "volumes.html"]),
     "num_samples": ("predictions", draw_new, ["samples.png", "samples.csv", "positions.png", "reconstructions.png"]),
 }
 

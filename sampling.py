@@ -304,8 +304,8 @@ class SliceSampler:
     """Draws the coarse codes of a slice from one prior, then the slice's codes, given those, from another.
 
     Args:
-        coarse_prior: A `PixelCNN` of coarse codes.
-        prior: A `PixelCNN` whose `maps` has `coarse`.
+        coarse_prior: A `PixelCNN` of coarse codes; None where there are none.
+        prior: A `PixelCNN` whose `maps` has `coarse`, then.
         coarse_temperature: Of the coarse codes. Below 1 anatomy is more common, and the texture keeps its grain.
         temperature, top_k, top_p: Of the slice's codes: see `draw_codes`.
 
@@ -314,18 +314,22 @@ class SliceSampler:
     """
 
     def __init__(self, coarse_prior, prior, coarse_temperature=1.0, temperature=1.0, top_k=0, top_p=1.0):
-        self.coarse = PixelCNNSampler(coarse_prior, coarse_temperature)
+        self.coarse = self.coarse_filter = None
+        if coarse_prior:
+            self.coarse = PixelCNNSampler(coarse_prior, coarse_temperature)
+            self.coarse_filter = PixelCNNSampler(coarse_prior, coarse_temperature, particles=True)
         self.codes = PixelCNNSampler(prior, temperature, top_k, top_p)
-        self.coarse_filter = PixelCNNSampler(coarse_prior, coarse_temperature, particles=True)
         self.code_filter = PixelCNNSampler(prior, temperature, top_k, top_p, particles=True)
 
     def draw(self, label, slice_position, seed, noise_index, batch_size, given=None, beside=None):
-        """Codes and coarse codes of one batch, as `PixelCNNSampler.draw` has them.
+        """Codes and coarse codes of one batch, as `PixelCNNSampler.draw` has them; None where there are none.
 
         `given` are known codes of the slices and of their coarse codes; `beside`, by map, those of slices beside them.
         """
         told = (label, slice_position, seed, noise_index)
         (known, known_coarse), (by_map, coarse_by_map) = given or (None, None), beside or ({}, {})
+        if not self.coarse:
+            return self.codes.draw(*told, known, batch_size, **by_map), None
         coarse = self.coarse.draw(*told, known_coarse, batch_size, which=1, **coarse_by_map)
         return self.codes.draw(*told, known, batch_size, coarse=coarse, **by_map), coarse
 
@@ -380,7 +384,7 @@ class SliceSampler:
         Raises:
             ValueError: If the priors are not told the codes of a slice beside.
         """
-        if not {"below", "above"} <= self.codes.prior.maps.keys() & self.coarse.prior.maps.keys():
+        if not {"below", "above"} <= self.codes.prior.maps.keys():
             raise ValueError("the priors are not told the codes of the slices below and above")
         number, label = len(slice_positions), np.asarray(label)
         noise_index = np.arange(len(label)) if noise_index is None else np.asarray(noise_index)
@@ -439,8 +443,10 @@ class SliceSampler:
         drawn = []
         for index in range(number):
             rng = np.random.default_rng([seed, index, 3])
-            coarse, shares = run(self.coarse_filter, rng, known_coarse)
-            coarse = coarse[rng.choice(particles, particles, p=shares)]
-            codes, shares = run(self.code_filter, rng, known, coarse=coarse)
+            maps = {}
+            if self.coarse:
+                coarse, shares = run(self.coarse_filter, rng, known_coarse)
+                maps["coarse"] = coarse[rng.choice(particles, particles, p=shares)]
+            codes, shares = run(self.code_filter, rng, known, **maps)
             drawn.append(codes[rng.choice(particles, p=shares)])
         return np.stack(drawn)

@@ -128,7 +128,7 @@ def train_prior(run_dir, data, options, name="prior"):
     The prior of codes is told the coarse codes of the same slice, and at drawing those that the other prior has drawn.
     """
     training, seed = options[f"{name}_training"], options["data"]["seed"]
-    encoders, codes = codes_of(name, run_dir, data)
+    encoders, codes = codes_of(name, run_dir, data, options["coarse"]["image_size"])
     if (run_dir / f"{name}.keras").exists():
         models.load_prior(run_dir, name, *encoders.values())  # raises if it belongs to another VQ-VAE
     model = models.build(name, data.image_size, len(data.labels), options, models.fingerprint(*encoders.values()))
@@ -157,15 +157,17 @@ def train_prior(run_dir, data, options, name="prior"):
     )
 
 
-def codes_of(name, run_dir, data):
+def codes_of(name, run_dir, data, with_coarse):
     """The VQ-VAEs that make a prior's codes, by the names that it has for them, and those of the validation slices."""
-    coarse = models.load_vqvae(run_dir, "coarse")
-    of_coarse = dataset.encode(coarse, data.images, data.of("validation").row.to_numpy())
-    if name == "coarse_prior":
-        return {"codes": coarse}, {"codes": of_coarse}
-    vqvae = models.load_vqvae(run_dir)
-    codes = opening.all_codes(run_dir, vqvae, data)[data.slices.split == "validation"]
-    return {"codes": vqvae, "coarse": coarse}, {"codes": codes, "coarse": of_coarse}
+    encoders, codes = {}, {}
+    if name == "prior":
+        encoders["codes"] = models.load_vqvae(run_dir)
+        codes["codes"] = opening.all_codes(run_dir, encoders["codes"], data)[data.slices.split == "validation"]
+    if with_coarse:
+        whose = "coarse" if name == "prior" else "codes"
+        encoders[whose] = models.load_vqvae(run_dir, "coarse")
+        codes[whose] = dataset.encode(encoders[whose], data.images, data.of("validation").row.to_numpy())
+    return encoders, codes
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -262,7 +264,10 @@ def optimizer_of(stage):
 def run(command):
     """All of a run, or one stage of it, from what `options.train` returns."""
     run_dir, options = command.run_dir, command.options
-    stages = [*run_folder.VQVAES, *run_folder.PRIORS] if command.stage == "all" else [command.stage]
+    stages = run_folder.stages(options)
+    if command.stage not in ("all", "sharp", *stages):
+        raise UserError(f"--stage {command.stage}: this run has no coarse codes")
+    stages = stages if command.stage == "all" else [command.stage]
     with contextlib.ExitStack() as stack:
         stack.enter_context(devices.others_may_end())
         devices.start(command.devices)  # before anything asks for a device

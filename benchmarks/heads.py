@@ -32,47 +32,43 @@ WAYS = {  # temperatures, where the first slice lies, whether each slice is deco
 
 
 def bits_by_height(model, stacks, labels):
-    """Bits of each code of heads (n, s, grid, grid, D), given the slice below, in eight parts from the bottom."""
-    found, positions = [], positions_of(model)
+    """Bits of each code of heads, each (s, grid, grid, D), given the slice below, in eight parts from the bottom."""
+    found = []
     for codes, label in zip(stacks, labels, strict=True):
         coarse = model.encode_coarse(model.decode(codes))
         inputs = {
             "codes": codes,
             "coarse": coarse,
             "label": np.full(len(codes), label, "int32"),
-            "slice_position": positions,
+            "slice_position": np.linspace(0, 1, len(codes), dtype="float32"),
             "below": np.concatenate([np.full_like(codes[:1], -1), codes[:-1]]),
         }
         found.append(code_lengths(model.models.prior, inputs).mean(axis=(1, 2, 3)))
-    return eighths(found)
+    return heads.by_height(found)
 
 
 def given_real(model, real, labels, seed=0):
-    """Codes of slices each drawn given the real slice below: (n, s, grid, grid, D); the lowest given none."""
-    made, positions = [], positions_of(model)
+    """Codes of slices each drawn given the real slice below, (s, grid, grid, D) of a head; the lowest given none."""
+    made = []
     for number, (head, label) in enumerate(zip(real, labels, strict=True)):
         codes, coarse = (encode(head / np.float32(255)) for encode in (model.encode, model.encode_coarse))
         beside, of_coarse = (np.concatenate([np.full_like(x[:1], -1), x[:-1]]) for x in (codes, coarse))
-        slices = []
+        slices, positions = [], np.linspace(0, 1, len(codes), dtype="float32")
         for start in range(0, len(codes), 32):
             part = np.arange(start, min(start + 32, len(codes)))
             told = (np.full(len(part), label), positions[part], seed, number * len(codes) + part, 32)
             below = {"below": beside[part]}, {"below": of_coarse[part]}
             slices.append(model.sampler.draw(*told, beside=below)[0])
         made.append(np.concatenate(slices))
-    return np.stack(made)
-
-
-def eighths(values):
-    """Means of values by slice, (n, s), in eight parts from the bottom."""
-    return [float(part.mean()) for part in np.array_split(np.mean(values, axis=0), 8)]
+    return made
 
 
 @command
 def main(args):
     data, model = harness.open_run(args.run_dir)
     people, test = (heads.of_people(data, split, len(positions_of(model))) for split in ("train", "test"))
-    test, extract, size = list(test.values()), realism.TextureFeatures(data.image_size), data.image_size
+    names, test = list(test), list(test.values())
+    extract, size = realism.TextureFeatures(data.image_size), data.image_size
     labels, _ = model.conditions(NUMBER)
 
     def features(some, plane):
@@ -88,7 +84,8 @@ def main(args):
             plane: realism.frechet_distance(spaces[plane](features(some, plane)), reached[plane]) for plane in spaces
         }
         like = heads.neighbours(some)
-        row = {"heads": name, "neighbours": float(like.mean()), **views, "neighbours_by_height": eighths(like)}
+        row = {"heads": name, "neighbours": float(np.concatenate(like).mean()), **views}
+        row["neighbours_by_height"] = heads.by_height(like)
         rows.append(row | {"bits": bits})
         harness.write(args.output, rows, data=data.title, number=NUMBER)
 
@@ -96,16 +93,16 @@ def main(args):
         images = (model.decode(codes) if alone else decode(model, codes) for codes in stacks)
         return [(some * 255).round().astype("uint8") for some in images]
 
-    real_codes = np.stack([model.encode(head / np.float32(255)) for head in test])
-    scans = data.of("test").groupby(dataset.scan_of(data.of("test")), sort=True)  # in the order of `heads.of_people`
-    of_people = [model.labels.index(label) + 1 if label else 0 for label in scans.label.first()]
+    real_codes = [model.encode(head / np.float32(255)) for head in test]
+    labels_of = data.of("test").groupby(dataset.scan_of(data.of("test"))).label.first()
+    of_people = [model.labels.index(label) + 1 if label else 0 for label in labels_of[names]]
     real_bits = bits_by_height(model, real_codes, of_people)
     add("test people", test, real_bits)
     add("test people, decoded", decoded(real_codes), real_bits)
     add("test people, decoded alone", decoded(real_codes, alone=True), real_bits)
     for name, (temperatures, first, alone) in WAYS.items():
         drawer = TrainedModel(args.run_dir, **temperatures)
-        first = round(first * (len(test[0]) - 1))
+        first = round(first * (len(positions_of(model)) - 1))
         stacks = np.concatenate([*drawer.sampler.sample_heads(labels, positions_of(model), 0, first, 16)])
         add(name, decoded(stacks, alone), bits_by_height(model, stacks, labels))
     stacks = given_real(model, test, of_people)

@@ -340,7 +340,8 @@ def pictures():
 
 
 PAGES = {
-    "README.md": [summary, partial(layers, "vqvae"), partial(layers, "prior"), versions],
+    "README.md": [summary, versions],
+    "docs/method.md": [partial(layers, "vqvae"), partial(layers, "prior")],
     "docs/data.md": [partial(listing, "leak/leak.json")],
     "docs/results.md": [
         results,

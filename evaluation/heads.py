@@ -19,22 +19,33 @@ COMPARED_SLICES, CANDIDATE_PEOPLE = 16, 3  # slices of a head compared with peop
 AXIS_BANDS = 8  # of the power along the axis
 
 
+def is_whole(slices, number):
+    """Whether a scan of so many slices is a head like those of `number`: whole brains are of several heights."""
+    return abs(slices - number) <= number // 8
+
+
 def of_people(data, split, number):
-    """The heads of a split's people that have so many slices: uint8 (number, S, S), by name."""
+    """The heads of a split's people that have about so many slices: uint8 (s, S, S), by name."""
     slices = data.of(split).sort_values("slice_position", kind="stable")
     scans = slices.groupby(dataset.scan_of(slices), sort=True)
-    return {name: data.images[mine.row] for name, mine in scans if len(mine) == number}
+    return {name: data.images[mine.row] for name, mine in scans if is_whole(len(mine), number)}
 
 
 def count_people(data, number):
-    """How many scans of each split have so many slices: a Series."""
+    """How many scans of each split have about so many slices: a Series."""
     scans = data.slices.groupby(dataset.scan_of(data.slices)).split.agg(["first", "size"])
-    return scans["first"][scans["size"] == number].value_counts()
+    return scans["first"][is_whole(scans["size"], number)].value_counts()
 
 
 def neighbours(heads):
-    """MS-SSIM of each slice of some heads with the one above: shape (n, s - 1)."""
-    return np.stack([metrics.ms_ssim(head[1:] / 255, head[:-1] / 255) for head in heads])
+    """MS-SSIM of each slice of some heads with the one above: an array (s - 1,) of each."""
+    return [metrics.ms_ssim(head[1:] / 255, head[:-1] / 255) for head in heads]
+
+
+def by_height(values):
+    """Means of values by slice, an array of each head, in eight parts from bottom to top, or as many as there are."""
+    parts = min(8, min(map(len, values)))
+    return np.mean([[part.mean() for part in np.array_split(some, parts)] for some in values], axis=0).tolist()
 
 
 def axis_power(heads):
@@ -48,12 +59,12 @@ def axis_power(heads):
     return np.mean(powers, axis=0) if powers else np.full(1, np.nan)
 
 
-def volumes_ml(head, positions, voxel_mm):
+def volumes_ml(head, voxel_mm):
     """Volume of the head (of the brain, where no skull is shown) and of its lateral ventricles, in ml.
 
     That of the ventricles is NaN where no slice lies between the positions 0.3 and 0.75.
     """
-    millilitres = np.prod(voxel_mm) / 1000
+    millilitres, positions = np.prod(voxel_mm) / 1000, np.linspace(0, 1, len(head))
     brain = sum(metrics.head_mask(image / 255).sum() for image in head) * millilitres
     window = np.flatnonzero((positions >= VOLUME_WINDOW[0]) & (positions <= VOLUME_WINDOW[1]))
     if not len(window):
@@ -136,11 +147,8 @@ def judge_heads(drawn, alone, data, decode, voxel_mm):
         ratios = {name: power[name] / power["test"] for name in ("drawn", "decoded_test", "independent")}
     result = {
         "number": len(drawn),
-        "neighbours": {name: float(values.mean()) for name, values in alike.items()},
-        "neighbours_by_height": {
-            name: [float(part.mean()) for part in np.array_split(alike[name], min(8, number - 1), axis=1)]
-            for name in ("drawn", "test")
-        },
+        "neighbours": {name: float(np.concatenate(values).mean()) for name, values in alike.items()},
+        "neighbours_by_height": {name: by_height(alike[name]) for name in ("drawn", "test")},
         "axis_power_ratio": {name: [_number(x) for x in values] for name, values in ratios.items()},
     }
     size, extract = data.image_size, realism.TextureFeatures(data.image_size)
@@ -150,11 +158,10 @@ def judge_heads(drawn, alone, data, decode, voxel_mm):
         views = {name: space(view_features(heads, plane, voxel_mm, extract, size)) for name, heads in sets.items()}
         reached = views.pop("test")
         result[plane] = {name: realism.frechet_distance(features, reached) for name, features in views.items()}
-    positions = np.linspace(0, 1, number)
     real = [*people.values(), *of_people(data, "validation", number).values(), *test]
     sets = {"drawn": drawn, "real": real, "decoded_test": decoded_test, "test": test}
     measured = {
-        name: np.array([volumes_ml(head, positions, voxel_mm) for head in tqdm(heads, name, leave=False, disable=None)])
+        name: np.array([volumes_ml(head, voxel_mm) for head in tqdm(heads, name, leave=False, disable=None)])
         for name, heads in sets.items()
     }
     for i, kind in enumerate(("brain_ml", "ventricles_ml")):

@@ -8,9 +8,9 @@ from tqdm import tqdm
 
 import dataset
 from evaluation import baselines, metrics, realism
-from modules import code_lengths
 from reading.decoding import DARKEST
 from running import run_folder
+from running.models import code_bits
 
 DECODED_AT_ONCE = 256  # slices; as floats they are larger than in the cache
 
@@ -62,10 +62,11 @@ def reconstruct(vqvae, data):
 def bits_of_test_slices(models, data, codes):
     """Bits of the test slices: of the coarse codes of each, (n,), and of each of the codes, (n, grid, grid, levels)."""
     test = data.of("test")
-    coarse = dataset.encode(models.coarse, data.images, test.row.to_numpy())
-    of_coarse = code_lengths(models.coarse_prior, dataset.prior_inputs(test, data.labels, codes=coarse))
-    inputs = dataset.prior_inputs(test, data.labels, codes=codes, coarse=coarse)
-    return of_coarse.sum(axis=(1, 2, 3)), code_lengths(models.prior, inputs)
+    coarse = np.zeros((len(test), 0, 0, 1), "int32")
+    if models.coarse is not None:
+        coarse = dataset.encode(models.coarse, data.images, test.row.to_numpy())
+    bits, of_coarse = code_bits(models, codes, coarse, dataset.prior_inputs(test, data.labels))
+    return of_coarse.sum(axis=(1, 2, 3)), bits
 
 
 def count(data):

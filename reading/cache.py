@@ -70,9 +70,9 @@ FOUND = {
 class Manifest:
     """What is known of the slices of a cache, row by row: `dataset.COLUMNS`, their digest, and what was found."""
 
-    def __init__(self, sources, how):
+    def __init__(self, sources):
         indices = [source.slice_index for source in sources if source.slice_index is not None]
-        self.lowest, self.highest = (min(indices), max(indices)) if indices else (0, how.num_slices - 1)
+        self.lowest, self.highest = (min(indices), max(indices)) if indices else (0, 0)
         self.slices, self.digest, self.ranges = [], hashlib.sha256(), []
         self.names = {kind: [] for kind in FOUND}
         self.owners, self.means = {}, collections.defaultdict(list)
@@ -81,10 +81,11 @@ class Manifest:
         for kind in kinds:
             self.names[kind].append(name)
 
-    def add(self, source, name, number, order, image):
-        """Takes down one slice: its number in its file, and its place among those that were taken of it."""
-        place = order if source.slice_index is None else number - self.lowest
-        position = round(place / max(1, self.highest - self.lowest), 6)
+    def add(self, source, name, number, order, most, image):
+        """Takes down one slice: its number in its file, and its place among those taken of it, 0 to `most`."""
+        if source.slice_index is not None:
+            order, most = number - self.lowest, self.highest - self.lowest
+        position = round(order / max(1, most), 6)
         whose = (source.subject_id, source.session, number, position, source.label, source.split)
         content = image.tobytes()
         self.digest.update(content + repr(whose).encode())
@@ -146,7 +147,7 @@ def build_cache(data_dir, sources, how, packed, manifest_path):
     native_size = native_size_of(about["shape"] for about in inspected)
     image_size = how.image_size or native_size
     scales = scales_of(sources, inspected)
-    manifest = Manifest(sources, how)
+    manifest = Manifest(sources)
 
     def decode(source):
         if source.slice_index is None:
@@ -158,10 +159,12 @@ def build_cache(data_dir, sources, how, packed, manifest_path):
         return numbers, [fit_square(image, native_size, image_size) for image in stack], kinds, values
 
     def write(partial):
-        per_source = how.num_slices if sources[0].slice_index is None else 1
-        shape = (len(sources) * per_source, image_size, image_size)
+        def write_header(file, number):  # of the same length whatever the number: NumPy leaves room for it
+            header = {"descr": "|u1", "fortran_order": False, "shape": (number, image_size, image_size)}
+            np.lib.format.write_array_header_1_0(file, header)
+
         with partial.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            write_header(file, 0)
             for source, result in _each(decode, sources, how.skip_bad_files, "decoding slices"):
                 if isinstance(result, BadFile):
                     bad_files.append(result)
@@ -172,10 +175,10 @@ def build_cache(data_dir, sources, how, packed, manifest_path):
                 manifest.ranges.append(values)
                 for order, (number, image) in enumerate(zip(numbers, images, strict=True)):
                     file.write(image.tobytes())
-                    manifest.add(source, name, number, order, image)
+                    manifest.add(source, name, number, order, len(numbers) - 1, image)
             _refuse_nothing(data_dir, manifest.slices, bad_files)
-            left_out = shape[0] - len(manifest.slices)  # whose rows are black
-            file.truncate(file.tell() + left_out * image_size**2)
+            file.seek(0)
+            write_header(file, len(manifest.slices))
 
     write_whole(packed, write)
     for source, about in zip(sources, inspected, strict=True):

@@ -19,6 +19,7 @@ from system.console import UserError, in_a_line
 
 FEWEST_PIXELS, MOST_PIXELS = 16, 4096  # along a side
 MOST_VOXELS = 10**8  # of at most four bytes, 0.4 GB; a brain at half a millimetre has fewer
+LEAST_SHOWN = 0.02  # of the foreground of the fullest slice, in the lowest slice and the highest
 MIDDLE_BELOW_TOP_MM = 60  # from the top of the head to the middle of the brain, roughly the upper thalamus
 MIDDLE_OF_SMALL_HEADS = 0.45  # share of the height of what is shown, where that comes to less: infants, cropped brains
 BONE_MM = 8  # gap between brain and scalp that is closed
@@ -238,7 +239,7 @@ def read_volume(path, how):
     Intensity runs from the volume's 0.5th percentile (0) to the 99.5th of its foreground (255).
 
     Returns:
-        A list of slice numbers in the canonical volume; uint8 of shape (num_slices, height, width); names of what was
+        A list of slice numbers in the canonical volume; uint8 of shape (n, height, width); names of what was
         found; the range of values before, (low, high).
     """
     volume = open_volume(path)[0]
@@ -283,13 +284,17 @@ def _scale(path, voxels):
 
 
 def _choose(path, foreground, along_mm, how):
-    """Numbers of the slices around the brain's middle, integers, shape (num_slices,).
+    """Numbers of the slices around the brain's middle, or of all that show something, integers, shape (n,).
 
     Args:
         foreground: All slices of the plane, bool, shape (n, height, width).
         along_mm: Distance of one to the next.
     """
     depth, area = len(foreground), foreground.mean(axis=(1, 2))
+    if not how.num_slices:
+        shown = np.flatnonzero(area > LEAST_SHOWN * area.max())
+        number = int((shown[-1] - shown[0]) * along_mm / how.slice_spacing_mm + 1e-3) + 1
+        return np.floor(shown[0] + np.arange(number) * how.slice_spacing_mm / along_mm + 0.5 + 1e-3).astype(int)
     inside = np.flatnonzero(area > 0.1 * area.max())
     middle = (inside[0] + inside[-1]) / 2
     if how.plane == "axial":

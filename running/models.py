@@ -68,7 +68,8 @@ def build(name, image_size, num_labels, options, vqvae_fingerprint=""):
             if name == "prior":
                 codes = options["vqvae"]
                 grid = image_size // codes["downsampling"]
-                maps = {"coarse": {"num_embeddings": coarse["num_embeddings"], "grid_size": coarse_grid}}
+                if coarse_grid:
+                    maps = {"coarse": {"num_embeddings": coarse["num_embeddings"], "grid_size": coarse_grid}}
             if options["heads"]["neighbours"]:
                 kind = {name: codes[name] for name in ("num_embeddings", "num_quantizers")}
                 maps |= {beside: {**kind, "grid_size": grid} for beside in BESIDE}
@@ -199,14 +200,14 @@ class Models:
 
     Attributes:
         decoders: VQ-VAEs that differ by their decoder, by name; the last is the one asked for.
-        coarse: VQ-VAE of the shrunk slices.
-        coarse_prior: Prior of coarse codes.
+        coarse: VQ-VAE of the shrunk slices; None in a run without coarse codes.
+        coarse_prior: Prior of coarse codes; None, too.
         prior: Prior of codes, given the coarse codes.
     """
 
     decoders: dict
-    coarse: modules.VQVAE
-    coarse_prior: modules.PixelCNN
+    coarse: modules.VQVAE | None
+    coarse_prior: modules.PixelCNN | None
     prior: modules.PixelCNN
 
     @property
@@ -216,6 +217,18 @@ class Models:
 
 def load_models(run_dir, decoder="plain"):
     """Loads all models of a run in float32; raises UserError if one is missing, damaged or another run's."""
-    decoders, coarse = load_decoders(run_dir, decoder), load_vqvae(run_dir, "coarse")
-    coarse_prior = load_prior(run_dir, "coarse_prior", coarse)
-    return Models(decoders, coarse, coarse_prior, load_prior(run_dir, "prior", *list(decoders.values())[:1], coarse))
+    decoders, coarse, coarse_prior = load_decoders(run_dir, decoder), None, None
+    told = [next(iter(decoders.values()))]
+    if read_config(run_dir)["options"]["coarse"]["image_size"]:
+        coarse = load_vqvae(run_dir, "coarse")
+        coarse_prior = load_prior(run_dir, "coarse_prior", coarse)
+        told.append(coarse)
+    return Models(decoders, coarse, coarse_prior, load_prior(run_dir, "prior", *told))
+
+
+def code_bits(models, codes, coarse, told):
+    """Bits of grids of codes under the priors, given what they are told, and of their coarse codes, in their shapes."""
+    if models.coarse_prior is None:
+        return modules.code_lengths(models.prior, {**told, "codes": codes}), np.zeros(coarse.shape, "float32")
+    of_coarse = modules.code_lengths(models.coarse_prior, {**told, "codes": coarse})
+    return modules.code_lengths(models.prior, {**told, "codes": codes, "coarse": coarse}), of_coarse

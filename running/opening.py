@@ -12,7 +12,7 @@ import numpy as np
 import dataset
 from running.config import read_config, refuse_if_different, refuse_start
 from running.models import build, fingerprint
-from running.run_folder import PRIORS, VQVAES, read_splits, save, write_splits
+from running.run_folder import read_splits, save, stages, write_splits
 from system import devices, files
 from system.console import UserError
 
@@ -54,7 +54,7 @@ def open_run(run_dir, options, data, dry_run=False):
                 old["options"]["sharp_training"] = options["sharp_training"]
                 files.write_text(path, json.dumps(old, indent=2) + "\n")
         return False
-    models = {name: build(name, data.image_size, len(data.labels), options) for name in (*VQVAES, *PRIORS)}
+    models = {name: build(name, data.image_size, len(data.labels), options) for name in stages(options)}
     config["models"] = {name: model.get_config() for name, model in models.items()}
     if options["start_from"]:
         refuse_start(Path(options["start_from"]), config["models"])

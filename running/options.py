@@ -84,7 +84,7 @@ class Data:
     image_size: int = everyday(
         None, "side of the square slices in pixels (default: what holds the native ones)", least=16
     )
-    num_slices: int = option(32, "slices taken from each volume", least=1)
+    num_slices: int = option(32, "slices taken from each volume; 0: all that show something of the head", least=0)
     slice_spacing: float = option(2.0, "distance between them in mm", above=0)
     slice_middle: float = option(
         None, "mm from the top of the head to the middle slice (default: 60, less in small heads)", above=0
@@ -139,7 +139,7 @@ class VQVAE:
     num_residual_blocks: int = option(2, "residual blocks on the grid of codes, in encoder and decoder each", least=0)
     activation: str = option("auto", "auto is relu up to a downsampling of 4", ("auto", "relu", "leaky_relu"))
     num_embeddings: int = option(256, "entries of the codebook", least=2, most=2**16)
-    embedding_dim: int = option(16, "length of each entry", least=1)
+    embedding_dim: int = option(64, "length of each entry", least=1)
     num_quantizers: int = option(1, "codes of each place: levels, each of which codes what those before left", least=1)
     restart_threshold: float = option(
         0.02, "an entry used less than this share of the even use is moved; 0 never moves one", least=0
@@ -153,7 +153,7 @@ class VQVAE:
 class Coarse:
     """coarse codes: a VQ-VAE of the slice shrunk to a few pixels, whose codes are drawn first"""
 
-    image_size: int = 32  # pixels along a side of the shrunk slice
+    image_size: int = 32  # pixels along a side of the shrunk slice; 0: no coarse codes, and the prior is told none
     downsampling: int = 4
     num_embeddings: int = 64
     embedding_dim: int = 16
@@ -174,7 +174,7 @@ class Prior:
 class VQVAETraining:
     """training of the VQ-VAE: Muon, 30 % of the epochs without a quantiser; in each part warm-up and cosine decay"""
 
-    epochs: int = everyday(60, "passes over the training people's slices", least=1)
+    epochs: int = everyday(20, "passes over the training people's slices", least=1)
     batch_size: int = option(4, "slices of a step", least=1)
     learning_rate: float = option(1e-2, "highest learning rate", above=0)
     patience: int = option(15, "epochs without a better reconstruction of the validation people, then it ends", least=1)
@@ -244,20 +244,27 @@ class SharpTraining:
 PRESETS = {
     "default": {},
     # For slices of 256 x 256 at 1 mm, as OASIS and ADNI have them: 32 x 32 codes instead of 64 x 64.
-    "1mm": {"downsampling": 8, "num_embeddings": 512},
+    "1mm": {"downsampling": 8, "num_embeddings": 512, "num_quantizers": 2},
     # After van den Oord et al. 2017, section 4.1: two residual blocks of 256 channels, L2; 512 entries of 64.
-    "vqvae-2017": {"num_embeddings": 512, "embedding_dim": 64, "base_filters": 128, "reconstruction_loss": "l2"},
+    "vqvae-2017": {
+        "num_embeddings": 512,
+        "embedding_dim": 64,
+        "base_filters": 128,
+        "reconstruction_loss": "l2",
+        "coarse_image_size": 0,
+    },
     # Three convolutions each way and 32 entries of 128, at 256 x 256 x 1.
     "three-conv": {"num_embeddings": 32, "embedding_dim": 128, "num_residual_blocks": 0, "reconstruction_loss": "l2"},
 }
 
-# Without --data-dir: a few minutes on two cores. `downsampling` gives way to any preset.
+# Without --data-dir: a few minutes on two cores. Sizes of the VQ-VAE give way to any preset.
 DEMO = {
     "image_size": 128,
     "downsampling": 8,
-    "vqvae_epochs": 5,
-    "coarse_epochs": 10,
-    "coarse_prior_epochs": 12,
+    "num_quantizers": 2,
+    "vqvae_epochs": 4,
+    "coarse_epochs": 5,
+    "coarse_prior_epochs": 10,
     "coarse_prior_filters": 32,
     "prior_epochs": 6,
     "prior_filters": 32,
@@ -300,6 +307,8 @@ def _to_train(given):
     data_dir, start_from = command["data_dir"], command["start_from"]
     run_dir = command["run_dir"] or Path("runs") / (data_dir.resolve().name if data_dir else "demo")
     _refuse(given, data_dir, run_dir, data, values["vqvae"]["downsampling"])
+    if values["heads"]["neighbours"] and not values["coarse"]["image_size"]:
+        raise UserError("--neighbours: such priors need coarse codes, and --preset vqvae-2017 has none")
     data["slice_spacing_mm"] = data.pop("slice_spacing")
     data["data_dir"] = str(data_dir.resolve()) if data_dir else None
     data["cache_dir"] = str(data["cache_dir"].resolve())
@@ -315,10 +324,9 @@ def _values(given):
     values = {}
     for (prefix, place), group in TRAIN.items():
         chosen = {field.name: field.default for field in dataclasses.fields(group)}
-        if place == "vqvae" and preset is not None:
-            chosen |= PRESETS[preset]
-        else:
-            chosen |= {name: demo[prefix + name] for name in chosen if prefix + name in demo}
+        others = demo if preset is None or place != "vqvae" else {}
+        others = others | PRESETS.get(preset, {})
+        chosen |= {name: others[prefix + name] for name in chosen if prefix + name in others}
         chosen |= {name: value for name, value in of_start.get(place, {}).items() if name in chosen}
         if of_start and "continuous" in chosen:  # it has its codebooks
             chosen["continuous"] = 0.0

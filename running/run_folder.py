@@ -152,6 +152,11 @@ def is_finished(stage, history, training):
     return len(history) >= training["epochs"] or waited(stage, history) >= training["patience"]
 
 
+def stages(options):
+    """The stages of a run, in their order: without those of coarse codes where it has none."""
+    return [stage for stage in (*VQVAES, *PRIORS) if options["coarse"]["image_size"] or "coarse" not in stage]
+
+
 def parts(training):
     """Epochs of a VQ-VAE without a quantiser, and with it; of other stages none, and all."""
     first = round(training.get("continuous", 0) * training["epochs"])
@@ -190,8 +195,9 @@ def best_decoder(run_dir):
 def unfinished(run_dir, config, decoder):
     """A line for each stage, behind the prior and one decoder, that was stopped before its end."""
     lines = []
-    for stage, history in read_histories(run_dir, decoder).items():
-        training = config["options"][f"{stage}_training"]
+    histories = read_histories(run_dir, decoder)
+    for stage in [*stages(config["options"]), *["sharp"] * (decoder == "sharp")]:
+        history, training = histories[stage], config["options"][f"{stage}_training"]
         last = {**training, "epochs": parts(training)[1]}
         whole = len(history) >= training["epochs"]  # also where the files are another run's, of other parts
         if not (whole or is_finished(stage, read_history(run_dir / f"{stage}_history.csv"), last)):

@@ -219,8 +219,9 @@ def command(folder, run, *more, data="adni", **changes):
 def asked(*arguments, **changes):
     """What train.py is asked for by `command`, with `SMALL_MODELS`."""
     command_line = options.train(command(*arguments, **changes))
+    of_size = {} if command_line.options["coarse"]["image_size"] else {"image_size": 0}  # a preset without coarse codes
     for group, values in SMALL_MODELS.items():
-        command_line.options[group] |= values
+        command_line.options[group] |= values | (of_size if group == "coarse" else {})
     return command_line
 
 

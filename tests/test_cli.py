@@ -312,14 +312,14 @@ def test_skipped_files_are_listed_in_the_run_folder(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("preset", "entries", "convolutions"),
-    [("1mm", (512, 16), 8), ("vqvae-2017", (512, 64), 7), ("three-conv", (32, 128), 3)],
+    ("preset", "levels", "entries", "convolutions"),
+    [("1mm", 2, (512, 64), 8), ("vqvae-2017", 1, (512, 64), 7), ("three-conv", 1, (32, 128), 3)],
 )
-def test_presets(preset, entries, convolutions):
+def test_presets(preset, levels, entries, convolutions):
     asked = ["--preset", preset, "--base-filters", "4", "--precision", "float32"]
     vqvae, prior = (models.build(name, 64, 0, options.train(asked).options) for name in ("vqvae", "prior"))
-    assert vqvae.codebooks.shape == (1, *entries)
-    assert tuple(prior.codebook.shape) == entries
+    assert vqvae.codebooks.shape == (levels, *entries)
+    assert tuple(prior.codebook.shape) == (levels * entries[0], entries[1])
     found = [layer for layer in vqvae.encoder.layers if isinstance(layer, keras.layers.Conv2D)]
     assert len(found) == convolutions
 
@@ -768,6 +768,34 @@ def test_a_copy_to_give_away_is_half_as_large_and_draws(place, tmp_path):
     assert str(place) not in (copied / "config.json").read_text()
     assert call(predict, copied, output_dir=tmp_path / "out", num_samples=2, decoder="sharp") == 0
     assert len(list((tmp_path / "out" / "samples").iterdir())) == 2
+
+
+def test_a_run_without_coarse_codes_does_all_that_others_do(place, tmp_path, capsys):
+    """The two models of the papers by themselves: --preset vqvae-2017."""
+    assert fit(place, "plain", "--preset", "vqvae-2017") == 0
+    run = place / "plain"
+    assert not list(run.glob("coarse*"))
+    assert fit(place, "plain", "--preset", "vqvae-2017", "--stage", "coarse") == 1
+    assert "--stage coarse: this run has no coarse codes" in capsys.readouterr().err
+    model = predict.TrainedModel(run)
+    assert model.unfinished == []
+    images = model.sample(3, label="AD")
+    bits, of_coarse = model.bits(images)
+    assert bits.shape == (3, 8, 8, 2)
+    assert of_coarse.sum() == 0
+    told = {"codes": model.encode(images), "slice_position": np.float32([0.1, 0.2, 0.3])}
+    lengths = [modules.code_lengths(model.models.prior, told | {"label": np.full(3, k, "int32")}) for k in (1, 2)]
+    cheapest = np.argmin([bits.sum(axis=(1, 2, 3)) for bits in lengths], axis=0) + 1
+    kinds, _ = model.likeliest(told["codes"], model.encode_coarse(images), None, told["slice_position"])
+    np.testing.assert_array_equal(kinds, cheapest)
+    mask = np.zeros((32, 32), bool)
+    mask[8:16, 8:16] = True
+    completed = model.complete(images[0], mask, 2)
+    np.testing.assert_array_equal(completed[:, ~mask], [images[0][~mask]] * 2)
+    assert model.anomaly_map(images[:1], 2).shape == (1, 32, 32)
+    assert evaluate.main(["--run-dir", str(run), "--num-samples", "6", "--output-dir", str(tmp_path)]) == 0
+    prior = json.loads((tmp_path / "metrics.json").read_text())["prior"]
+    assert prior["coarse_bits_per_image"] == 0
 
 
 def test_256_by_256(tmp_path):

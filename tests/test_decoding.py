@@ -250,6 +250,30 @@ def test_planes_lie_as_they_are_marked(tmp_path):
     assert where == {"axial": [1, -1], "coronal": [1, -1], "sagittal": [1, -1]}
 
 
+def test_all_slices_of_a_brain_are_taken(tmp_path, load):
+    """From the lowest that shows something to the highest, of each person as many as there are."""
+    path = tmp_path / "one.nii.gz"
+    voxels = np.zeros((30, 40, 60), "float32")
+    voxels[5:25, 5:35, 5:50] = np.arange(100, 145)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([1.0, 1, 1, 1])), path)
+    for spacing, numbers in ((1.0, range(5, 50)), (2.0, range(5, 50, 2))):
+        how = decoding.How(num_slices=0, slice_spacing_mm=spacing)
+        assert decoding.read_volume(path, how)[0] == list(numbers)
+
+    def of_own_height(voxels, affine, person):
+        return nibabel.Nifti1Image(voxels[:, :, : 60 + person].astype("int16"), affine)
+
+    volumes(tmp_path / "data", bids_name, change=of_own_height)
+    data = load(num_slices=0, slice_spacing_mm=2.0)
+    scans = data.slices.groupby("subject_id")
+    assert scans.size().nunique() > 1
+    assert len(data.images) == len(data.slices)
+    for _, mine in scans:
+        np.testing.assert_allclose(mine.slice_position, np.linspace(0, 1, len(mine)), atol=1e-6)
+        assert (np.diff(mine.slice_index) == 1).all()
+        assert data.images[mine.row].max(axis=(1, 2)).min() > 20
+
+
 def test_options_for_volumes_are_refused_for_images(tmp_path, load):
     slices(tmp_path / "data")
     volume_options = {"plane": "coronal", "voxel_size": 2.0, "slice_middle": 50.0, "num_slices": 8}

@@ -1,4 +1,4 @@
-"""The tables of layers in the README: sizes and parameters of the models."""
+"""The tables of layers on the method page: sizes and parameters of the models."""
 
 import numpy as np
 import pytest

@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import re
 from types import SimpleNamespace
 
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import make_slices, randomise, write_bids, write_volume
 from test_anatomy import draw
@@ -144,7 +146,12 @@ def test_heads_are_volumes_that_a_viewer_reads(place, model, loaded):
     arguments = ["--run-dir", str(place / "run"), "--output-dir", str(place / "drawn"), "--volumes", "2"]
     assert predict.main(arguments) == 0
     for i in range(2):
-        volume = nibabel.load(place / "drawn" / "volumes" / f"volume_{i:03d}.nii.gz")
+        name = f"sub-synth{i + 1:03d}"
+        path = place / "drawn" / "volumes" / name / "anat" / f"{name}_desc-synthetic_T1w.nii.gz"
+        volume = nibabel.load(path)
+        assert volume.header["sform_code"] == volume.header["qform_code"] > 0
+        told = json.loads(path.with_name(f"{name}_desc-synthetic_T1w.json").read_text())
+        assert (told["synthetic"], told["seed"], told["number"]) == (True, 0, i)
         assert volume.shape == (32, 32, 4)
         assert volume.get_data_dtype() == np.uint8
         assert nibabel.aff2axcodes(volume.affine) == ("R", "A", "S")  # as the run's own
@@ -154,7 +161,14 @@ def test_heads_are_volumes_that_a_viewer_reads(place, model, loaded):
         np.testing.assert_allclose(middle, 0, atol=1e-5)
     assert (place / "drawn" / "volumes.png").exists()
     assert (place / "drawn" / "volumes.gif").stat().st_size < 2e6
-    drawn = [np.asarray(nibabel.load(p).dataobj) for p in sorted((place / "drawn" / "volumes").iterdir())]
+    people = pd.read_csv(place / "drawn" / "volumes" / "participants.tsv", sep="\t")
+    assert people.participant_id.tolist() == ["sub-synth001", "sub-synth002"]
+    assert set(people.group) <= {"control", "patient"}
+    page = (place / "drawn" / "volumes.html").read_text()
+    assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']https?:", page)
+    drawn = [np.asarray(nibabel.load(p).dataobj) for p in sorted((place / "drawn" / "volumes").glob("*/anat/*.gz"))]
+    assert predict.main([*arguments[:-1], "1"]) == 0
+    assert not (place / "drawn" / "volumes" / "sub-synth002").exists()  # left by the call before
     again = next(model.sample_heads(1))
     back = np.rot90(drawn[0], 1).transpose(2, 0, 1)
     np.testing.assert_array_equal(back, again[0])  # one alone is the same as the first of two
@@ -221,10 +235,15 @@ def ball(radius, number=40, size=48):
 
 def test_neighbours_that_are_alike_and_that_are_not(rng):
     same = np.repeat(ball(15)[20:21], 6, axis=0)
-    assert heads.neighbours([same]).shape == (1, 5)
+    assert heads.neighbours([same])[0].shape == (5,)
     np.testing.assert_allclose(heads.neighbours([same]), 1, atol=1e-5)
     shuffled = ball(15)[rng.permutation(40)]
-    assert heads.neighbours([ball(15)]).mean() > heads.neighbours([shuffled]).mean() + 0.05
+    assert heads.neighbours([ball(15)])[0].mean() > heads.neighbours([shuffled])[0].mean() + 0.05
+
+
+def test_heads_of_several_heights_are_compared_by_height():
+    values = [np.arange(16.0), np.arange(24.0)]
+    np.testing.assert_allclose(heads.by_height(values), (np.arange(8) * 5 + 1.5) / 2, atol=0.26)
 
 
 def test_the_power_along_the_axis_rises_where_slices_jump(rng):
@@ -235,7 +254,7 @@ def test_the_power_along_the_axis_rises_where_slices_jump(rng):
 
 
 def test_the_volume_of_a_ball():
-    brain, _ = heads.volumes_ml(ball(15), np.linspace(0, 1, 40), (2.0, 2.0, 2.0))
+    brain, _ = heads.volumes_ml(ball(15), (2.0, 2.0, 2.0))
     np.testing.assert_allclose(brain, 4 / 3 * np.pi * 15**3 * 8 / 1000, rtol=0.05)
 
 
@@ -244,8 +263,7 @@ def test_the_volume_of_ventricles_in_heads_of_few_slices():
     image = (draw() * 255).round().astype("uint8")
     area = sum(anatomy.ventricle_masks(image / 255)).sum()
     for number, counted in ((2, np.nan), (3, 1), (5, 2), (12, 6)):
-        positions = np.linspace(0, 1, number)
-        _, fluid = heads.volumes_ml(np.stack([image] * number), positions, (2.0, 2.0, 5.0))
+        _, fluid = heads.volumes_ml(np.stack([image] * number), (2.0, 2.0, 5.0))
         np.testing.assert_allclose(fluid, counted * area * 0.02)
 
 

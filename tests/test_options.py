@@ -25,7 +25,7 @@ def test_a_preset_wins_over_the_demo_and_the_command_line_over_both(tmp_path):
     assert both["vqvae_training"]["epochs"] == 3
     data = options.train(["--data-dir", str(tmp_path)])
     assert (data.options["vqvae"]["downsampling"], data.options["data"]["image_size"]) == (4, None)
-    assert data.options["vqvae_training"]["epochs"] == 60
+    assert data.options["vqvae_training"]["epochs"] == 20
     assert data.run_dir == Path("runs") / tmp_path.name
 
 

@@ -28,7 +28,7 @@ def without_unlikeliest(codes, bits):
     """
     around = ndimage.gaussian_filter(bits, (0, 1, 1)).reshape(len(bits), -1)
     order = np.argsort(-around, axis=1, kind="stable")[:, : round(UNLIKELY * around.shape[1])]
-    changed = codes.reshape(*around.shape, -1).copy()
+    changed = codes.reshape(*around.shape, codes.shape[-1]).copy()
     np.put_along_axis(changed, order[..., None], -1, axis=1)
     return changed.reshape(codes.shape)
 

@@ -18,7 +18,7 @@ PARTICLES = 32  # of a draw
 
 def touched(mask, grid_size):
     """Which codes stand for a pixel under a mask: bool (S, S) -> (grid_size, grid_size)."""
-    return dataset.shrink(mask[None], grid_size)[0] > 0
+    return dataset.shrink(mask[None], grid_size)[0] > 0 if grid_size else np.zeros((0, 0), bool)
 
 
 def complete(model, image, mask, number, seed=0, label=None, slice_position=None, particles=PARTICLES):
@@ -52,11 +52,11 @@ def complete(model, image, mask, number, seed=0, label=None, slice_position=None
     if number < 1:
         raise UserError(f"number {number}: at least one completion is drawn")
     filled = np.clip(inpaint_biharmonic(image.astype(float), mask), 0, 1).astype("float32")[None]
-    coarse = model.encode_coarse(filled)
-    hidden, hidden_coarse = (touched(mask, grid)[..., None] for grid in (model.grid_size, coarse.shape[1]))
-    kind, height = model.likeliest(coarse, label, slice_position, ~hidden_coarse[None])
-    known = np.where(hidden, -1, model.encode(filled)[0])
-    known_coarse = np.where(hidden_coarse, -1, coarse[0])
+    codes, coarse = model.encode(filled), model.encode_coarse(filled)
+    hidden, hidden_coarse = (touched(mask, some.shape[1])[None, ..., None] for some in (codes, coarse))
+    known = ~(hidden_coarse if coarse.size else hidden)
+    kind, height = model.likeliest(codes, coarse, label, slice_position, known)
+    known, known_coarse = np.where(hidden, -1, codes)[0], np.where(hidden_coarse, -1, coarse)[0]
     drawn = model.sampler.complete(known, known_coarse, kind[0], height[0], number, seed, particles)
     return np.where(mask, model.decode(drawn), image)
 

@@ -4,7 +4,13 @@ for some in heads.sample(model, 4):                 # uint8, shape (m, s, S, S),
     ...
 """
 
+import contextlib
+import json
+import re
+import warnings
+
 import numpy as np
+from nilearn import plotting
 
 import dataset
 from evaluation import figures
@@ -19,7 +25,7 @@ FIRST_SLICE = 0.0  # where a head is begun, as a share of its height
 
 def are_drawn_by(model):
     """Whether a model's priors are told the codes of a slice beside: train.py --neighbours."""
-    return set(BESIDE) <= model.models.prior.maps.keys() & model.models.coarse_prior.maps.keys()
+    return set(BESIDE) <= model.models.prior.maps.keys()
 
 
 def positions(model):
@@ -65,21 +71,67 @@ def write(model, head, path):
     scans.write_head(head, path, about.get("plane") or "axial", model.voxel_mm, orientation)
 
 
+def write_bids(model, heads, labels, seed, root):
+    """Writes stacks as they come as a BIDS derivative (https://bids.neuroimaging.io), passes them on.
+
+    Of each a NIfTI file and what it is, a JSON file beside it; of all participants.tsv, whose `group` is the label, so
+    that `train.py` reads the folder. What an earlier call left is removed.
+    """
+    root.mkdir(exist_ok=True)
+    for anat in root.glob("sub-synth*/anat"):
+        files.remove_old(anat, rf"{anat.parent.name}_desc-synthetic_T1w\.(nii\.gz|json)")
+        with contextlib.suppress(OSError):  # something else lies there
+            anat.rmdir()
+            anat.parent.rmdir()
+    data, version, rows = model.config["data"], model.about["made_by"].split(";")[0].split(), []
+
+    def write_json(path, content):
+        files.write_text(path, json.dumps(content, indent=2) + "\n")
+
+    how = f"VQ-VAE and PixelCNN of the run {model.about['run']}, trained on: {data['title']} ({data['credit']})"
+    description = {"Name": "Synthetic brains", "BIDSVersion": "1.10.0", "DatasetType": "derivative"}
+    description["GeneratedBy"] = [{"Name": version[0], "Version": version[1], "Description": how}]
+    write_json(root / "dataset_description.json", description | {"License": data["credit"].split("; ")[-1]})
+    files.write_text(root / "README", f"Stacks of slices of no person, drawn by a model: {how}. Not for diagnosis.\n")
+    group = {"Description": "the label that the model was told", "Levels": {name: name for name in model.labels}}
+    write_json(root / "participants.json", {"group": group})
+    for number, head in enumerate(heads):
+        name, label = f"sub-synth{number + 1:03d}", ["", *model.labels][labels[number]]
+        anat = root / name / "anat"
+        anat.mkdir(parents=True, exist_ok=True)
+        write(model, head, anat / f"{name}_desc-synthetic_T1w.nii.gz")
+        rims = [scans.head_shape(image / np.float32(255), model.voxel_mm[0])[0] for image in head[::8]]
+        told = {"Description": "a stack of slices of no person", "synthetic": True, "label": label, "seed": seed}
+        told |= {"number": number, "SkullStripped": bool(np.mean(np.nan_to_num(rims)) < scans.SKULL), **model.about}
+        write_json(anat / f"{name}_desc-synthetic_T1w.json", told)
+        rows.append(f"{name}\t{label or 'n/a'}\n")
+        files.write_text(root / "participants.tsv", "participant_id\tgroup\n" + "".join(rows))
+        yield head
+
+
+def write_viewer(path, page):
+    """Writes a page in which the three planes of a NIfTI file are looked through, which needs no network."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nilearn's, of the few values of an image of 8 bits
+        view = plotting.view_img(
+            str(path), bg_img=False, cmap="gray", symmetric_cmap=False, colorbar=False, title="of no person", vmin=0
+        )
+    files.write_text(page, re.sub(r'<link rel="icon".*?>', "", view.get_standalone(), flags=re.DOTALL))  # from afar
+
+
 def write_heads(model, args, folder, footer):
-    """--volumes: stacks as volumes/volume_000.nii.gz, volumes.png, and a flight through the first, volumes.gif."""
+    """--volumes: a BIDS folder, volumes; volumes.png; of the first a viewer and a flight, volumes.html and .gif."""
     about = model.config["data"].get("about", {})
     plane = about.get("plane") or "axial"
     if not about.get("pixel_mm"):
         print("note: the size of the run's pixels is not known: voxels of 1 mm are written")
-    (folder / "volumes").mkdir(exist_ok=True)
-    files.remove_old(folder / "volumes", r"volume_\d{3,}\.nii\.gz")
     labels, _ = model.conditions(args.volumes, args.seed, args.label)
-    shown = []
     drawn = sample(model, args.volumes, args.seed, args.label, description="heads")
-    for number, head in enumerate(head for some in drawn for head in some):
-        write(model, head, folder / "volumes" / f"volume_{number:03d}.nii.gz")
-        shown += [head] * (number < 6)
-    titles = [f"volume {i} {['', *model.labels][k]}".strip() for i, k in enumerate(labels[:6])]
+    heads = (head for some in drawn for head in some)
+    written = write_bids(model, heads, labels, args.seed, folder / "volumes")
+    shown = [head for number, head in enumerate(written) if number < 6]
+    write_viewer(next((folder / "volumes").glob("sub-synth001/anat/*.nii.gz")), folder / "volumes.html")
+    titles = [f"sub-synth{i:03d} {['', *model.labels][k]}".strip() for i, k in enumerate(labels[:6], 1)]
     views = [figures.views(head, plane, model.voxel_mm) for head in shown]
     figures.heads(folder / "volumes.png", views, titles, model.voxel_mm[0], f"made by the model\n{footer}")
     figures.flight(folder / "volumes.gif", shown[0], plane, model.voxel_mm)
