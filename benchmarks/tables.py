@@ -322,21 +322,42 @@ def versions():
     return table(["package", "version", "allowed"], [[name, locked[name], allowed[name]] for name in allowed])
 
 
-def pictures():
-    """Every picture of the runs of results/; one that a sharp decoder does not change is shown under the plain one."""
-    questions = {name: picture.question for name, picture in report.PICTURES.items()}
-    for path in sorted((harness.ROOT / "results").glob("*/*.png")):
-        if path.parent.name in RUNS:
-            questions.setdefault(path.name, "")
-    rows = []
-    for name, question in questions.items():
-        seen, row = {None}, [f"{name.removesuffix('.png')}: {question}".removesuffix(": ")]
-        for path in (harness.ROOT / "results" / run / name for run in RUNS):
-            content = path.read_bytes() if path.exists() else None
-            row.append("" if content in seen else f"[see]({path.parent.name}/{name})")
-            seen.add(content)
-        rows += [row] * any(row[1:])
-    return table(["picture", *RUNS.values()], rows)
+GALLERY = {  # by the first cell of its table: a section of the report, or pictures of their own, each with a line
+    "what is lost": "reconstruction",
+    "codes": "codes",
+    "drawn slices": "samples",
+    "training": "training",
+    "stacks, scans, and comparisons": {
+        "ds002748_heads/volumes.png": "Stacks drawn by the model, beside people",
+        "using/volumes.png": "Six stacks drawn by the model",
+        "ds002748_heads/samples.png": "Single slices of the run of stacks",
+        "using/inputs.png": "A scan of one's own, reconstructed",
+        "ds002748_heads/completion.png": "What may lie under a mask, ds002748",
+        "ixi_sharp/completion.png": "What may lie under a mask, IXI",
+        "ds002748_heads/anomaly.png": "Planted lesions, and maps of what is uncommon, ds002748",
+        "ixi_sharp/anomaly.png": "Planted lesions, and maps of what is uncommon, IXI",
+        "leak/leak.png": "What a split by slice does",
+        "peers/reconstructions.png": "Three slices of three contestants",
+    },
+}
+
+
+def gallery(title):
+    """Thumbnails of a group of pictures; one that a sharp decoder does not change is shown under the plain one."""
+    shown, results = GALLERY[title], harness.ROOT / "results"
+    if isinstance(shown, str):
+        of_section, shown = [name for name, picture in report.PICTURES.items() if picture.section == shown], {}
+        for name in of_section:
+            seen = set()
+            for run in (run for run in RUNS if (results / run / name).exists()):
+                content = (results / run / name).read_bytes()
+                if content not in seen:
+                    of = RUNS[run] if run in SHARP else RUNS[run].partition(", ")[0]
+                    shown[f"{run}/{name}"] = f"{of}: {report.PICTURES[name].question}"
+                seen.add(content)
+    cells = [f'[<img src="{path}" width="230" alt="{line}">]({path})<br>{line}' for path, line in shown.items()]
+    cells += [""] * (-len(cells) % 3)
+    return table([title, "", ""], [cells[i : i + 3] for i in range(0, len(cells), 3)])
 
 
 PAGES = {
@@ -368,7 +389,7 @@ PAGES = {
     "docs/sampling.md": [partial(listing, "sampling.json")],
     "docs/running.md": [times, partial(listing, "training.json")],
     "results/README.md": [
-        pictures,
+        *(partial(gallery, title) for title in GALLERY),
         partial(baselines, "demo"),
         partial(realism, "demo, against the test people", {"demo": ""}),
         partial(anatomy, "anatomy of the demo", {"demo": "demo"}),

@@ -58,6 +58,17 @@ def test_every_command_is_understood(page, tmp_path, monkeypatch):
         getattr(options, program)(given)
 
 
+def test_every_picture_stands_on_a_page():
+    pages = [*PAGES, ROOT / "results" / "README.md"]
+    shown = {
+        (page.parent / path).resolve()
+        for page in pages
+        for path in re.findall(r"\]\(([^)#]+\.(?:png|gif))\)", page.read_text(encoding="utf-8"))
+    }
+    pictures = {path.resolve() for folder in ("results", "docs") for path in (ROOT / folder).rglob("*.png")}
+    assert pictures - shown == set()
+
+
 @functools.cache
 def load(run_dir, kind=predict.TrainedModel):
     return kind(ROOT / run_dir)
