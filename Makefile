@@ -71,10 +71,11 @@ results: demo
 ifdef DS
 	$(call fit,ds002748,--data-dir $(DS) $(DS_RUN))
 	mkdir -p runs/heads
-	cp $(foreach name,vqvae coarse sharp autoencoder coarse_autoencoder,runs/ds002748/$(name).keras \
+	cp $(foreach name,vqvae coarse autoencoder coarse_autoencoder,runs/ds002748/$(name).keras \
 		runs/ds002748/$(name)_history.csv) runs/heads
 	$(BIN)/python train.py --run-dir runs/heads --data-dir $(DS) $(DS_HEADS) --stage coarse_prior
 	$(BIN)/python train.py --run-dir runs/heads --data-dir $(DS) $(DS_HEADS) --stage prior
+	$(BIN)/python train.py --run-dir runs/heads --data-dir $(DS) $(DS_HEADS) --stage sharp
 	$(call measure,ds002748,ds002748)
 	$(BIN)/python evaluate.py --run-dir runs/heads --output-dir results/ds002748_heads --decoder sharp
 	$(BIN)/python -m benchmarks.heads --run-dir runs/heads --output results/ds002748_heads/heads.json

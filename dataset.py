@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from extensions import losses
 from reading import cache, decoding, layouts
 from system import devices
 from system.console import UserError, in_a_line
@@ -449,22 +450,25 @@ def neighbours(slices):
 def stacks(slices, size, rng=None):
     """Places in the DataFrame of neighbouring slices of one scan, the lowest first: integers, shape (number, size).
 
-    A scan's first stack begins at its lowest slice, or with `rng` at one that is drawn; what is left over is left out.
-
-    Raises:
-        UserError: If no scan has so many slices, or they are fewer than the window of SSIM.
+    Where slices are missing between, a scan is taken as two. A scan's first stack begins at its lowest slice, or with
+    `rng` at one that is drawn; what is left over is left out.
     """
-    table = slices.reset_index(drop=True)
-    table = table.assign(scan=scan_of(table)).sort_values(["scan", "slice_position"], kind="stable")
-    found = [np.empty((0, size), int)]
-    for places in table.groupby("scan", sort=False).indices.values():
-        spare = len(places) % size
+    beside = neighbours(slices)
+    found, lowest = [np.empty((0, size), int)], np.flatnonzero(beside["below"] < 0)
+    for place in lowest:
+        scan = [place]
+        while beside["above"][scan[-1]] >= 0:
+            scan.append(beside["above"][scan[-1]])
+        spare = len(scan) % size
         first = int(rng.integers(spare + 1)) if rng else 0
-        found.append(table.index.to_numpy()[places[first : len(places) - spare + first]].reshape(-1, size))
-    found = np.concatenate(found)
-    if size < 11 or not len(found):
-        raise UserError(f"--sharp-batch-size {size}: a stack has 11 slices or more, and as many as a scan or fewer")
-    return found
+        found.append(np.array(scan[first : len(scan) - spare + first], int).reshape(-1, size))
+    return np.concatenate(found)
+
+
+def has_stacks(data, size, options):
+    """Whether a run's sharp decoder can learn from stacks: --neighbours, and scans of so many slices in both splits."""
+    enough = size >= losses.WINDOW and all(len(stacks(data.of(split), size)) for split in ("train", "validation"))
+    return options["heads"]["neighbours"] and enough
 
 
 def codes_beside(codes, places):

@@ -3,7 +3,7 @@
     result = heads.judge_heads(drawn, alone, data, decode, voxel_mm)
 
 A head is uint8, shape (s, S, S): two slices or more, the lowest first. Everything stands beside real people's heads,
-cut to the same slices, and beside those after the VQ-VAE.
+of the same slices, and beside those after the VQ-VAE.
 """
 
 import numpy as np
@@ -19,22 +19,23 @@ COMPARED_SLICES, CANDIDATE_PEOPLE = 16, 3  # slices of a head compared with peop
 AXIS_BANDS = 8  # of the power along the axis
 
 
-def is_whole(slices, number):
-    """Whether a scan of so many slices is a head like those of `number`: whole brains are of several heights."""
-    return abs(slices - number) <= number // 8
+def splits_of_heads(data, number):
+    """The split of each scan that has so many slices, by its name; about so many, where whole heads have all theirs."""
+    scans = data.slices.groupby(dataset.scan_of(data.slices)).split.agg(["first", "size"])
+    spare = 0 if (scans["size"] == number).mean() > 0.5 else number // 8
+    return scans["first"][(scans["size"] - number).abs() <= spare]
 
 
 def of_people(data, split, number):
-    """The heads of a split's people that have about so many slices: uint8 (s, S, S), by name."""
+    """The heads of a split's people that `splits_of_heads` names: uint8 (s, S, S), by name."""
     slices = data.of(split).sort_values("slice_position", kind="stable")
-    scans = slices.groupby(dataset.scan_of(slices), sort=True)
-    return {name: data.images[mine.row] for name, mine in scans if is_whole(len(mine), number)}
+    scans, whole = slices.groupby(dataset.scan_of(slices), sort=True), splits_of_heads(data, number)
+    return {name: data.images[mine.row] for name, mine in scans if name in whole}
 
 
 def count_people(data, number):
-    """How many scans of each split have about so many slices: a Series."""
-    scans = data.slices.groupby(dataset.scan_of(data.slices)).split.agg(["first", "size"])
-    return scans["first"][is_whole(scans["size"], number)].value_counts()
+    """How many scans of each split `splits_of_heads` names: a Series."""
+    return splits_of_heads(data, number).value_counts()
 
 
 def neighbours(heads):

@@ -34,7 +34,10 @@ def reconstruction_loss(images, reconstructions, kind, ssim_weight):
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def _gaussian_band(size, sigma=1.5, radius=5):
+WINDOW = 11  # pixels of SSIM's window along a side
+
+
+def _gaussian_band(size, sigma=1.5, radius=WINDOW // 2):
     """(size - 2 radius, size) matrix whose product with an image column is its Gaussian filter, valid part only."""
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     taps /= taps.sum()

@@ -22,6 +22,7 @@ from keras import layers, ops
 
 from extensions import losses
 
+BESIDE = 2  # slices on either side that the decoder of a run with --neighbours is told
 EVERY = 4  # rows and columns from one side view to the next
 SHARE_ALONE = 0.25  # of slices of a stack that are decoded as if they were alone
 
@@ -39,6 +40,8 @@ def between(z_q, number, alone):
 
     Beyond the ends stands the last slice; `alone`: zeros stand for all others. Returns (s, H, W, (2 number + 1) E).
     """
+    if not number:
+        return z_q
     if alone:
         width = number * z_q.shape[-1]
         return ops.pad(z_q, ((0, 0), (0, 0), (0, 0), (width, width)))
@@ -139,6 +142,7 @@ class Sharpener(keras.Model):
         vqvae: A trained `modules.VQVAE`; its decoder changes, nothing else of it.
         adversarial_weight: Pull of the discriminator on each image, as a share of the L1 loss's.
         lecam_weight: Weight of the LeCam term.
+        seed: Of which slices are decoded as if alone.
 
     Call arguments:
         images: float32 in [0, 1], shape (batch, image_size, image_size, 1).
@@ -147,7 +151,7 @@ class Sharpener(keras.Model):
         Reconstructions like the images.
     """
 
-    def __init__(self, vqvae, adversarial_weight=1.0, lecam_weight=0.0, **kwargs):
+    def __init__(self, vqvae, adversarial_weight=1.0, lecam_weight=0.0, seed=0, **kwargs):
         super().__init__(**kwargs)
         self.vqvae = vqvae
         self.adversarial_weight, self.lecam_weight = adversarial_weight, lecam_weight
@@ -159,7 +163,7 @@ class Sharpener(keras.Model):
         self.answers = self.add_weight(shape, "zeros", trainable=False, dtype="float32", name="answers")
         for part in (vqvae.encoder, *vqvae.levels()):
             part.trainable = False
-        self.seed_generator = keras.random.SeedGenerator(0)
+        self.seed_generator = keras.random.SeedGenerator(seed)
         self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction_loss")
         self.discriminator_tracker = keras.metrics.Mean(name="discriminator_loss")
         self.power_kept = PowerKept()

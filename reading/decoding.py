@@ -292,6 +292,12 @@ def _choose(path, foreground, along_mm, how):
     """
     depth, area = len(foreground), foreground.mean(axis=(1, 2))
     if not how.num_slices:
+        if along_mm > 1.01 * how.slice_spacing_mm:
+            raise BadFile(
+                path,
+                f"its slices are {along_mm:g} mm apart, farther than --slice-spacing {how.slice_spacing_mm:g}; "
+                f"--slice-spacing {along_mm:g} would fit",
+            )
         shown = np.flatnonzero(area > LEAST_SHOWN * area.max())
         number = int((shown[-1] - shown[0]) * along_mm / how.slice_spacing_mm + 1e-3) + 1
         return np.floor(shown[0] + np.arange(number) * how.slice_spacing_mm / along_mm + 0.5 + 1e-3).astype(int)

@@ -66,7 +66,7 @@ def refuse_start(start_from, models):
     theirs = read_config(start_from).get("models", {})
     for name, asked in json.loads(json.dumps(models)).items():
         for key, value in asked.items():
-            old = theirs.get(name, {}).get(key, {"num_quantizers": 1}.get(key))  # of versions before levels
+            old = theirs.get(name, {}).get(key, {"num_quantizers": 1, "beside": 0}.get(key))  # of older versions
             if key not in FREE and old != value:
                 raise UserError(
                     f"--start-from {start_from}: its {name} has {key} {old}, not {value}; leave out what changes it"

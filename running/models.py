@@ -141,9 +141,8 @@ def _load(path, kind):
     whose = {beginning: stage for stage, beginning in BEGINNINGS.items()} | {"sharp": "vqvae"}
     asked = config.get("models", {}).get(whose.get(path.stem, path.stem), {})
     if path.stem == "sharp":
-        how = config["options"]["sharp_training"]
-        asked = asked | {name: how.get(name, 0) for name in ("fine_blocks", "beside")}
-        asked["beside"] *= config["options"].get("heads", {}).get("neighbours", False)
+        asked = asked | {"fine_blocks": config["options"]["sharp_training"].get("fine_blocks", 0)}
+        asked |= {"beside": model.beside}  # which depends on the data
     elif path.stem in whose:
         asked = asked | {"num_quantizers": 0}
     is_now = json.loads(json.dumps(model.get_config()))

@@ -237,7 +237,6 @@ class SharpTraining:
     adversarial_weight: float = 3.0  # pull of the discriminator on each image, as a share of the L1 loss's
     lecam_weight: float = 0.3  # of what keeps the discriminator from winning
     fine_blocks: int = 1  # residual blocks of the sharp decoder at each size finer than the code grid
-    beside: int = 2  # slices on either side that the sharp decoder of a run with --neighbours is told
 
 
 # Of the VQ-VAE, by name; anything not named is as declared above.
@@ -361,6 +360,8 @@ def _refuse(given, data_dir, run_dir, data, downsampling):
     for name in ("plane", "voxel_size", "slice_middle", "num_slices", "slice_spacing"):
         if name in given and not data_dir:
             raise UserError(f"{_flag('', name)}: says how to read the volumes of --data-dir, which is not given")
+    if data["slice_middle"] and not data["num_slices"]:
+        raise UserError(f"--slice-middle {data['slice_middle']:g}: has no effect on --num-slices 0; leave it out")
     if data["slice_middle"] and data["plane"] != "axial":
         raise UserError(f"--slice-middle {data['slice_middle']:g}: is for --plane axial, not {data['plane']}")
     layouts.check(data_dir, data["layout"], data["subject_regex"], data["label_column"])

@@ -61,7 +61,7 @@ def minutes_of(stage, data, options, optimizer, least_s=1.0):
         batches = dataset.ChangedImages(data, model.image_size, training["batch_size"], 0, **options["augmentation"])
         fetched = seconds_each(lambda: batches[0], least_s / 4)
     if stage == "sharp":
-        beside = training["beside"] * options["heads"]["neighbours"]
+        beside = sharpening.BESIDE * dataset.has_stacks(data, training["batch_size"], options)
         model = sharpening.Sharpener(sharpening.with_fine_blocks(model, training["fine_blocks"], beside))
     model.compile(optimizer=optimizer)
     step = seconds_each(lambda: model.train_on_batch(batch), least_s)

@@ -61,7 +61,7 @@ def test_a_command_of_its_own_process_prepares_it(monkeypatch):
         (["--downsampling", "3"], "--downsampling 3: must be one of 2, 4, 8, 16"),
         (["--seed", "-1"], "--seed -1: must be 0 or more"),
         (["--num-embeddings", "100000"], "--num-embeddings 100000: must be 2 or more and at most 65536"),
-        (["--num-slices", "0"], "--num-slices 0: must be 1 or more"),
+        (["--num-slices", "-1"], "--num-slices -1: must be 0 or more"),
         (["--test-fraction", "2"], "--test-fraction 2.0: must be above 0 and at most 1"),
         (["--devices", "-1"], "--devices -1: must be 0 or more"),
         (["--validation-fraction", "0.6", "--test-fraction", "0.5"], "must be below 1 together"),

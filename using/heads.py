@@ -10,6 +10,7 @@ import re
 import warnings
 
 import numpy as np
+from scipy import ndimage
 from nilearn import plotting
 
 import dataset
@@ -20,6 +21,7 @@ from system import files
 from system.console import UserError
 from using import scans
 
+SMOOTHING_ALONG_MM = 0.8  # sigma along a head's axis, of a decoder that knows one slice at a time
 FIRST_SLICE = 0.0  # where a head is begun, as a share of its height
 
 
@@ -60,8 +62,16 @@ def sample(model, number, seed=0, label=None, first=FIRST_SLICE, batch_size=16, 
 
 
 def decode(model, codes):
-    """Slices of a head's codes (s, grid, grid, levels), each told those beside it: float32 in [0, 1], (s, S, S)."""
-    return model.vqvae.decode_vectors(model.vqvae.vectors(np.asarray(codes)), stack=True)[..., 0]
+    """Slices of a head's codes (s, grid, grid, levels): float32 in [0, 1], shape (s, S, S).
+
+    A decoder that is told the slices beside each makes them fit. One that knows one slice at a time makes each a little
+    otherwise: so the codebook's entries, z_q, are smoothed along the axis before; with that, decoded real heads are
+    nearer to the real ones.
+    """
+    z_q = model.vqvae.vectors(np.asarray(codes))
+    if not model.vqvae.beside:
+        z_q = ndimage.gaussian_filter(z_q, (SMOOTHING_ALONG_MM / model.voxel_mm[2], 0, 0, 0))
+    return model.vqvae.decode_vectors(z_q, stack=True)[..., 0]
 
 
 def write(model, head, path):
