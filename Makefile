@@ -1,5 +1,5 @@
 # make demo      environment, both stages on the embedded cohort, new brains and a report of figures in runs/demo
-# make plain     the same with the two models of the papers alone: one level, no coarse codes: runs/plain
+# make plain     the same with one VQ-VAE of one level and one PixelCNN, without coarse codes: runs/plain
 # make test      environment, linter, all tests
 # make lint      ruff, notebooks too
 # make notebook  runs notebooks/walkthrough.ipynb again, outputs kept

@@ -369,8 +369,11 @@ def change(images, changes):
 
 
 def shrink(images, size):
-    """Images (n, S, S), each pixel the mean of the part of the slice that it covers: float32, (n, size, size)."""
-    edges = np.arange(size + 1) * images.shape[1] / size
+    """Images (n, S, S), each pixel the mean of the part of the slice that it covers: float32, (n, size, size).
+
+    With a size of 0, of coarse codes that there are not, nothing is left.
+    """
+    edges = np.arange(size + 1) * images.shape[1] / max(1, size)
     pixels = np.arange(images.shape[1])
     covered = np.clip(edges[1:, None] - pixels, 0, 1) - np.clip(edges[:-1, None] - pixels, 0, 1)  # (size, S)
     mean = (covered / covered.sum(axis=1, keepdims=True)).astype("float32")

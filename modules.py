@@ -4,7 +4,7 @@ Read from top to bottom:
 1. the VQ-VAE: `VectorQuantizer`, encoder, decoder, `VQVAE`      (van den Oord et al. 2017);
 2. the prior: `MaskedConv2D`, `GatedBlock`, `PixelCNN`           (van den Oord et al. 2016).
 
-What is of neither paper stands in `extensions/`: losses; how a codebook is watched and trained; of the prior, row
+What is of neither paper stands in `extensions/`: losses; how a codebook is watched; of the prior, row
 attention, maps of known codes and the head of residual levels; the fine end of the sharp decoder. `sampling.py` draws
 from the prior.
 

@@ -176,8 +176,8 @@ class TrainedModel:
     def likeliest(self, codes, coarse, label=None, slice_position=None, known=None):
         """Labels and slice positions as indices and numbers, each (n,); None takes what makes the codes cheapest.
 
-        These are the coarse codes, where there are any. Where `known` is given, bool like them, only the bits of those
-        count. That a label tells a slice in fewer bits is no diagnosis.
+        The codes that are looked at are the coarse ones, where there are any. Where `known` is given, bool like them,
+        only the bits of those count. That a label tells a slice in fewer bits is no diagnosis.
         """
         number, slice_position = len(codes), self.checked_position(slice_position)
         kinds = range(1, len(self.labels) + 1) if self.labels and label is None else [self._number(label)]

@@ -28,7 +28,7 @@ from sklearn.cluster import MiniBatchKMeans
 import dataset
 from evaluation import progress
 from extensions import sharpening
-from extensions.codebooks import KernelMuon
+from extensions.muon import KernelMuon
 from running import checkpoint, models, opening, plan, run_folder
 from system import devices
 from system.console import UserError
@@ -272,7 +272,9 @@ def run(command):
     run_dir, options = command.run_dir, command.options
     stages = run_folder.stages(options)
     if command.stage not in ("all", "sharp", *stages):
-        raise UserError(f"--stage {command.stage}: this run has no coarse codes")
+        raise UserError(
+            f"--stage {command.stage}: this run has no coarse codes; give one of all, {', '.join(stages)}, sharp"
+        )
     stages = stages if command.stage == "all" else [command.stage]
     with contextlib.ExitStack() as stack:
         stack.enter_context(devices.others_may_end())

@@ -61,7 +61,7 @@ VARIANTS = {
     "learning rate 1.5e-3": variant(learning_rate=1.5e-3),
     "batches of 8": variant(batch_size=8),
     "float32": variant(precision="float32"),
-    "entries of 64": variant(changes={"embedding_dim": 64}),
+    "entries of 16": variant(changes={"embedding_dim": 16}),
     "no restarts": variant(changes={"restart_threshold": 0.0}),
 }
 

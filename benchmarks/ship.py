@@ -71,11 +71,15 @@ def save(model, path):
 def main(args):
     decoder = best_decoder(args.run_dir)
     trained = load_models(args.run_dir, decoder)
-    vqvae, coarse = rounded(trained.decoders["plain"]), rounded(trained.coarse)
-    kept = {"vqvae": vqvae, "coarse": coarse}
+    vqvae, of_prior = rounded(next(iter(trained.decoders.values()))), {}
+    kept = {"vqvae": vqvae}
+    if trained.coarse:
+        kept["coarse"] = rounded(trained.coarse)
+        of_prior["coarse_prior"] = [kept["coarse"]]
+    of_prior["prior"] = [*kept.values()]
     if decoder == "sharp":
         kept["sharp"] = rounded(trained.vqvae)
-    for name, of in (("coarse_prior", [coarse]), ("prior", [vqvae, coarse])):
+    for name, of in of_prior.items():
         prior = rounded(getattr(trained, name))
         kept[name] = type(prior)(**prior.get_config() | {"vqvae_fingerprint": fingerprint(*of)})
         kept[name].set_weights(prior.get_weights())

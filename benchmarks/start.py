@@ -51,7 +51,7 @@ def main(args):
     size, how = start["data"]["image_size"], {"cache_dir": folder / "cache", "background": "black"}
     whole = dataset.prepare(args.data_dir, image_size=size, seed=0, **how)
     link_people(args.data_dir, folder / "people", sorted(whole.of("train").subject_id.unique())[:PEOPLE])
-    sizes = {name: start["options"]["vqvae"][name] for name in ("downsampling", "num_embeddings")}
+    sizes = {name: start["options"]["vqvae"][name] for name in ("downsampling", "num_embeddings", "embedding_dim")}
     for name, more in (
         ("--start-from", {"start_from": TRAINED}),
         ("from nothing", {**sizes, "image_size": size}),

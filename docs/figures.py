@@ -1,4 +1,4 @@
-"""The figure of the architecture, and the layer tables of the README, from the trained run pretrained/ds002748.
+"""The figure of the architecture, and the layer tables of the method page, from the trained run pretrained/ds002748.
 
     python -m docs.figures        # writes docs/figures/architecture.png, in half a minute on two cores
 

@@ -123,6 +123,7 @@ def measure(model, data):
                 "fastest_epoch_seconds": min((row["seconds"] for row in rows), default=None),
             }
             for stage, rows in run_folder.read_histories(model.run_dir, model.decoder).items()
+            if stage in (*run_folder.stages(config["options"]), "sharp")
         },
     }
     return result, Measured(codes, per_slice, bits)

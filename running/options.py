@@ -55,17 +55,17 @@ class Training:
     run_dir: Path = everyday(None, "folder of the run (default: runs/ and the data folder's name, or runs/demo)")
     stage: str = everyday(
         "all",
-        "what to train; all is the first four, sharp trains a second decoder against a discriminator",
+        "what to train; all is everything but sharp, which trains a second decoder against a discriminator",
         ("all", "vqvae", "coarse", "coarse_prior", "prior", "sharp"),
     )
     preset: str = everyday(
         None,
-        "sizes of the VQ-VAE; 1mm is for slices of 256 x 256 at 1 mm",
+        "sizes of the models; 1mm is for slices of 256 x 256 at 1 mm, vqvae-2017 is without coarse codes",
         ("default", "1mm", "vqvae-2017", "three-conv"),
     )
     start_from: Path = everyday(
         None,
-        "folder of a trained run: the first four stages start from its weights, with its options where none are given",
+        "folder of a trained run: all stages but sharp start from its weights, with its options where none are given",
     )
     precision: str = option(
         "auto", "of the computation; auto is bfloat16 where the hardware has it", ("auto", "float32", "bfloat16")
@@ -239,7 +239,7 @@ class SharpTraining:
     fine_blocks: int = 1  # residual blocks of the sharp decoder at each size finer than the code grid
 
 
-# Of the VQ-VAE, by name; anything not named is as declared above.
+# Sizes by name; anything not named is as declared above.
 PRESETS = {
     "default": {},
     # For slices of 256 x 256 at 1 mm, as OASIS and ADNI have them: 32 x 32 codes instead of 64 x 64.
@@ -307,7 +307,7 @@ def _to_train(given):
     run_dir = command["run_dir"] or Path("runs") / (data_dir.resolve().name if data_dir else "demo")
     _refuse(given, data_dir, run_dir, data, values["vqvae"]["downsampling"])
     if values["heads"]["neighbours"] and not values["coarse"]["image_size"]:
-        raise UserError("--neighbours: such priors need coarse codes, and --preset vqvae-2017 has none")
+        raise UserError("--neighbours: such priors need coarse codes, and this run has none; leave it out")
     data["slice_spacing_mm"] = data.pop("slice_spacing")
     data["data_dir"] = str(data_dir.resolve()) if data_dir else None
     data["cache_dir"] = str(data["cache_dir"].resolve())
@@ -323,7 +323,7 @@ def _values(given):
     values = {}
     for (prefix, place), group in TRAIN.items():
         chosen = {field.name: field.default for field in dataclasses.fields(group)}
-        others = demo if preset is None or place != "vqvae" else {}
+        others = demo if place != "vqvae" or not (preset or of_start) else {}
         others = others | PRESETS.get(preset, {})
         chosen |= {name: others[prefix + name] for name in chosen if prefix + name in others}
         chosen |= {name: value for name, value in of_start.get(place, {}).items() if name in chosen}
@@ -500,12 +500,15 @@ def _of_a_run(groups, given):
     """The options of a command that needs a run, as a namespace; raises UserError where they do not fit the run."""
     values = {field.name: field.default for group in groups.values() for field in dataclasses.fields(group)}
     args = argparse.Namespace(**values | given)
-    labels = read_config(args.run_dir)["data"]["labels"]
+    config = read_config(args.run_dir)
+    labels = config["data"]["labels"]
     if given.get("label") is not None:
         spelled = {unicodedata.normalize("NFC", label): label for label in labels}
         if unicodedata.normalize("NFC", args.label) not in spelled:
             raise UserError(f"--label {args.label}: the run knows {', '.join(labels) or 'no labels'}")
         args.label = spelled[unicodedata.normalize("NFC", args.label)]
+    if "coarse_temperature" in given and not config["options"]["coarse"]["image_size"]:
+        raise UserError(f"--coarse-temperature: {args.run_dir} has no coarse codes; leave it out")
     if args.decoder == "sharp" and not (args.run_dir / "sharp.keras").exists():
         raise UserError(f"--decoder sharp: no sharp.keras in {args.run_dir}; run train.py --stage sharp first")
     return args

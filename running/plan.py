@@ -67,7 +67,8 @@ def minutes_of(stage, data, options, optimizer, least_s=1.0):
     step = seconds_each(lambda: model.train_on_batch(batch), least_s)
     steps, checks = (len(data.of(split)) / training["batch_size"] for split in ("train", "validation"))
     epoch = step * (steps + checks / 3) + fetched * steps  # a check has no backward pass, which is twice the work
-    for name in {"coarse_prior": ["coarse"], "prior": ["coarse", "vqvae"]}.get(stage, ()):  # which encode the slices
+    coarse = ["coarse"] if options["coarse"]["image_size"] else []
+    for name in {"coarse_prior": coarse, "prior": [*coarse, "vqvae"]}.get(stage, ()):  # which encode the slices
         encoder, at_once = built(name), modules.VQVAE.AT_ONCE
         encode = functools.partial(encoder.encode, some_batch(encoder, at_once, rng))
         epoch += seconds_each(encode, least_s / 4) * len(data.of("train")) / at_once

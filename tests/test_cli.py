@@ -340,6 +340,7 @@ def test_a_start_from_a_shipped_run_is_not_refused():
 
 def test_a_vqvae_of_another_run_of_other_parts_is_finished(tmp_path):
     config = {"options": {f"{stage}_training": {"epochs": 3, "patience": 9} for stage in (*STAGES,)}}
+    config["options"]["coarse"] = {"image_size": 32}
     for stage, rows in (("autoencoder", 1), ("vqvae", 2), ("coarse", 2), ("coarse_prior", 3), ("prior", 3)):
         values = "".join(f"{epoch + 1},{1 / (epoch + 1)},{1 / (epoch + 1)}\n" for epoch in range(rows))
         (tmp_path / f"{stage}_history.csv").write_text(f"epoch,val_reconstruction_loss,val_bits_per_code\n{values}")
@@ -776,7 +777,9 @@ def test_a_run_without_coarse_codes_does_all_that_others_do(place, tmp_path, cap
     run = place / "plain"
     assert not list(run.glob("coarse*"))
     assert fit(place, "plain", "--preset", "vqvae-2017", "--stage", "coarse") == 1
-    assert "--stage coarse: this run has no coarse codes" in capsys.readouterr().err
+    assert "--stage coarse: this run has no coarse codes; give one of all, vqvae, prior" in capsys.readouterr().err
+    assert fit(place, "plain", "--preset", "vqvae-2017", "--dry-run") == 0
+    assert "prior: 2 epochs" in capsys.readouterr().out
     model = predict.TrainedModel(run)
     assert model.unfinished == []
     images = model.sample(3, label="AD")
@@ -792,7 +795,15 @@ def test_a_run_without_coarse_codes_does_all_that_others_do(place, tmp_path, cap
     mask[8:16, 8:16] = True
     completed = model.complete(images[0], mask, 2)
     np.testing.assert_array_equal(completed[:, ~mask], [images[0][~mask]] * 2)
-    assert model.anomaly_map(images[:1], 2).shape == (1, 32, 32)
+    scan, hidden = tmp_path / "scan.png", tmp_path / "mask.png"
+    write_image(scan, (images[0] * 255).astype("uint8"))
+    write_image(hidden, mask.astype("uint8") * 255)
+    for more in ([], ["--mask", str(hidden), "--num-samples", "1"], ["--anomaly"]):
+        given = ["--run-dir", str(run), "--input", str(scan), "--output-dir", str(tmp_path / "out"), *more]
+        assert predict.main(given) == 0
+    with pytest.raises(SystemExit):
+        predict.main(["--run-dir", str(run), "--coarse-temperature", "0.8"])
+    assert "has no coarse codes; leave it out" in capsys.readouterr().err
     assert evaluate.main(["--run-dir", str(run), "--num-samples", "6", "--output-dir", str(tmp_path)]) == 0
     prior = json.loads((tmp_path / "metrics.json").read_text())["prior"]
     assert prior["coarse_bits_per_image"] == 0

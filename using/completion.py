@@ -18,7 +18,7 @@ PARTICLES = 32  # of a draw
 
 def touched(mask, grid_size):
     """Which codes stand for a pixel under a mask: bool (S, S) -> (grid_size, grid_size)."""
-    return dataset.shrink(mask[None], grid_size)[0] > 0 if grid_size else np.zeros((0, 0), bool)
+    return dataset.shrink(mask[None], grid_size)[0] > 0
 
 
 def complete(model, image, mask, number, seed=0, label=None, slice_position=None, particles=PARTICLES):

@@ -88,8 +88,10 @@ def write_bids(model, heads, labels, seed, root):
     that `train.py` reads the folder. What an earlier call left is removed.
     """
     root.mkdir(exist_ok=True)
+    of_older_versions = r"volume_\d{3,}\.nii\.gz"
+    files.remove_old(root, rf"participants\.tsv|{of_older_versions}|{files.PARTIAL.pattern}")
     for anat in root.glob("sub-synth*/anat"):
-        files.remove_old(anat, rf"{anat.parent.name}_desc-synthetic_T1w\.(nii\.gz|json)")
+        files.remove_old(anat, rf"{anat.parent.name}_desc-synthetic_T1w\.(nii\.gz|json)|{files.PARTIAL.pattern}")
         with contextlib.suppress(OSError):  # something else lies there
             anat.rmdir()
             anat.parent.rmdir()
@@ -98,10 +100,12 @@ def write_bids(model, heads, labels, seed, root):
     def write_json(path, content):
         files.write_text(path, json.dumps(content, indent=2) + "\n")
 
-    how = f"VQ-VAE and PixelCNN of the run {model.about['run']}, trained on: {data['title']} ({data['credit']})"
+    how = f"VQ-VAE and PixelCNN of the run {model.about['run']}, trained on: {data['title']}"
+    how += f" ({data['credit']})" * bool(data["credit"])
+    licence = {"License": data["credit"].rpartition("; ")[2]} if "; " in data["credit"] else {}
     description = {"Name": "Synthetic brains", "BIDSVersion": "1.10.0", "DatasetType": "derivative"}
     description["GeneratedBy"] = [{"Name": version[0], "Version": version[1], "Description": how}]
-    write_json(root / "dataset_description.json", description | {"License": data["credit"].split("; ")[-1]})
+    write_json(root / "dataset_description.json", description | licence)
     files.write_text(root / "README", f"Stacks of slices of no person, drawn by a model: {how}. Not for diagnosis.\n")
     group = {"Description": "the label that the model was told", "Levels": {name: name for name in model.labels}}
     write_json(root / "participants.json", {"group": group})
@@ -110,9 +114,11 @@ def write_bids(model, heads, labels, seed, root):
         anat = root / name / "anat"
         anat.mkdir(parents=True, exist_ok=True)
         write(model, head, anat / f"{name}_desc-synthetic_T1w.nii.gz")
-        rims = [scans.head_shape(image / np.float32(255), model.voxel_mm[0])[0] for image in head[::8]]
         told = {"Description": "a stack of slices of no person", "synthetic": True, "label": label, "seed": seed}
-        told |= {"number": number, "SkullStripped": bool(np.mean(np.nan_to_num(rims)) < scans.SKULL), **model.about}
+        told |= {"number": number, **model.about}
+        rims = [scans.head_shape(image / np.float32(255), model.voxel_mm[0])[0] for image in head]
+        if data["about"].get("pixel_mm") and np.isfinite(rims).any():
+            told["SkullStripped"] = bool(np.nanmean(rims) < scans.SKULL)
         write_json(anat / f"{name}_desc-synthetic_T1w.json", told)
         rows.append(f"{name}\t{label or 'n/a'}\n")
         files.write_text(root / "participants.tsv", "participant_id\tgroup\n" + "".join(rows))
@@ -121,6 +127,8 @@ def write_bids(model, heads, labels, seed, root):
 
 def write_viewer(path, page):
     """Writes a page in which the three planes of a NIfTI file are looked through, which needs no network."""
+    from nilearn import plotting  # which takes a second and a half
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nilearn's, of the few values of an image of 8 bits
         view = plotting.view_img(
