@@ -105,16 +105,12 @@ def train_sharp(run_dir, data, options):
     keras.utils.set_random_seed(seed)
     of_stacks = dataset.has_stacks(data, training["batch_size"], options)
     if options["heads"]["neighbours"] and not of_stacks:
-        print(
-            f"note: no scan has {training['batch_size']} neighbouring slices: the sharp decoder sees each slice alone"
-        )
+        print("note: no scan has enough neighbouring slices for a stack: the sharp decoder sees each slice alone")
     vqvae = sharpening.with_fine_blocks(trained, training["fine_blocks"], sharpening.BESIDE * of_stacks)
     batches = dataset.ChangedStacks if of_stacks else dataset.ChangedImages
     fit(
         "sharp",
-        sharpening.Sharpener(
-            vqvae, training["adversarial_weight"], training["lecam_weight"], seed
-        ),  # at the run's precision
+        sharpening.Sharpener(vqvae, training["adversarial_weight"], training["lecam_weight"], seed),
         lambda rate, steps: sharp_optimizer(rate, steps / 20),
         batches(data, data.image_size, training["batch_size"], seed, **options["augmentation"]),
         dataset.image_batches(data, "validation", data.image_size, training["batch_size"], in_stacks=of_stacks),

@@ -260,6 +260,9 @@ def test_all_slices_of_a_brain_are_taken(tmp_path, load):
         how = decoding.How(num_slices=0, slice_spacing_mm=spacing)
         assert decoding.read_volume(path, how)[0] == list(numbers)
 
+    with pytest.raises(decoding.BadFile, match="its slices are 1 mm apart, farther than --slice-spacing 0.5"):
+        decoding.read_volume(path, decoding.How(num_slices=0, slice_spacing_mm=0.5))
+
     def of_own_height(voxels, affine, person):
         return nibabel.Nifti1Image(voxels[:, :, : 60 + person].astype("int16"), affine)
 

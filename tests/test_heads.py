@@ -1,5 +1,6 @@
 """Slices that belong to one person: priors told of the slice beside, whole heads, and runs that start from others."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -54,9 +55,22 @@ def test_stacks_are_neighbouring_slices_of_a_scan():
         if rng is None:
             assert lowest == {0}
     assert lowest == set(range(7))
-    for size in (10, 31):
-        with pytest.raises(UserError, match=f"--sharp-batch-size {size}: a stack has 11 slices or more"):
-            dataset.stacks(slices, size)
+    assert dataset.stacks(slices, 31).shape == (0, 31)
+    missing = slices[slices.slice_index != 14]  # each scan is cut in two
+    for stack in dataset.stacks(missing, 12):
+        assert (np.diff(missing.slice_index.to_numpy()[stack]) == 1).all()
+    assert len(dataset.stacks(missing, 12)) == 12
+
+
+def test_a_decoder_learns_from_stacks_where_scans_hold_them(place, data):
+    options = {"heads": {"neighbours": True}}
+    assert not dataset.has_stacks(data, 16, options)  # scans of four slices
+    longer = make_slices(3, per_scan=20).assign(split=np.repeat(["train", "validation", "test"], 20))
+    longer["slice_position"] = longer.slice_index / 19
+    longer = dataclasses.replace(data, slices=longer)
+    assert dataset.has_stacks(longer, 16, options)
+    assert not dataset.has_stacks(longer, 10, options)  # the window of SSIM
+    assert not dataset.has_stacks(longer, 16, {"heads": {"neighbours": False}})
 
 
 SIZES = {

@@ -11,7 +11,6 @@ import warnings
 
 import numpy as np
 from scipy import ndimage
-from nilearn import plotting
 
 import dataset
 from evaluation import figures
