@@ -478,7 +478,7 @@ def _to_predict(args, given):
     if args.mask and args.anomaly:
         raise UserError("--mask and --anomaly: give one of them")
     if args.mask and (len(args.input) > 1 or args.input[0].is_dir()):
-        raise UserError(f"--mask {args.mask}: is for one image, and --input gives more")
+        raise UserError(f"--mask {args.mask}: is for one image or volume, and --input gives more")
     task = next((task for task in WITHOUT_EFFECT if given.get(task)), None)
     for name in WITHOUT_EFFECT.get(task, ()):
         if name in given:

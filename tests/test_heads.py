@@ -200,6 +200,35 @@ def test_a_real_head_written_as_a_new_one_lies_as_it_lay(place, data):
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
 
 
+def test_a_mask_of_a_volume_is_completed_slice_by_slice(place, loaded, tmp_path, capsys):
+    path = place / "bids" / "sub-03" / "anat" / "sub-03_T1w.nii.gz"
+    volume = nibabel.load(path)
+    hidden = np.zeros(volume.shape, "uint8")
+    middle = volume.shape[2] // 2
+    hidden[8:16, 10:18, middle - 1 : middle + 4] = 3  # some of the slices that the run takes, and some between them
+    mask = tmp_path / "mask.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(hidden, volume.affine), mask)
+    arguments = ["--run-dir", str(place / "run"), "--input", str(path), "--mask", str(mask), "--num-samples", "2"]
+    assert predict.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 0
+    assert "in 2 slices" in capsys.readouterr().out
+    own = volume.get_fdata()
+    for i in range(2):
+        drawn = nibabel.load(tmp_path / "out" / f"completion_{i:04d}.nii.gz")
+        np.testing.assert_allclose(drawn.affine, volume.affine)
+        changed = drawn.get_fdata() != own
+        assert changed.any()
+        assert not changed[hidden == 0].any()
+        assert set(np.flatnonzero(changed.any(axis=(0, 1)))) <= set(range(middle - 1, middle + 4))
+    assert len(pd.read_csv(tmp_path / "out" / "completions.csv")) == 2
+    for wrong, message in (
+        (nibabel.Nifti1Image(hidden, np.eye(4)), "lies in another grid than"),
+        (nibabel.Nifti1Image(hidden * 0, volume.affine), "touches none of the slices that the run sees"),
+    ):
+        nibabel.save(wrong, mask)
+        assert predict.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_heads_are_measured_also_where_the_run_folder_cannot_be_written(place, loaded, capsys):
     out = place / "measured"
     (place / "run" / "ranges.json").mkdir()  # stands in for a folder without permission, which root always has

@@ -451,7 +451,7 @@ def test_completions_leave_all_else_as_it_is(tmp_path, call, drawn, model):
     write_volume(tmp_path / "head.nii.gz", np.random.default_rng(0), (80, 100, 85))
     status, _, err = call("--input", tmp_path / "head.nii.gz", *asked[2:])
     assert status == 1
-    assert "a volume, and --mask is for one image" in err
+    assert "mask.png: no volume, and the input is one" in err
     for wrong, message in ((image, "floats"), (image.astype(float), "in .0, 1."), (drawn[:2], "shape")):
         with pytest.raises(UserError, match=message):
             model.complete(wrong, mask, 1)

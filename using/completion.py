@@ -9,7 +9,7 @@ from skimage.restoration import inpaint_biharmonic
 import dataset
 from evaluation import figures
 from system import files
-from system.console import UserError
+from system.console import UserError, with_progress
 from using import scans
 from using.inputs import describe, read_scans
 
@@ -61,12 +61,43 @@ def complete(model, image, mask, number, seed=0, label=None, slice_position=None
     return np.where(mask, model.decode(drawn), image)
 
 
+def complete_volume(model, scan, args, folder, footer):
+    """Completions of the slices of a volume that a mask touches, each slice for itself, and a picture of one."""
+    hidden, squares = scans.read_volume_mask(args.mask, scan)
+    touched_slices = np.flatnonzero(squares.any(axis=(1, 2)))
+    print(f"drawn anew: {hidden.sum()} voxels ({100 * hidden.mean():.2g} %) in {len(touched_slices)} slices")
+
+    def draws():
+        for i in touched_slices:
+            position = scan.slice_positions[i]
+            one = complete(model, scan.images[i], squares[i], args.num_samples, args.seed, args.label, position)
+            yield one[None]
+
+    drawn = np.repeat(scan.images[None], args.num_samples, axis=0)  # (number, n, S, S)
+    progress = with_progress(draws(), len(touched_slices), "completions", "slice")
+    drawn[:, touched_slices] = np.concatenate(list(progress)).swapaxes(0, 1)
+    files.remove_old(folder, r"completion_\d{4,}\.nii\.gz")
+    told, rows = {"input": str(scan.path), "mask": str(args.mask), "label": args.label or "", "seed": args.seed}, []
+    for i, stack in enumerate(drawn):
+        rows.append({"file": f"completion_{i:04d}.nii.gz", **told, "number": i, **model.about})
+        left = scans.write_completed_volume(scan, stack, hidden, folder / rows[-1]["file"])
+    files.write_csv(folder / "completions.csv", rows)
+    if left:
+        print(f"note: {left} voxels under the mask lie in no slice that the run sees, and stay as they are")
+    fullest = squares.sum(axis=(1, 2)).argmax()
+    picture = folder / "completions.png"
+    figures.completions(picture, scan.images[fullest], squares[fullest], drawn[:14, fullest], footer)
+    print(f"{len(drawn)} completions: {folder}; look at {picture}")
+
+
 def complete_input(model, args, folder, footer):
-    """--mask: completions of one image, and a picture of them."""
+    """--mask: completions of one image or volume, and a picture of them."""
     found = [scan for scan, _ in read_scans(args.input, model.config)]
-    if len(found) != 1 or found[0].grid:
-        what = "a volume" if len(found) == 1 else f"{len(found)} scans"
-        raise UserError(f"{args.input[0]}: {what}, and --mask is for one image")
+    if len(found) != 1:
+        raise UserError(f"{args.input[0]}: {len(found)} scans, and --mask is for one")
+    if found[0].grid:
+        complete_volume(model, found[0], args, folder, footer)
+        return
     mask, notices = scans.read_mask(args.mask, found[0])
     scan, square = scans.hide(found[0], mask, model.config)
     if scan.stored.ndim == 3:

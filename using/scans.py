@@ -342,6 +342,35 @@ def read_mask(path, scan):
     return mask, notices
 
 
+def read_volume_mask(path, scan):
+    """What of a volume is to be drawn anew, by a mask volume in its grid, in which all that is not 0 is.
+
+    Returns:
+        bool in the voxels of the scan's file; and on the squares of its slices, (n, S, S), every pixel it touches.
+
+    Raises:
+        UserError: If it is no volume in that grid, or touches no slice that the run sees.
+    """
+    file = nibabel.load(scan.path)
+    try:
+        mask = nibabel.load(path)
+        hidden = np.nan_to_num(np.asanyarray(mask.dataobj, dtype="float32")) != 0
+    except Exception as error:  # nibabel, zlib and NumPy raise many kinds
+        raise UserError(f"{path}: no volume, and the input is one: its mask is a NIfTI file in its grid") from error
+    if hidden.shape != file.shape or not np.allclose(mask.affine, file.affine, atol=1e-3):
+        raise UserError(f"{path}: lies in another grid than {scan.path}; resample it to that (nilearn.image)")
+    hidden = hidden.reshape(hidden.shape[:3])
+    voxels = nibabel.Nifti1Image(hidden.astype("float32"), file.affine)
+    voxels = np.asarray(resample_from_to(voxels, scan.grid, order=1).dataobj)
+    stack = decoding.to_slices(voxels, scan.plane)[scan.numbers]
+    if stack.shape[1:] != scan.shape:
+        stack = np.stack([resize(image, scan.shape, anti_aliasing=False) for image in stack])
+    squares = _squared((stack > 1e-3).astype("uint8") * 255, scan.corner, scan.native_size, scan.images.shape[1]) > 0
+    if not squares.any():
+        raise UserError(f"{path}: the mask touches none of the slices that the run sees: nothing to complete")
+    return hidden, squares
+
+
 def hide(scan, mask, config):
     """The `Scan` of an image read again, with nothing left of what lies under a mask, bool, (height, width).
 
@@ -424,6 +453,20 @@ def write_volume(scan, voxels, path):
         volume.set_qform(file.get_qform(), int(file.header["qform_code"]))
         volume.set_sform(file.get_sform(), int(file.header["sform_code"]))
     _save(volume, path, "made by a VQ-VAE")
+
+
+def write_completed_volume(scan, squares, hidden, path):
+    """Writes a volume as it is in its file, float32, but under a mask, bool like it, what squares (n, S, S) hold there.
+
+    Returns how many voxels under the mask lie in none of the slices, and stay as they are.
+    """
+    low, high = scan.values
+    whole = np.asanyarray(nibabel.load(scan.path).dataobj, dtype="float32").reshape(hidden.shape).copy()
+    drawn = in_volume(scan, squares)
+    seen = hidden & np.isfinite(drawn)
+    whole[seen] = low + drawn[seen] * (high - low)
+    write_volume(scan, whole, path)
+    return int((hidden & ~seen).sum())
 
 
 def _save(volume, path, description):
