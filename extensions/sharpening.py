@@ -195,11 +195,13 @@ class Sharpener(keras.Model):
         of_decoder, _ = judge.stateless_call(held, judge.non_trainable_variables, equal_pull(pulled))
         of_real, of_made = judge(x), judge(ops.stop_gradient(made))
         hinge = (ops.mean(ops.relu(1.0 - of_real)) + ops.mean(ops.relu(1.0 + of_made))) / 2
+        answers = ops.convert_to_tensor(self.answers)
         if training:
-            means = ops.stack([ops.mean(of_real), ops.mean(of_made)])
+            means = ops.stop_gradient(ops.stack([ops.mean(of_real), ops.mean(of_made)]))
             is_this = np.arange(len(self.discriminators))[:, None] == kind
-            self.answers.assign(ops.where(is_this, 0.99 * self.answers + 0.01 * ops.stop_gradient(means), self.answers))
-        mean_real, mean_made = ops.unstack(ops.stop_gradient(ops.convert_to_tensor(self.answers))[kind], 2)
+            answers = ops.where(is_this, 0.99 * answers + 0.01 * means, answers)
+            self.answers.assign(answers)
+        mean_real, mean_made = ops.unstack(ops.stop_gradient(answers)[kind], 2)
         lecam = ops.mean(ops.square(of_real - mean_made)) + ops.mean(ops.square(of_made - mean_real))
         self.reconstruction_tracker.update_state(reconstruction)
         self.discriminator_tracker.update_state(hinge)

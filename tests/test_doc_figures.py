@@ -14,7 +14,9 @@ def trainable(*models):
 
 @pytest.mark.parametrize("fine_blocks", [0, 1])
 def test_layers_of_a_vqvae_have_all_its_parameters(fine_blocks):
-    model = modules.VQVAE(32, downsampling=8, base_filters=4, num_embeddings=16, fine_blocks=fine_blocks)
+    model = modules.VQVAE(
+        32, downsampling=8, base_filters=4, num_embeddings=16, embedding_dim=16, fine_blocks=fine_blocks
+    )
     rows = figures.layers_of(model)
     assert sum(number for *_, number in rows) == trainable(model.encoder, model.quantizer, model.decoder)
     shapes = [shape for _, shape, _ in rows]
