@@ -371,7 +371,7 @@ def change(images, changes):
 def shrink(images, size):
     """Images (n, S, S), each pixel the mean of the part of the slice that it covers: float32, (n, size, size).
 
-    With a size of 0, of coarse codes that there are not, nothing is left.
+    With a size of 0, as of a run without coarse codes, they have no pixels.
     """
     edges = np.arange(size + 1) * images.shape[1] / max(1, size)
     pixels = np.arange(images.shape[1])

@@ -120,10 +120,10 @@ def measure(model, data):
             stage: {
                 "epochs": len(rows),
                 "seconds": sum(row["seconds"] for row in rows),
-                "fastest_epoch_seconds": min((row["seconds"] for row in rows), default=None),
+                "fastest_epoch_seconds": min(row["seconds"] for row in rows),
             }
             for stage, rows in run_folder.read_histories(model.run_dir, model.decoder).items()
-            if stage in (*run_folder.stages(config["options"]), "sharp")
+            if rows  # a run may be without coarse codes
         },
     }
     return result, Measured(codes, per_slice, bits)

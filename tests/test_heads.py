@@ -220,6 +220,13 @@ def test_a_mask_of_a_volume_is_completed_slice_by_slice(place, loaded, tmp_path,
         assert not changed[hidden == 0].any()
         assert set(np.flatnonzero(changed.any(axis=(0, 1)))) <= set(range(middle - 1, middle + 4))
     assert len(pd.read_csv(tmp_path / "out" / "completions.csv")) == 2
+    config = read_config(place / "run")
+    scan = scans.read("one", scans.find([path])[0]["sub-03_T1w"][0], config)
+    cropped = dataclasses.replace(scan, corner=(12, scan.corner[1]))  # as of a slice that is larger than the run's
+    left = scans.write_completed_volume(cropped, np.ones_like(scan.images), hidden > 0, tmp_path / "cropped.nii.gz")
+    changed = nibabel.load(tmp_path / "cropped.nii.gz").get_fdata() != own
+    assert 0 < changed.sum() < (hidden > 0).sum()
+    assert left + changed.sum() == (hidden > 0).sum()
     for wrong, message in (
         (nibabel.Nifti1Image(hidden, np.eye(4)), "lies in another grid than"),
         (nibabel.Nifti1Image(hidden * 0, volume.affine), "touches none of the slices that the run sees"),

@@ -83,7 +83,7 @@ def complete_volume(model, scan, args, folder, footer):
         left = scans.write_completed_volume(scan, stack, hidden, folder / rows[-1]["file"])
     files.write_csv(folder / "completions.csv", rows)
     if left:
-        print(f"note: {left} voxels under the mask lie in no slice that the run sees, and stay as they are")
+        print(f"note: {left} voxels under the mask lie where the run sees no slice, and stay as they are")
     fullest = squares.sum(axis=(1, 2)).argmax()
     picture = folder / "completions.png"
     figures.completions(picture, scan.images[fullest], squares[fullest], drawn[:14, fullest], footer)

@@ -87,8 +87,7 @@ def write_bids(model, heads, labels, seed, root):
     that `train.py` reads the folder. What an earlier call left is removed.
     """
     root.mkdir(exist_ok=True)
-    of_older_versions = r"volume_\d{3,}\.nii\.gz"
-    files.remove_old(root, rf"participants\.tsv|{of_older_versions}|{files.PARTIAL.pattern}")
+    files.remove_old(root, rf"participants\.tsv|{files.PARTIAL.pattern}")
     for anat in root.glob("sub-synth*/anat"):
         files.remove_old(anat, rf"{anat.parent.name}_desc-synthetic_T1w\.(nii\.gz|json)|{files.PARTIAL.pattern}")
         with contextlib.suppress(OSError):  # something else lies there

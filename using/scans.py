@@ -458,12 +458,12 @@ def write_volume(scan, voxels, path):
 def write_completed_volume(scan, squares, hidden, path):
     """Writes a volume as it is in its file, float32, but under a mask, bool like it, what squares (n, S, S) hold there.
 
-    Returns how many voxels under the mask lie in none of the slices, and stay as they are.
+    Returns how many voxels under the mask lie in none of the slices, or where these are cropped, and stay as they are.
     """
     low, high = scan.values
     whole = np.asanyarray(nibabel.load(scan.path).dataobj, dtype="float32").reshape(hidden.shape).copy()
-    drawn = in_volume(scan, squares)
-    seen = hidden & np.isfinite(drawn)
+    drawn, whole_squares = in_volume(scan, squares), in_volume(scan, np.ones_like(squares))
+    seen = hidden & (np.nan_to_num(whole_squares) > 0.5)
     whole[seen] = low + drawn[seen] * (high - low)
     write_volume(scan, whole, path)
     return int((hidden & ~seen).sum())
