@@ -7,7 +7,8 @@
 #                IXI=folder results/ixi*, too
 # make benchmarks   sampling times, training times, the leak, killed runs, and with IXI=folder or DS=folder
 #                   codes, with IXI choices and a start from a trained run
-# make peers     with IXI=folder: this project's VQ-VAE beside others (four hours; MONAI goes into runs/monai)
+# make peers     with IXI=folder: this project's VQ-VAE beside others, its samples beside those of a latent diffusion
+#                model (an hour and a half; MONAI goes into runs/monai)
 # make app       a page in the browser over the trained runs: draw, complete, upload a scan
 # make figures   draws docs/figures/architecture.png again
 # make clean     removes the environment, the cache and the runs
@@ -24,6 +25,10 @@ DS_RUN := --preset 1mm --num-slices 64 --slice-spacing 1 --vqvae-batch-size 16 -
 # The same prior, told the slice below or above as well.
 DS_HEADS := --num-slices 64 --slice-spacing 1 --neighbours --start-from runs/ds002748 --coarse-prior-epochs 24 \
 	--prior-batch-size 32 --prior-epochs 14 --prior-learning-rate 0.003
+
+# As many minutes as make peers has for all stages of a run.
+PEERS_RUN := --background black --downsampling 8 --num-quantizers 4 --vqvae-batch-size 16 --vqvae-epochs 3 \
+	--coarse-epochs 6 --coarse-prior-epochs 4 --prior-epochs 3 --sharp-epochs 1
 
 # Trains all stages of a run of that name with these options.
 define fit
@@ -115,8 +120,9 @@ endif
 peers: .venv/run runs/monai
 	@test -n "$(IXI)" || { echo "make peers: give IXI=folder of the BIDS data set" >&2; exit 1; }
 	$(BIN)/python -m benchmarks.peers --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 2 10
-	$(BIN)/python -m benchmarks.peers --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 40 \
-		--entry "this project" "this project, light" "Keras tutorial" "MONAI, matching"
+	$(call fit,peers_ixi,--data-dir $(IXI) $(PEERS_RUN))
+	$(BIN)/python -m benchmarks.generators --run-dir runs/peers_ixi --monai runs/monai/bin/python \
+		--output results/peers/generators.json
 	$(BIN)/python -m benchmarks.tables
 
 app: .venv/app

@@ -67,7 +67,9 @@ def draw_samples(folder, args, model, footer):
     labels, positions = model.conditions(args.num_samples, args.seed)
     images = np.concatenate(list(model.draw(labels, positions, args.seed, description="samples")))
     pictures.show_samples(folder / "samples.png", images, labels, positions, model.labels, footer)
-    pictures.show_positions(folder / "positions.png", model, args.seed, footer)
+    kinds, heights = pictures.at_heights(model)
+    of_one_noise = np.concatenate(list(model.draw(kinds, heights, args.seed, np.zeros(len(kinds), int), "positions")))
+    pictures.show_positions(folder / "positions.png", of_one_noise, kinds, heights, model.labels, footer)
     return images, positions
 
 

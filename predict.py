@@ -23,6 +23,7 @@ written for scans of one's own. `evaluate.py` measures.
 
 import contextlib
 import functools
+import itertools
 import re
 import sys
 import tomllib
@@ -91,9 +92,9 @@ class TrainedModel:
         self.decoder = decoder or run_folder.best_decoder(run_dir)
         self.models = models.load_models(run_dir, self.decoder)
         self.vqvae = self.models.vqvae
-        self.sampler = sampling.SliceSampler(
-            self.models.coarse_prior, self.models.prior, coarse_temperature, temperature, top_k, top_p
-        )
+        priors, how = (self.models.coarse_prior, self.models.prior), (coarse_temperature, temperature, top_k, top_p)
+        self.sampler = sampling.SliceSampler(*priors, *how)
+        self.head_sampler = sampling.SliceSampler(*priors, *how, jit_compile=True)  # hundreds of slices, which pay it
         self.image_size, self.grid_size = self.vqvae.image_size, self.vqvae.grid_size
         self.labels = self.config["data"]["labels"]
         self.unfinished = run_folder.unfinished(run_dir, self.config, self.decoder)
@@ -326,12 +327,17 @@ def write_samples(batches, told, folder):
 
 def draw_new(model, args, folder, footer):
     """New slices, pictures of them, and reconstructions of test people where the run's data are at hand."""
-    labels, positions = model.conditions(args.num_samples, args.seed, args.label, args.slice_position)
-    drawn = model.draw(labels, positions, args.seed, description="samples")
-    told = model.told_of(labels, positions, args.seed)
-    kept = [image for i, image in enumerate(write_samples(drawn, told, folder / "samples")) if i < 32]
+    number = args.num_samples
+    labels, positions = model.conditions(number, args.seed, args.label, args.slice_position)
+    kinds, heights = pictures.at_heights(model, args.label)
+    noises = np.append(np.arange(number), np.zeros(len(kinds), int))
+    together = np.append(labels, kinds), np.append(positions, heights)  # in as few batches as they fit in
+    drawn = (image for images in model.draw(*together, args.seed, noises, "slices") for image in images)
+    told, samples = model.told_of(labels, positions, args.seed), itertools.islice(drawn, number)
+    written = write_samples(([image] for image in samples), told, folder / "samples")
+    kept = [image for i, image in enumerate(written) if i < 32]
     pictures.show_samples(folder / "samples.png", kept, labels, positions, model.labels, footer)
-    pictures.show_positions(folder / "positions.png", model, args.seed, footer, args.label)
+    pictures.show_positions(folder / "positions.png", list(drawn), kinds, heights, model.labels, footer)
 
     data = None
     if args.data_dir or opening.data_are_at_hand(model.config, args.cache_dir):

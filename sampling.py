@@ -37,9 +37,15 @@ def draw_codes(logits, uniform, temperature, top_k=0, top_p=1.0):
         kept = ops.cumsum(ranked, axis=-1) - ranked < top_p  # the most probable one always
         smallest = ops.min(ops.where(kept, ranked, 2.0), axis=-1, keepdims=True)
         probabilities = ops.where(probabilities >= smallest, probabilities, 0.0)
-    cumulative = ops.cumsum(probabilities, axis=-1)
-    codes = ops.sum(ops.cast(cumulative <= uniform[:, None] * cumulative[:, -1:], "int32"), axis=-1)
-    return ops.minimum(codes, num_codes - 1)
+    # First in which sixteen codes the drawn one is, then which of them: a sum over all, code by code, takes long.
+    parts = ops.reshape(ops.pad(probabilities, ((0, 0), (0, -num_codes % 16))), (-1, -(-num_codes // 16), 16))
+    reached = ops.cumsum(ops.sum(parts, axis=-1), axis=-1)
+    target = uniform[:, None] * reached[:, -1:]
+    part = ops.sum(ops.cast(reached <= target, "int32"), axis=-1, keepdims=True)  # (batch, 1)
+    before = ops.sum(ops.where(ops.arange(reached.shape[1]) == part - 1, reached, 0.0), axis=-1, keepdims=True)
+    within = ops.cumsum(ops.take_along_axis(parts, part[..., None], axis=1)[:, 0], axis=-1)  # (batch, 16)
+    target = ops.minimum(target - before, within[:, -1:] * (1 - 1e-6))  # where sums in two orders differ in rounding
+    return 16 * part[:, 0] + ops.sum(ops.cast(within <= target, "int32"), axis=-1)
 
 
 def resample(log_weights, uniform):
@@ -89,6 +95,7 @@ class PixelCNNSampler(keras.Model):
         prior: A `PixelCNN`, built under the float32 policy.
         temperature, top_k, top_p: See `draw_codes`.
         particles: Whether the grids of a batch are particles of one draw.
+        jit_compile: Whether TensorFlow compiles by XLA: some seconds more at the first draw, half the time at each.
 
     Call arguments:
         inputs: A dictionary: `uniform`, float32 in [0, 1), shape (batch, grid, grid, D); `known`, int32, same shape, a
@@ -102,8 +109,10 @@ class PixelCNNSampler(keras.Model):
         ValueError: For an option out of range, or a prior of another precision.
     """
 
-    def __init__(self, prior, temperature=1.0, top_k=0, top_p=1.0, particles=False, **kwargs):
+    def __init__(self, prior, temperature=1.0, top_k=0, top_p=1.0, particles=False, jit_compile=False, **kwargs):
         super().__init__(dtype="float32", autocast=False, **kwargs)
+        if jit_compile:
+            self.jit_compile = True
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, not {temperature}")
         if top_k < 0 or not 0 < top_p <= 1:
@@ -201,26 +210,27 @@ class PixelCNNSampler(keras.Model):
             message = ops.unstack(ops.take(by_column, column, axis=0), len(prior.blocks))  # each (B, 2 filters)
             h = None
             for i, block in enumerate(prior.blocks):
-                taps = [left[i][j] for j in range(0, left[i].shape[0], prior.dilations[i])]
+                taps = [*left[i][:: prior.dilations[i]], *[h] * (i > 0)]
                 if i > 0:
-                    taps.append(h)
-                    left[i] = ops.concatenate([left[i][1:], h[None]], axis=0)
+                    left[i] = (*left[i][1:], h)
                 h = block.horizontal(block.horizontal_conv.position(taps), h, message[i])
                 if i == 0:
                     h = h + ops.take(around, column, axis=1)
             features, logits = prior.to_logits(ops.take(v, column, axis=1), h)
             numbers, given = (ops.take(x, column, axis=1) for x in (noise, known))  # (B, D)
             drawn, gain = self._draw_levels(features, logits, numbers, given)
-            left[0] = ops.concatenate([left[0][1:], prior.embed(drawn)[None]], axis=0)
+            left[0] = (*left[0][1:], prior.embed(drawn))
             codes = ops.where(ops.equal(ops.arange(size), column)[:, None], drawn[:, None], state["codes"])
             after = {"codes": codes, "left": tuple(left)}
             if self.particles:
                 after["weights"] = state["weights"] + gain
             return after
 
+        blank = ops.zeros((batch, prior.filters), "float32")
         state = {
             "codes": ops.zeros((batch, size, prior.num_quantizers), "int32"),
-            "left": tuple(ops.zeros((n + (i == 0), batch, prior.filters), "float32") for i, n in enumerate(reach)),
+            # What is under each block's kernel, code by code: shifted without a copy.
+            "left": tuple((blank,) * (n + (i == 0)) for i, n in enumerate(reach)),
         }
         if self.particles:
             state["weights"] = weights
@@ -308,17 +318,20 @@ class SliceSampler:
         prior: A `PixelCNN` whose `maps` has `coarse`, then.
         coarse_temperature: Of the coarse codes. Below 1 anatomy is more common, and the texture keeps its grain.
         temperature, top_k, top_p: Of the slice's codes: see `draw_codes`.
+        jit_compile: See `PixelCNNSampler`.
 
     Raises:
         ValueError: For an option out of range, or a prior of another precision.
     """
 
-    def __init__(self, coarse_prior, prior, coarse_temperature=1.0, temperature=1.0, top_k=0, top_p=1.0):
+    def __init__(
+        self, coarse_prior, prior, coarse_temperature=1.0, temperature=1.0, top_k=0, top_p=1.0, jit_compile=False
+    ):
         self.coarse = self.coarse_filter = None
         if coarse_prior:
-            self.coarse = PixelCNNSampler(coarse_prior, coarse_temperature)
+            self.coarse = PixelCNNSampler(coarse_prior, coarse_temperature, jit_compile=jit_compile)
             self.coarse_filter = PixelCNNSampler(coarse_prior, coarse_temperature, particles=True)
-        self.codes = PixelCNNSampler(prior, temperature, top_k, top_p)
+        self.codes = PixelCNNSampler(prior, temperature, top_k, top_p, jit_compile=jit_compile)
         self.code_filter = PixelCNNSampler(prior, temperature, top_k, top_p, particles=True)
 
     def draw(self, label, slice_position, seed, noise_index, batch_size, given=None, beside=None):
@@ -388,19 +401,22 @@ class SliceSampler:
             raise ValueError("the priors are not told the codes of the slices below and above")
         number, label = len(slice_positions), np.asarray(label)
         noise_index = np.arange(len(label)) if noise_index is None else np.asarray(noise_index)
-        order = [(first, None, None)]
+        order = [(first, None, "below")]
         order += [(i, i - 1, "below") for i in range(first + 1, number)]
         order += [(i, i + 1, "above") for i in range(first - 1, -1, -1)]
+
+        def unknown(sampler, heads):
+            return sampler and np.full((heads, *sampler.prior.maps["below"].codes_shape), -1)
 
         def batches():
             for start in range(0, len(label), batch_size):
                 part = slice(start, start + batch_size)
-                drawn = {}
+                drawn = {None: [unknown(sampler, len(label[part])) for sampler in (self.codes, self.coarse)]}
                 for i, other, name in order:
-                    beside = None if other is None else [{name: codes} for codes in drawn[other]]
+                    told = [{name: codes} for codes in drawn[other]]
                     position = np.full(len(label[part]), slice_positions[i], "float32")
                     noises = noise_index[part] * number + i
-                    drawn[i] = self.draw(label[part], position, seed, noises, batch_size, beside=beside)
+                    drawn[i] = self.draw(label[part], position, seed, noises, batch_size, beside=told)
                 yield np.stack([drawn[i][0] for i in range(number)], axis=1)
 
         return with_progress(batches(), len(label), description, "head")

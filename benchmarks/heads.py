@@ -103,7 +103,7 @@ def main(args):
     for name, (temperatures, first, alone) in WAYS.items():
         drawer = TrainedModel(args.run_dir, **temperatures)
         first = round(first * (len(positions_of(model)) - 1))
-        stacks = np.concatenate([*drawer.sampler.sample_heads(labels, positions_of(model), 0, first, 16)])
+        stacks = np.concatenate([*drawer.head_sampler.sample_heads(labels, positions_of(model), 0, first, 16)])
         add(name, decoded(stacks, alone), bits_by_height(model, stacks, labels))
     stacks = given_real(model, test, of_people)
     add("each slice given the real one below", decoded(stacks), bits_by_height(model, stacks, of_people))

@@ -35,7 +35,7 @@ class Contestant(worker.Contestant):
         self.examples, self.test = (np.load(Path(folder) / f"{name}.npy", mmap_mode="r") for name in ("train", "test"))
         sizes = {"channels": (256, 256), "num_res_channels": 256, "embedding_dim": 32}
         if self.matching:
-            sizes = {"channels": (32, 64), "num_res_channels": (16, 32), "embedding_dim": 16, "decay": 0.99}
+            sizes = {"channels": (32, 64), "num_res_channels": (16, 32), "embedding_dim": 64, "decay": 0.99}
         stages = {"downsample_parameters": ((2, 4, 1, 1),) * 2, "upsample_parameters": ((2, 4, 1, 1, 0),) * 2}
         self.model = VQVAE(2, 1, 1, num_res_layers=2, num_embeddings=NUM_EMBEDDINGS, **stages, **sizes)
         self.model.to(memory_format=torch.channels_last)

@@ -21,7 +21,7 @@ with harness.command(
     data_dir=(Path, ..., "slices or volumes that come to 128 x 128 pixels"),
     output_dir=(Path, ..., "where figures and pictures go"),
     work_dir=(Path, Path("runs/peers"), "arrays and logs"),
-    minutes=(harness.MINUTES, [2, 10, 40], "budgets"),
+    minutes=(harness.MINUTES, [2, 10], "budgets"),
     entry=(str, [], "which (default: all); rows of others that are there are kept"),
     monai=(Path, None, "the Python of an environment with MONAI; without it, MONAI is left out"),
 ) as command:
@@ -73,10 +73,8 @@ class Tutorial(keras.Model):
         return squared_error / ops.var(x) + codebook + 0.25 * commitment
 
 
-OURS = "this project"
 KERAS = {
-    OURS: ablation.VARIANTS["default"],
-    "this project, light": ablation.variant(changes={"base_filters": 24, "num_residual_blocks": 0}, batch_size=8),
+    "this project": ablation.VARIANTS["default"],
     "Keras tutorial": race.Variant(Tutorial, keras.optimizers.Adam, 1e-3, batch_size=128, scheduled=False),
 }
 MONAI = {"MONAI, matching": "matching", "MONAI, tutorial": "tutorial"}
@@ -87,7 +85,8 @@ def work(name, folder, seconds):
     training, test = (np.load(Path(folder) / f"{split}.npy", mmap_mode="r") for split in ("train", "test"))
 
     def make():
-        one = ablation.enter(name, KERAS[name], training, float(seconds))
+        kind = race.Contestant if KERAS[name].build is Tutorial else ablation.Contestant
+        one = ablation.enter(name, KERAS[name], training, float(seconds), kind)
         one.warm_up()
 
         def evaluate(path):

@@ -18,7 +18,8 @@ COMPILED_AFTER, TURN_S = 5, 10.0  # steps, seconds
 class Variant:
     """A model, which `build` returns, and how it is trained; `optimizer` is a function of the highest learning rate.
 
-    That rate warms up and falls to 0 by the contestant's clock, or is not scheduled and stays. The rest is train.py's.
+    That rate warms up and falls to 0 by the contestant's clock, or is not scheduled and stays. `continuous` is the
+    share of the time without a quantiser, of a `modules.VQVAE`. The rest is train.py's.
     """
 
     build: Callable
@@ -26,6 +27,7 @@ class Variant:
     learning_rate: float
     batch_size: int
     scheduled: bool = True
+    continuous: float = 0.0
     precision: str = "auto"
     max_shift: int = 0
     mirrored: float = 0.0
@@ -41,10 +43,16 @@ class Contestant(worker.Contestant):
 
     def __init__(self, name, variant, batches, seconds):
         super().__init__(COMPILED_AFTER, seconds if variant.scheduled else None)
+        self.name, self.variant, self.batches, self.all_seconds = name, variant, batches, seconds
         keras.utils.set_random_seed(0)
-        with models.precision(models.resolve_precision(variant.precision)):
-            self.name, self.variant, self.batches, self.model = name, variant, batches, variant.build()
-        self.model.compile(optimizer=variant.optimizer(variant.learning_rate))
+        self.model = self.compiled()
+
+    def compiled(self, **changes):
+        """The variant's model with other arguments, ready to be trained."""
+        with models.precision(models.resolve_precision(self.variant.precision)):
+            model = self.variant.build(**changes)
+        model.compile(optimizer=self.variant.optimizer(self.variant.learning_rate))
+        return model
 
     def warm_up(self):
         """The first steps. Only when all are built: seeding throws away what is compiled."""

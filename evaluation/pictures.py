@@ -19,21 +19,21 @@ def show_samples(path, images, labels, positions, names, footer):
     figures.image_grid(path, images[:32], titles, f"made by the model\n{footer}")
 
 
-def show_positions(path, model, seed, footer, label=None):
-    """A picture of the same noise at eight heights, a row for each label, or for one."""
-    names = model.labels
-    kinds = range(1, len(names) + 1) if label is None else [names.index(label) + 1]
-    kinds = list(kinds) or [0]
-    heights = np.tile(np.linspace(0, 1, 8, dtype="float32"), len(kinds))
-    labels = np.repeat(np.array(kinds, "int32"), 8)
-    drawn = model.draw(labels, heights, seed, np.zeros(len(labels), int), "positions")
-    figures.image_grid(
-        path,
-        np.concatenate(list(drawn)),
-        [f"at {p:.2f}" for p in heights],
-        f"made by the model from one noise, from the lowest slice position to the highest\n{footer}",
-        row_names=[["", *names][k] for k in kinds],
-    )
+HEIGHTS = 8  # of `positions.png`, a row for each label
+
+
+def at_heights(model, label=None):
+    """What is told of the slices of `show_positions`, all of one noise: labels and slice positions."""
+    kinds = range(1, len(model.labels) + 1) if label is None else [model.labels.index(label) + 1]
+    kinds = np.array(list(kinds) or [0], "int32")
+    return np.repeat(kinds, HEIGHTS), np.tile(np.linspace(0, 1, HEIGHTS, dtype="float32"), len(kinds))
+
+
+def show_positions(path, images, labels, positions, names, footer):
+    """A picture of the same noise at eight heights, a row for each label, or for one: slices of `at_heights`."""
+    footer = f"made by the model from one noise, from the lowest slice position to the highest\n{footer}"
+    rows = [["", *names][k] for k in labels[::HEIGHTS]]
+    figures.image_grid(path, images, [f"at {p:.2f}" for p in positions], footer, row_names=rows)
 
 
 def show_reconstructions(path, data, decoders, slices, footer):

@@ -21,6 +21,7 @@ from benchmarks import (
     anomaly,
     codes,
     completion,
+    generators,
     harness,
     kills,
     leak,
@@ -140,7 +141,7 @@ def test_contestants_learn_for_the_time_asked_for():
 def test_a_sigmoid_ends_no_value_at_0_or_1(rng, monkeypatch):
     monkeypatch.setattr(ablation, "SIZE", 32)
     model = ablation.VARIANTS["sigmoid output"].build()
-    assert race.count(model) == race.count(modules.VQVAE(32))
+    assert race.count(model) == race.count(modules.VQVAE(32, **ablation.CODES))
     outputs, _ = ablation.reconstruct(model, rng.integers(0, 256, (2, 32, 32), "uint8"))
     assert 0 < outputs.min() < outputs.max() < 1
 
@@ -148,7 +149,7 @@ def test_a_sigmoid_ends_no_value_at_0_or_1(rng, monkeypatch):
 def test_contestants_learn_only_after_the_warm_up_and_are_measured(rng, monkeypatch):
     monkeypatch.setattr(ablation, "SIZE", 32)
     images = rng.integers(0, 256, (18, 32, 32), "uint8")
-    one = ablation.enter("Keras tutorial", peers.KERAS["Keras tutorial"], images, seconds=1.0)
+    one = ablation.enter("Keras tutorial", peers.KERAS["Keras tutorial"], images, 1.0, race.Contestant)
     before = one.model.decoder.get_weights()
     one.warm_up()
     assert all(np.array_equal(a, b) for a, b in zip(before, one.model.decoder.get_weights(), strict=True))
@@ -160,6 +161,24 @@ def test_contestants_learn_only_after_the_warm_up_and_are_measured(rng, monkeypa
     found = ablation.quality(images, outputs, codes, one.model.quantizer.num_embeddings, ["a", "a", "b"] * 6)
     assert found["bits_per_pixel"] == 7 / 16
     assert found["entropy_bits_per_pixel"] <= 7 / 16
+
+
+def test_a_vqvae_begins_without_a_quantiser(rng, monkeypatch):
+    monkeypatch.setattr(ablation, "SIZE", 32)
+    images = rng.integers(0, 256, (18, 32, 32), "uint8")
+    changes = {"base_filters": 4, "num_embeddings": 8, "embedding_dim": 4}
+    one = ablation.enter("small", ablation.variant(changes=changes, continuous=0.5), images, seconds=1e-6)
+    one.warm_up()
+    encoder = one.whole.encoder.get_weights()
+    assert one.model.num_quantizers == 0
+    one.step(1.0)  # of no quantiser yet
+    one.steps, one.trained_s = 1, 1.0
+    learned = one.model.encoder.get_weights()
+    assert not np.array_equal(learned[0], encoder[0])
+    one.step(0.0)
+    assert one.model is one.whole
+    np.testing.assert_array_equal(one.model.encoder.get_weights()[0], learned[0])
+    assert one.finish()["parameters"] == race.count(one.whole)
 
 
 WORKER = """
@@ -262,6 +281,35 @@ def test_codes_are_judged_on_the_validation_people(trained_run):
     assert sum(row["variance_shares"]) == pytest.approx(1)
     assert 1 <= row["effective_dimension"] <= 4
     json.dumps(row)
+
+
+def test_samples_stand_beside_those_of_another_model(tmp_path, trained_run, capsys):
+    program = tmp_path / "python"  # takes the place of MONAI's: what it draws are training slices
+    program.write_text(f"""#!{sys.executable}
+import json, sys
+import numpy as np
+_, script, folder, seconds, number = sys.argv
+assert script.endswith("peer_diffusion.py") and float(seconds) > 0
+train, test, positions = (np.load(f"{{folder}}/{{name}}.npy") for name in ("train", "test", "positions"))
+made = {{"samples": train[:20] / 255, "reconstructions": test / 255, "positions": positions[:20]}}
+np.savez(f"{{folder}}/diffusion.npz", **made)
+print(json.dumps({{"parameters": 7, "seconds_a_sample": 1.5}}))
+""")
+    program.chmod(0o755)
+    output, work = tmp_path / "generators.json", tmp_path / "work"
+    asked = ["--run-dir", trained_run / "run", "--work-dir", work, "--output", output, "--number", "20", "--monai"]
+    assert generators.main([*map(str, asked), str(program)]) == 0
+    ours, theirs = json.loads(output.read_text())["rows"]
+    assert [row["entry"] for row in (ours, theirs)] == ["this project", "latent diffusion"]
+    assert theirs["training_s"] == ours["training_s"] > 0
+    assert theirs["parameters"] == 7
+    assert theirs["ssim_head"] == pytest.approx(1, abs=1e-3)
+    assert theirs["copies"] == 1 > ours["copies"]
+    assert output.with_suffix(".png").exists()
+    program.write_text(f"#!{sys.executable}\nraise SystemExit('no memory left')\n")
+    capsys.readouterr()
+    assert generators.main([*map(str, asked), str(program)]) == 1
+    assert "peer_diffusion.py: failed (no memory left); see" in capsys.readouterr().err
 
 
 def test_ventricles_are_measured():

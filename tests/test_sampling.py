@@ -167,6 +167,19 @@ def test_drawn_codes_have_the_right_frequencies(rng):
     np.testing.assert_allclose(frequencies(temperature=0.5), sharp, atol=0.012)
 
 
+@pytest.mark.parametrize("number", [2, 15, 16, 17, 100])
+def test_a_code_is_where_the_sum_of_the_probabilities_passes_the_number(rng, number):
+    logits, uniform = rng.normal(size=(2000, number)).astype("float32") * 4, rng.random(2000, "float32")
+    uniform[:2] = 0, np.nextafter(np.float32(1), np.float32(0))
+    reached = np.exp(logits.astype(float)).cumsum(axis=1)
+    expected = (reached <= uniform[:, None] * reached[:, -1:]).sum(axis=1)
+    drawn = np.asarray(sampling.draw_codes(logits, uniform, temperature=1.0))
+    assert (drawn == expected).mean() > 0.999  # but for numbers at the very border
+    assert drawn.max() < number
+    best = np.asarray(sampling.draw_codes(logits, uniform, temperature=1.0, top_k=1))
+    np.testing.assert_array_equal(best, logits.argmax(axis=1))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -290,7 +303,7 @@ def test_heads_are_what_the_naive_loops_draw(told_of_neighbours, first):
     """Slice by slice, both grids, each given the slice drawn before: upwards from the first, then downwards."""
     coarse_prior, prior = told_of_neighbours
     label, positions = np.array([1, 2, 0], "int32"), [0.0, 0.5, 1.0]
-    sampler = sampling.SliceSampler(*told_of_neighbours)
+    sampler = sampling.SliceSampler(*told_of_neighbours, jit_compile=first == 0)
     drawn = np.concatenate(list(sampler.sample_heads(label, positions, 3, first, batch_size=2)))
     assert drawn.shape == (3, 3, SIZE, SIZE, LEVELS)
     made = {}

@@ -56,7 +56,7 @@ def sample(model, number, seed=0, label=None, first=FIRST_SLICE, batch_size=16, 
     labels, _ = model.conditions(number, seed, label)
     heights = positions(model)
     start = round(first * (len(heights) - 1))
-    for codes in model.sampler.sample_heads(labels, heights, seed, start, batch_size, description=description):
+    for codes in model.head_sampler.sample_heads(labels, heights, seed, start, batch_size, description=description):
         yield np.stack([(decode(model, head) * 255).round().astype("uint8") for head in codes])
 
 
