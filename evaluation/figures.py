@@ -4,6 +4,7 @@ import numpy as np
 import PIL.Image
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from scipy import ndimage
 from skimage.transform import resize
 
 from reading.decoding import PLANES, to_volume
@@ -386,13 +387,32 @@ def heads(path, shown, titles, pixel_mm, footer):
     finish(figure, path, footer)
 
 
-def flight(path, slices, plane, voxel_mm):
-    """A GIF of a head: axial, coronal and sagittal slices side by side, from one end to the other."""
-    frames = []
-    for share in np.linspace(0.04, 0.96, 40):
-        images = views(slices, plane, voxel_mm, (share, share, share))
-        height = max(image.shape[0] for image in images.values())
-        padded = [np.pad(image, ((height - image.shape[0], 0), (0, 0))) for image in images.values()]
-        frames.append(PIL.Image.fromarray(np.concatenate(padded[::-1], axis=1) // 4 * 4))
-    how = {"save_all": True, "append_images": frames[1:], "duration": 100, "loop": 0, "optimize": True}
-    write_whole(path, lambda partial: frames[0].save(partial, **how))
+TISSUE = 0.22  # brightness from which on a voxel hides what lies behind it
+TURNED_MM = 1.3  # voxels of a head that turns, at least
+
+
+def turning(path, slices, plane, voxel_mm, frames=40):
+    """A GIF of a head that turns about its long axis, seen from the side and lit from above; arguments as for `views`.
+
+    What is seen is the outermost tissue in each line of sight, as bright as it is and as steeply as it lies.
+    """
+    sizes = np.insert(np.array(voxel_mm[:2], float), PLANES[plane], voxel_mm[2])
+    voxels = ndimage.zoom(to_volume(slices, plane) / np.float32(255), sizes / max(TURNED_MM, min(sizes)), order=1)
+    reach = int(np.hypot(*voxels.shape[:2])) + 2  # that nothing leaves the picture as it turns
+    voxels = np.pad(voxels, [((reach - n) // 2, reach - n - (reach - n) // 2) for n in voxels.shape[:2]] + [(4, 4)])
+    voxels, light = ndimage.gaussian_filter(voxels, 0.7), np.array([-0.35, 0.5, 0.8])
+    images = []
+    for angle in np.linspace(0, 360, frames, endpoint=False):
+        turned = ndimage.rotate(voxels, angle, reshape=False, order=1)
+        tissue = turned > TISSUE
+        depth = np.where(tissue.any(axis=1), tissue.argmax(axis=1), reach)  # (right, superior), seen from behind
+        slope = np.gradient(ndimage.gaussian_filter(depth.astype("float32"), 1.0))
+        steep = np.stack([-slope[0], -slope[1], np.ones_like(slope[0])]) / np.sqrt(1 + slope[0] ** 2 + slope[1] ** 2)
+        below = np.minimum(depth + 2, reach - 1)[:, None]  # the surface itself is half air
+        grey = 0.35 + 0.8 * np.take_along_axis(turned, below, axis=1)[:, 0]
+        image = np.where(depth < reach, grey * np.clip(np.tensordot(light / np.linalg.norm(light), steep, 1), 0, 1), 0)
+        picture = PIL.Image.fromarray((np.clip(image, 0, 1).T[::-1] * 255).astype("uint8"))
+        picture = picture.resize([2 * side for side in picture.size], PIL.Image.Resampling.BICUBIC)
+        images.append(picture.point(lambda value: value // 8 * 8))
+    how = {"save_all": True, "append_images": images[1:], "duration": 90, "loop": 0, "optimize": True}
+    write_whole(path, lambda partial: images[0].save(partial, **how))

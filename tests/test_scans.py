@@ -320,7 +320,7 @@ def test_heads_of_few_slices_are_written_and_shown(tmp_path, number):
     assert volume.shape == (32, 32, number)
     assert volume.header["sform_code"] == volume.header["qform_code"] > 0
     figures.heads(tmp_path / "heads.png", [figures.views(head, "axial", (8.0, 8.0, 5.0))], ["a"], 8.0, "")
-    figures.flight(tmp_path / "heads.gif", head, "axial", (8.0, 8.0, 5.0))
+    figures.turning(tmp_path / "heads.gif", head, "axial", (8.0, 8.0, 5.0), frames=3)
 
 
 def test_a_head_that_is_too_large_for_a_run_of_brains_says_what_to_do(tmp_path):

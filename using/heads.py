@@ -136,7 +136,7 @@ def write_viewer(path, page):
 
 
 def write_heads(model, args, folder, footer):
-    """--volumes: a BIDS folder, volumes; volumes.png; of the first a viewer and a flight, volumes.html and .gif."""
+    """--volumes: a BIDS folder, volumes; volumes.png; the first in a viewer, volumes.html, and turning, volumes.gif."""
     about = model.config["data"].get("about", {})
     plane = about.get("plane") or "axial"
     if not about.get("pixel_mm"):
@@ -150,5 +150,5 @@ def write_heads(model, args, folder, footer):
     titles = [f"sub-synth{i:03d} {['', *model.labels][k]}".strip() for i, k in enumerate(labels[:6], 1)]
     views = [figures.views(head, plane, model.voxel_mm) for head in shown]
     figures.heads(folder / "volumes.png", views, titles, model.voxel_mm[0], f"made by the model\n{footer}")
-    figures.flight(folder / "volumes.gif", shown[0], plane, model.voxel_mm)
+    figures.turning(folder / "volumes.gif", shown[0], plane, model.voxel_mm)
     print(f"{args.volumes} new stacks of slices: {folder / 'volumes'}; look at {folder / 'volumes.png'}")
