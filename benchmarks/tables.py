@@ -382,8 +382,8 @@ PAGES = {
         partial(listing, "start.json"),
     ],
     **{
-        f"pretrained/{run}/MODEL_CARD.md": [partial(summary, (f"{run}_sharp",), "figures, test people")]
-        for run in ("ds002748", "ixi")
+        f"pretrained/{run.removesuffix('_sharp')}/MODEL_CARD.md": [partial(summary, (run,), "figures, test people")]
+        for run in ("ds002748_sharp", "ixi_sharp", "demo")
     },
     f"pretrained/{HEADS}/MODEL_CARD.md": [partial(heads, HEADS), both],
     "docs/sampling.md": [partial(listing, "sampling.json")],

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+from conftest import command
 from nbclient import NotebookClient
-
-from reading import phantom
 
 ROOT = Path(__file__).parent.parent
 WALK = ROOT / "notebooks" / "walkthrough.ipynb"
@@ -38,12 +37,10 @@ def test_the_stored_walk_is_that_of_the_demo():
     assert len(stored_pictures()) > 20
 
 
-def test_the_walkthrough_runs(monkeypatch, tmp_path):
-    phantom.make_cohort(tmp_path / "cohort", num_people=10)
-    paths = f"--data-dir {tmp_path / 'cohort'} --run-dir {tmp_path / 'run'} --cache-dir {tmp_path / 'cache'}"
-    sizes = "--image-size 64 --downsampling 8 --vqvae-epochs 1 --prior-epochs 1 --prior-filters 8 --prior-num-blocks 2"
-    sizes += " --coarse-epochs 1 --coarse-prior-epochs 1"
-    monkeypatch.setenv("TRAIN_OPTIONS", f"{paths} {sizes} --base-filters 8 --prior-attention-every 1")
+def test_the_walkthrough_runs(monkeypatch, trained_run):
+    monkeypatch.setenv("RUN_DIR", str(trained_run / "run"))
+    few = {"coarse_epochs": 1, "vqvae_epochs": 1}
+    monkeypatch.setenv("TRAIN_OPTIONS", " ".join(command(trained_run, "notebook", "--stage", "vqvae", **few)))
     notebook = nbformat.read(WALK, as_version=4)
     for cell in notebook.cells:
         cell.source = cell.source.replace("(0.5, 0.8, 1.0, 1.2)", "(0.5, 1.2)")  # temperatures
