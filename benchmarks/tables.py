@@ -34,39 +34,34 @@ USED = {HEADS: "ds002748", "ixi_sharp": "IXI"}  # on which scans were completed 
 
 # By the end of a file's name in results/: the columns of its table, title = format; `more` says what is not in the
 # file. A mean that has an interval in the file is shown with it.
+# At most five narrow columns: nothing is cut off where a page is read.
 LISTINGS = {
-    "sampling.json": """codes = {grid}×{grid} | batch = {batch} | textbook loop (s) = {naive_s:,.0f} |
-        cached (s) = {cached_s:.2f} | compiled (s) = {compiled_s:.2f} |
-        teacher-forced pass (s) = {teacher_forced_s:.3f} | cached / pass = {cached_over_teacher_forced:.1f} |
-        compiled / pass = {compiled_over_teacher_forced:.1f} | exact = {equal}""",
-    "codes.json": """codes of {cohort} = {codes} | raw bits per pixel = {raw_bits_per_pixel:.3f} |
-        SSIM inside the head = {ssim_head:.3f} | PSNR (dB) = {psnr_db:.1f} | dimensions = {effective_dimension:.1f} |
-        bits of a place, by level = {by_level} | bits per slice = {bits_per_image:,.0f} |
-        prior's gap = {prior_gap:.2f} | Fréchet distance: samples / decoded / other people = {distances} |
-        recall / coverage = {overlap} | seconds a sample = {seconds_a_sample:.2f}""",
+    "sampling.json": """codes, batch = {grid}×{grid}, {batch} | textbook loop (s) = {naive_s:,.0f} |
+        cached / compiled (s) = {cached_s:.2f} / {compiled_s:.2f} |
+        over one pass = {cached_over_teacher_forced:.1f} / {compiled_over_teacher_forced:.1f} | exact = {equal}""",
+    "codes.json": """codes of {cohort} = {codes} | SSIM inside the head = {ssim_head:.3f} |
+        bits a slice = {bits_per_image:,.0f} | Fréchet distance: samples / decoded / people = {distances} |
+        seconds a sample = {seconds_a_sample:.2f}""",
     "ablation.json": """variant = {variant} | SSIM, head = {ssim_head.mean:.3f} | PSNR (dB) = {psnr_db.mean:.2f} |
-        SSIM = {ssim.mean:.3f} | power kept above half of Nyquist = {power:.2f} |
         images/s = {examples_per_second:.0f}""",
+    "generators.json": """{number} slices of each = {entry} | Fréchet distance = {frechet_distance:.0f} |
+        precision / recall = {precision:.2f} / {recall:.2f} | copies = {copies:.1%} |
+        seconds a sample = {seconds_a_sample:.2f}""",
     "heads.json": """{number} heads drawn in each way = {heads} | MS-SSIM of neighbours = {neighbours:.3f} |
-        Fréchet distance, coronal = {coronal:.0f} | sagittal = {sagittal:.0f} |
-        MS-SSIM of neighbours, lowest eighth / middle / highest = {likeness} |
+        Fréchet distance, coronal / sagittal = {coronal:.0f} / {sagittal:.0f} |
         bits of each code, lowest eighth / middle / highest = {bits[0]:.2f} / {bits[4]:.2f} / {bits[7]:.2f}""",
-    "training.json": """stage = {name} | pixels = {image_size} | codes = {grid}×{grid} |
-        all parameters = {parameters:,} | batch = {batch} | images/s = {images_per_second:.1f} |
-        minutes an epoch of 9,664 slices = {epoch_minutes:.1f}""",
-    "anomaly.json": """map, {whose} = {map} | AUROC = {auroc:.3f} | average precision = {average_precision:.3f} |
-        best Dice = {dice:.3f}""",
-    "completion.json": """completion, {whose} = {completion} | error under the mask = {hidden:.3f} |
-        less = {hidden_less:+.3f} | error at its lower edge = {lower_edge:.3f} | less = {lower_edge_less:+.3f} |
-        bits of the codes below = {bits_below:.2f} | less = {bits_below_less:+.2f} |
-        seconds a draw = {seconds_each:.1f}""",
-    "start.json": """run, ten people of IXI = {run} | SSIM of the whole image = {ssim:.3f} |
-        SSIM inside the head = {ssim_head:.3f} | PSNR (dB) = {psnr_db:.2f} | bits per slice = {bits_per_image:.0f} |
-        minutes of training = {minutes:.0f}""",
+    "training.json": """stage = {name} | pixels / codes = {image_size} / {grid}×{grid} | batch = {batch} |
+        images/s = {images_per_second:.1f} | minutes, 9,664 slices = {epoch_minutes:.1f}""",
+    "anomaly.json": """map, {whose} = {map} | AUROC = {auroc.mean:.3f} | average precision = {average_precision:.3f} |
+        best Dice = {dice.mean:.3f}""",
+    "completion.json": """completion, {whose} = {completion} | error under the mask = {hidden.mean:.3f} |
+        less = {hidden_less:+.3f} | at its lower edge = {lower_edge.mean:.3f} | seconds a draw = {seconds_each:.1f}""",
+    "start.json": """run, ten people of IXI = {run} | SSIM inside the head = {ssim_head.mean:.3f} |
+        bits a slice = {bits_per_image.mean:.0f} | minutes of training = {minutes:.0f}""",
     "ventricles.json": """ventricles, share of the head = {images} | AD = {AD:.1%} | NC = {NC:.1%} |
         difference = {difference:.1%}""",
-    "leak.json": """split = {split} | measured on = {place} | SSIM inside the head = {ssim_head:.3f} |
-        the same of the nearest training slice = {copy_ssim_head:.3f} | bits per code = {bits_per_code:.3f}""",
+    "leak.json": """split, measured on = {split}, {place} | SSIM inside the head = {ssim_head.mean:.3f} |
+        of the nearest training slice = {copy_ssim_head.mean:.3f} | bits per code = {bits_per_code.mean:.3f}""",
 }
 
 
@@ -116,16 +111,12 @@ def more(row):
         found["name"] = "VQ-VAE" if row["stage"] == "vqvae" else "prior"
         found["epoch_minutes"] = 9664 / row["images_per_second"] / 60  # of OASIS as PNG
     if "bits_by_level" in row:
-        found["by_level"] = " + ".join(f"{bits:.2f}" for bits in row["bits_by_level"])
         whose = ("samples", "decoded_floor", "floor")
         found["distances"] = " / ".join(f"{row[f'frechet_{name}']:.0f}" for name in whose)
-        found["overlap"] = f"{row['recall']:.2f} / {row['coverage']:.2f}"
     if "map" in row:
         found["map"] = row["map"].replace("|", r"\|")
     if row.get("completion") == "decoder alone":
         found["seconds_each"] = Row({})  # nothing is drawn
-    if "neighbours_by_height" in row:
-        found["likeness"] = " / ".join(f"{row['neighbours_by_height'][i]:.3f}" for i in (0, 4, 7))
     if "run" in row:
         found["minutes"] = row["seconds"] / 60
     return found
@@ -195,21 +186,24 @@ def summary(names=(*SHARP, "demo"), head="on test people"):
     return beside(head, lines, {name: RUNS[name] for name in names})
 
 
-def results():
-    """Reconstruction, codes and prior of each run."""
+def results(head, names):
+    """Reconstruction, codes and prior of some runs; of sharp decoders the reconstruction: the rest is the same."""
     lines = {
         "people / slices for testing": "{people} / {slices}",
         **QUALITY,
         "least and greatest share of power in eight bands": "{least:.2f} / {most:.2f}",
-        "bits per pixel, raw": "{codebook[bits_per_pixel]:.3g}",
-        "bits per pixel, by the codes' entropy": "{codebook[entropy_bits_per_pixel]:.3f}",
-        "bits per pixel, under the prior": "{prior[bits_per_pixel]:.4f}",
-        "priors, bits per code": BITS,
-        "bits per slice / of these the coarse codes'": "{prior[bits_per_image]:,.0f} / "
-        "{prior[coarse_bits_per_image]:,.0f}",
-        "codes / in use / perplexity": "{used}",
     }
-    return beside("on test people", lines, RUNS)
+    if not set(names) <= set(SHARP):
+        lines |= {
+            "bits per pixel, raw": "{codebook[bits_per_pixel]:.3g}",
+            "bits per pixel, by the codes' entropy": "{codebook[entropy_bits_per_pixel]:.3f}",
+            "bits per pixel, under the prior": "{prior[bits_per_pixel]:.4f}",
+            "priors, bits per code": BITS,
+            "bits per slice / of these the coarse codes'": "{prior[bits_per_image]:,.0f} / "
+            "{prior[coarse_bits_per_image]:,.0f}",
+            "codes / in use / perplexity": "{used}",
+        }
+    return beside(head, lines, {name: RUNS[name] for name in names})
 
 
 def both():
@@ -231,45 +225,44 @@ def times():
 
 
 def rows_of(found):
-    """Rows of a table of the report; what the first cell means, where it says so, goes into the last."""
+    """Rows of a table of the report; what the first cell means, where it says so, stands in it."""
     rows = []
     for first, *cells in found["rows"]:
         name, meaning = first if isinstance(first, tuple) else (first, "")
         cells = ["" if cell == "-" else str(cell).replace(report.NO_BREAK, " ") for cell in cells]
-        rows.append([name, *cells, meaning])
+        rows.append([f"{name} ({meaning})" if meaning else name, *cells])
     return rows
 
 
 def baselines(name):
-    """The figures of one run and of what needs no model, as in its report."""
+    """The figures of one run and of what needs no model, as in its report, without intervals."""
     first = report.reconstruction_table(load(f"{name}/metrics.json"))
     rows = rows_of(first)
     if f"{name}_sharp" in RUNS:
         sharp = rows_of(report.reconstruction_table(load(f"{name}_sharp/metrics.json")))[0]
         rows.insert(1, ["this model, sharp decoder", *sharp[1:]])
-    rows = [[cell.replace(" to ", "–") for cell in row[:-1]] for row in rows]
-    return table([RUNS[name], *first["head"][1:]], rows)
+    kept = [i for i, title in enumerate(first["head"]) if i and "MS-SSIM" not in title and "difference" not in title]
+    rows = [[row[0], *(row[i].partition(" (")[0] for i in kept)] for row in rows]
+    return table([RUNS[name], *(first["head"][i] for i in kept)], rows)
 
 
-def realism(title, runs):
-    """Samples of some runs, by folder with what their columns are called, against the test people."""
-    found, rows = [load(f"{name}/metrics.json")["realism"] for name in runs], []
-    for same in zip(*(rows_of(report.samples_tables(one)["realism"]) for one in found), strict=True):
-        name, *_, meaning = same[0]
-        rows.append([name, *(row[i] for i in (1, 2, 3) for row in same), meaning])
-    copies = [f"{one['copies']['share_of_samples']:.1%}" for one in found]
-    blank, one_percent = ([cell] * len(runs) for cell in ("", "1%"))
-    rows.append(["nearer to a training slice than 99 % of test slices", *copies, *blank, *one_percent, "more: copies"])
-    sets = ("samples", "training people, decoded", "training people")
-    head = [f"{one}, {name}".removesuffix(", ") for one in sets for name in runs.values()]
-    return table([title, *head, "how to read it"], rows)
+def realism(name):
+    """Samples of a run against the test people."""
+    found = load(f"{name}/metrics.json")["realism"]
+    rows = rows_of(report.samples_tables(found)["realism"])
+    copies = f"{found['copies']['share_of_samples']:.1%}"
+    rows.append(["nearer to a training slice than 99 % of test slices (more: copies)", copies, "", "1%"])
+    of = f"{RUNS[name].partition(',')[0]}, against the test people"
+    return table([of, "samples", "training people, decoded", "training people"], rows)
 
 
 def anatomy(title, runs):
     """Anatomy of samples and of what they can be compared with, for some runs by folder with what they are called."""
     found = {name: report.samples_tables(load(f"{name}/metrics.json")["realism"])["anatomy"] for name in runs}
     rows = [[f"{what}: {row[0]}", *row[1:]] for name, what in runs.items() for row in rows_of(found[name])]
-    return table([title, *next(iter(found.values()))["head"][1:], "how to read it"], rows)
+    head = [title, *next(iter(found.values()))["head"][1:]]
+    kept = [i for i, name in enumerate(head) if name != "test people, decoded"]
+    return table([head[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def peers():
@@ -277,28 +270,28 @@ def peers():
     found = sorted(load("peers/peers.json")["rows"], key=lambda row: row["minutes"])
     rows = {row["entry"]: Row({}) for row in found}
     for row in found:
-        shown = Row(row | more(row) | {"used": percent(row["codes_in_use"])})
-        form = "{ssim_head.mean:.3f} / {psnr_db.mean:.2f} / {ssim.mean:.3f} / {power:.2f}"
-        rows[row["entry"]] |= shown | {f"{row['minutes']:g} min": form.format_map(shown)}
+        form = "{ssim_head.mean:.3f} / {psnr_db.mean:.2f}"
+        rows[row["entry"]] |= Row(row) | {f"{row['minutes']:g} min": form.format_map(Row(row))}
     cells = {
         "VQ-VAE": "{entry}",
         "trained parameters": "{parameters:,}",
-        "bits per pixel, raw / entropy": "{bits_per_pixel:.3f} / {entropy_bits_per_pixel:.3f}",
-        "codes in use": "{used}",
         "images/s": "{examples_per_second:.1f}",
-        "peak MiB": "{peak_mib:,.0f}",
         **{f"{row['minutes']:g} min": f"{{{row['minutes']:g} min}}" for row in found},
     }
     return table([*cells], [[cell.format_map(row) for cell in cells.values()] for row in rows.values()])
 
 
 def heads(run):
-    """Stacks of slices beside real ones, as in the report."""
+    """Stacks of slices beside real ones, as in the report; of two columns that never both say something, one."""
     found = load(f"{run}/metrics.json").get("heads")
     if found is None:
         raise UserError(f"results/{run}/metrics.json: no stacks of slices; evaluate a run of train.py --neighbours")
-    shown = report.heads_table(found)
-    return table(["stacks of slices", f"{found['number']} drawn", *shown["head"][2:], "how to read it"], rows_of(shown))
+    rows = [
+        [name, drawn, decoded, test, training or everyone]
+        for name, drawn, _, decoded, test, _, training, everyone in rows_of(report.heads_table(found))
+    ]
+    names = ("test people, decoded", "test people", "training or all people")
+    return table(["stacks of slices", f"{found['number']} drawn", *names], rows)
 
 
 def layers(which):
@@ -365,8 +358,9 @@ PAGES = {
     "docs/method.md": [partial(layers, "vqvae"), partial(layers, "prior")],
     "docs/data.md": [partial(listing, "leak/leak.json")],
     "docs/results.md": [
-        results,
-        partial(realism, "sharp decoders, against the test people", SHARP),
+        partial(results, "on test people", ("ds002748", "ixi", "demo")),
+        partial(results, "sharp decoders, on test people", tuple(SHARP)),
+        *(partial(realism, name) for name in SHARP),
         partial(anatomy, "anatomy", SHARP),
     ],
     "docs/heads.md": [partial(heads, HEADS), partial(listing, f"{HEADS}/heads.json"), both],
@@ -391,7 +385,7 @@ PAGES = {
     "results/README.md": [
         *(partial(gallery, title) for title in GALLERY),
         partial(baselines, "demo"),
-        partial(realism, "demo, against the test people", {"demo": ""}),
+        partial(realism, "demo"),
         partial(anatomy, "anatomy of the demo", {"demo": "demo"}),
         partial(listing, "demo/ventricles.json"),
     ],
