@@ -181,7 +181,7 @@ def summary(names=(*SHARP, "demo"), head="on test people"):
         "bits per code under the priors": BITS,
         "Fréchet distance: samples / other people, decoded": "{realism[samples][frechet_distance]:.0f} / "
         "{realism[decoded_floor][frechet_distance]:.0f}",
-        "samples nearer to training slices than 99 % of test slices": "{realism[copies][share_of_samples]:.1%}",
+        "samples closer to a training slice than 99 % of test slices are": "{realism[copies][share_of_samples]:.1%}",
     }
     return beside(head, lines, {name: RUNS[name] for name in names})
 
@@ -251,7 +251,7 @@ def realism(name):
     found = load(f"{name}/metrics.json")["realism"]
     rows = rows_of(report.samples_tables(found)["realism"])
     copies = f"{found['copies']['share_of_samples']:.1%}"
-    rows.append(["nearer to a training slice than 99 % of test slices (more: copies)", copies, "", "1%"])
+    rows.append(["closer to a training slice than 99 % of test slices are (more: copies)", copies, "", "1%"])
     of = f"{RUNS[name].partition(',')[0]}, against the test people"
     return table([of, "samples", "training people, decoded", "training people"], rows)
 
@@ -376,7 +376,7 @@ PAGES = {
         partial(listing, "start.json"),
     ],
     **{
-        f"pretrained/{run.removesuffix('_sharp')}/MODEL_CARD.md": [partial(summary, (run,), "figures, test people")]
+        f"pretrained/{run.removesuffix('_sharp')}/MODEL_CARD.md": [partial(summary, (run,), "test people")]
         for run in ("ds002748_sharp", "ixi_sharp", "demo")
     },
     f"pretrained/{HEADS}/MODEL_CARD.md": [partial(heads, HEADS), both],

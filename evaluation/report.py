@@ -126,8 +126,8 @@ PEOPLE = {
 REALISM = {
     "frechet_distance": ("Fréchet distance", "0 for equal sets", 2),
     "mmd": ("MMD², unbiased", "around 0 for equal sets", 4),
-    "precision": ("precision", "share of samples that lie where real slices lie", 3),
-    "recall": ("recall", "share of real slices that lie where samples lie", 3),
+    "precision": ("precision", "share of samples within the real slices", 3),
+    "recall": ("recall", "share of real slices within the samples", 3),
     "density": ("density", "around 1 for equal sets", 3),
     "coverage": ("coverage", "share of real slices that have a sample near", 3),
     "classifier_accuracy": ("accuracy of a classifier", "0.5 cannot tell", 3),
@@ -276,7 +276,7 @@ def samples_tables(realism):
         "copies",
         ["copies", ""],
         [
-            ["samples nearer to a training slice than 99 % of test slices", f"{copies['share_of_samples']:.1%}"],
+            ["samples closer to a training slice than 99 % of test slices are", f"{copies['share_of_samples']:.1%}"],
             ["that limit, MS-SSIM", number(copies["limit_ms_ssim"], 3)],
             ["samples nearer than 99 % of reconstructions", f"{copies['share_of_samples_by_reconstructions']:.1%}"],
             ["that limit, MS-SSIM", number(copies["limit_ms_ssim_by_reconstructions"], 3)],
