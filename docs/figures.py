@@ -437,10 +437,22 @@ def draw_kernels(canvas, prior, x, y):
         x += 0.85
 
 
+def draw_front(model, path):
+    """Eight slices that the model draws, at eight heights, cut to what lies in any of them."""
+    labels, _ = model.conditions(8)
+    images = np.concatenate(list(model.draw(labels, np.linspace(0.15, 0.9, 8))))
+    rows, columns = (np.flatnonzero((images > 0.1).any(axis=axes)) for axes in ((0, 2), (0, 1)))
+    images = images[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    images = np.pad(images, ((0, 0), (6, 6), (6, 6)))
+    grid = np.concatenate([np.concatenate(list(row), axis=1) for row in (images[:4], images[4:])])
+    PIL.Image.fromarray((grid * 255).round().astype("uint8")).save(path, optimize=True)
+
+
 @command
 def main(args):
     keras.utils.set_random_seed(0)
     model = TrainedModel(RUN, "sharp")
+    draw_front(model, FOLDER / "slices.png")
     image = np.asarray(PIL.Image.open(SLICE)).astype("float32") / np.float32(255)
     pixel_mm, canvas = model.voxel_mm[0], Canvas(9.72)
     # A code has the same colour wherever it is shown.
