@@ -305,14 +305,10 @@ def layers(which):
 
 def versions():
     """The packages of requirements.txt, in the versions of requirements-lock.txt."""
-    allowed, locked = (
-        dict(re.findall(pattern, (harness.ROOT / f"{name}.txt").read_text(), re.MULTILINE))
-        for name, pattern in (
-            ("requirements", r"^([\w-]+)([<>=~][^\s#]*)"),
-            ("requirements-lock", r"^([\w-]+)==(\S+)$"),
-        )
-    )
-    return table(["package", "version", "allowed"], [[name, locked[name], allowed[name]] for name in allowed])
+    wanted, lock = ((harness.ROOT / name).read_text() for name in ("requirements.txt", "requirements-lock.txt"))
+    locked = dict(re.findall(r"^([\w-]+)==(\S+)$", lock, re.MULTILINE))
+    names = re.findall(r"^([\w-]+)[<>=~]", wanted, re.MULTILINE)
+    return table(["package", "version"], [[name, locked[name]] for name in names])
 
 
 GALLERY = {  # by the first cell of its table: a section of the report, or pictures of their own, each with a line
