@@ -10,7 +10,7 @@
 # make peers     with IXI=folder: this project's VQ-VAE beside others, its samples beside those of a latent diffusion
 #                model (an hour and a half; MONAI goes into runs/monai)
 # make app       a page in the browser over the trained runs: draw, complete, upload a scan
-# make figures   draws docs/figures/architecture.png again
+# make figures   draws docs/figures/architecture.png and slices.png again
 # make clean     removes the environment, the cache and the runs
 
 PYTHON ?= python3
@@ -26,7 +26,7 @@ DS_RUN := --preset 1mm --num-slices 64 --slice-spacing 1 --vqvae-batch-size 16 -
 DS_HEADS := --num-slices 64 --slice-spacing 1 --neighbours --start-from runs/ds002748 --coarse-prior-epochs 24 \
 	--prior-batch-size 32 --prior-epochs 14 --prior-learning-rate 0.003
 
-# As many minutes as make peers has for all stages of a run.
+# A short run of all stages, beside which make peers trains a latent diffusion model for as long.
 PEERS_RUN := --background black --downsampling 8 --num-quantizers 4 --vqvae-batch-size 16 --vqvae-epochs 3 \
 	--coarse-epochs 6 --coarse-prior-epochs 4 --prior-epochs 3 --sharp-epochs 1
 
@@ -119,6 +119,7 @@ endif
 
 peers: .venv/run runs/monai
 	@test -n "$(IXI)" || { echo "make peers: give IXI=folder of the BIDS data set" >&2; exit 1; }
+	rm -f results/peers/peers.json  # whose other rows are of an older version
 	$(BIN)/python -m benchmarks.peers --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 2 10
 	$(call fit,peers_ixi,--data-dir $(IXI) $(PEERS_RUN))
 	$(BIN)/python -m benchmarks.generators --run-dir runs/peers_ixi --monai runs/monai/bin/python \

@@ -92,14 +92,12 @@ class TrainedModel:
         self.decoder = decoder or run_folder.best_decoder(run_dir)
         self.models = models.load_models(run_dir, self.decoder)
         self.vqvae = self.models.vqvae
-        priors, how = (self.models.coarse_prior, self.models.prior), (coarse_temperature, temperature, top_k, top_p)
-        self.sampler = sampling.SliceSampler(*priors, *how)
-        self.head_sampler = sampling.SliceSampler(*priors, *how, jit_compile=True)  # hundreds of slices, which pay it
+        self.drawn_with = {"coarse_temperature": coarse_temperature, "temperature": temperature}
+        self.drawn_with |= {"top_k": top_k, "top_p": top_p}
+        self.sampler = sampling.SliceSampler(self.models.coarse_prior, self.models.prior, **self.drawn_with)
         self.image_size, self.grid_size = self.vqvae.image_size, self.vqvae.grid_size
         self.labels = self.config["data"]["labels"]
         self.unfinished = run_folder.unfinished(run_dir, self.config, self.decoder)
-        self.drawn_with = {"coarse_temperature": coarse_temperature, "temperature": temperature}
-        self.drawn_with |= {"top_k": top_k, "top_p": top_p}
 
     @classmethod
     def from_pretrained(cls, name, **how):
@@ -108,6 +106,12 @@ class TrainedModel:
         if name not in shipped:
             raise UserError(f"{name}: no shipped run; there are {', '.join(shipped)}")
         return cls(ROOT / "pretrained" / name, **how)
+
+    @functools.cached_property
+    def head_sampler(self):
+        """The sampler of whole heads: compiling takes seconds, and a head has many slices."""
+        priors = self.models.coarse_prior, self.models.prior
+        return sampling.SliceSampler(*priors, **self.drawn_with, jit_compile=True)
 
     @property
     def about(self):

@@ -45,7 +45,8 @@ def draw_codes(logits, uniform, temperature, top_k=0, top_p=1.0):
     before = ops.sum(ops.where(ops.arange(reached.shape[1]) == part - 1, reached, 0.0), axis=-1, keepdims=True)
     within = ops.cumsum(ops.take_along_axis(parts, part[..., None], axis=1)[:, 0], axis=-1)  # (batch, 16)
     target = ops.minimum(target - before, within[:, -1:] * (1 - 1e-6))  # where sums in two orders differ in rounding
-    return 16 * part[:, 0] + ops.sum(ops.cast(within <= target, "int32"), axis=-1)
+    code = 16 * part[:, 0] + ops.sum(ops.cast(within <= target, "int32"), axis=-1)
+    return ops.minimum(code, num_codes - 1)
 
 
 def resample(log_weights, uniform):

@@ -92,6 +92,7 @@ class Contestant(race.Contestant):
     def warm_up(self):
         if self.model is not self.whole:  # both are compiled before the clock starts
             beginning, self.model = self.model, self.whole
+            train.start_codebooks(self.whole, self.batches)  # once more at its time, then of what was learned
             super().warm_up()
             self.model, self.steps = beginning, -race.COMPILED_AFTER
         super().warm_up()
@@ -101,6 +102,7 @@ class Contestant(race.Contestant):
             models.take_over(self.whole, self.model)
             self.model = self.whole
             train.start_codebooks(self.model, self.batches)
+            self.batches.set_epoch((self.steps + race.COMPILED_AFTER) // len(self.batches))
 
     def step(self, share):
         if self.trained_s >= self.variant.continuous * self.all_seconds and self.steps > 0:

@@ -2,12 +2,12 @@
 
     python benchmarks/peer_diffusion.py FOLDER SECONDS NUMBER
 
-After MONAI's tutorial generation/2d_ldm: `AutoencoderKL` (L1, KL at 1e-6, a patch discriminator at 0.01 after the first
+After MONAI's 2d_ldm_tutorial.ipynb: `AutoencoderKL` (L1, KL at 1e-6, a patch discriminator at 0.01 after the first
 half), then `DiffusionModelUNet` on its latents, scaled to variance 1 (1,000 steps, linear in beta from 0.0015 to
-0.0195), and 50 steps of DDIM. Smaller than there, to fit two cores: 0.25 and 4.1 million parameters.
-The tutorial's perceptual loss needs a network from elsewhere; this project's 0.3 (1 - SSIM) stands in its place. The
-slice position is told by cross-attention, as cosines. Latents are computed once. A third of the time goes to the
-autoencoder.
+0.0195). Otherwise here: 0.25 and 4.1 million parameters, to fit two cores; this project's 0.3 (1 - SSIM) in place of a
+perceptual loss, whose network would be downloaded; AdamW at 1e-3 with a warm-up and a cosine, batches of 8; averaged
+weights of the diffusion model, and 50 steps of DDIM; the slice position told by cross-attention, as cosines; latents
+computed once, so slices are not changed. A third of the time goes to the autoencoder.
 """
 
 import json

@@ -2,9 +2,9 @@
 
 "tutorial" is that of GenerativeModels' tutorials/generative/2d_vqvae (256 channels, 256 codes of 32, L1, Adam at 1e-4,
 never decayed), but for batches of 16 in place of 64, of which two minutes would see a handful. "matching" has the
-sizes, batches, loss, optimiser, schedule and start of this project as far as MONAI's class lets it (its residual blocks
-stand at the finer grid, too, and have 3 x 3 convolutions alone; it has no restarts). Both compute in bfloat16 where the
-processor has it, which the tutorial does not and which is faster.
+loss, batches, schedule, entries of 64 and bits per pixel of this project; its class has no levels and no restarts, its
+residual blocks stand at the finer grid, too, and it has AdamW and a quantiser from the first step. Both compute in
+bfloat16 where the processor has it, which the tutorial does not and which is faster.
 """
 
 import sys

@@ -99,6 +99,7 @@ def measure(priors, batch, naive_steps):
         "cached_over_teacher_forced": times["cached_s"] / times["teacher_forced_s"],
         "compiled_over_teacher_forced": times["compiled_s"] / times["teacher_forced_s"],
         "exact": different == 0 and exact,
+        "different_compiled": int((draw("compiled_s")[0] != codes).sum()),
         "different_codes": different,
     }
 

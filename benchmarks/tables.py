@@ -28,13 +28,13 @@ RUNS = {
 }
 SHARP = {"ds002748_sharp": "ds002748", "ixi_sharp": "IXI"}
 HEADS = "ds002748_heads"  # the run of train.py --neighbours, sharp decoder
-CODES = ("ds002748/codes.json", "ixi/codes.json")  # once they are measured
+LATER = ("peers/generators.json", "ds002748/codes.json", "ixi/codes.json")  # once they are measured
 USED = {HEADS: "ds002748", "ixi_sharp": "IXI"}  # on which scans were completed and mapped
 
 
 # By the end of a file's name in results/: the columns of its table, title = format; `more` says what is not in the
-# file. A mean that has an interval in the file is shown with it.
-# At most five narrow columns: nothing is cut off where a page is read.
+# file. A mean that has an interval in the file is shown with it, or by `.mean` without. At most five narrow columns, so
+# that nothing is cut off where a page is read.
 LISTINGS = {
     "sampling.json": """codes, batch = {grid}×{grid}, {batch} | textbook loop (s) = {naive_s:,.0f} |
         cached / compiled (s) = {cached_s:.2f} / {compiled_s:.2f} |
@@ -104,9 +104,6 @@ def more(row):
     found = {}
     if "exact" in row:
         found["equal"] = "yes" if row["exact"] else f"but for {row['different_codes']} codes"
-    if "power_ratio" in row:  # by band of spatial frequency up to Nyquist
-        finest = row["power_ratio"][len(row["power_ratio"]) // 2 :]
-        found["power"] = sum(finest) / len(finest)
     if "stage" in row:
         found["name"] = "VQ-VAE" if row["stage"] == "vqvae" else "prior"
         found["epoch_minutes"] = 9664 / row["images_per_second"] / 60  # of OASIS as PNG
@@ -230,7 +227,7 @@ def rows_of(found):
     for first, *cells in found["rows"]:
         name, meaning = first if isinstance(first, tuple) else (first, "")
         cells = ["" if cell == "-" else str(cell).replace(report.NO_BREAK, " ") for cell in cells]
-        rows.append([f"{name} ({meaning})" if meaning else name, *cells])
+        rows.append([f"{name}: {meaning}" if meaning else name, *cells])
     return rows
 
 
@@ -261,7 +258,7 @@ def anatomy(title, runs):
     found = {name: report.samples_tables(load(f"{name}/metrics.json")["realism"])["anatomy"] for name in runs}
     rows = [[f"{what}: {row[0]}", *row[1:]] for name, what in runs.items() for row in rows_of(found[name])]
     head = [title, *next(iter(found.values()))["head"][1:]]
-    kept = [i for i, name in enumerate(head) if name != "test people, decoded"]
+    kept = [i for i, name in enumerate(head) if name != "training people, decoded"]
     return table([head[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
@@ -282,7 +279,10 @@ def peers():
 
 
 def heads(run):
-    """Stacks of slices beside real ones, as in the report; of two columns that never both say something, one."""
+    """Stacks of slices beside real ones, as in the report, without those of slices drawn alone and of two floors.
+
+    The last column has training people where views are compared, and all people where volumes are.
+    """
     found = load(f"{run}/metrics.json").get("heads")
     if found is None:
         raise UserError(f"results/{run}/metrics.json: no stacks of slices; evaluate a run of train.py --neighbours")
@@ -290,7 +290,7 @@ def heads(run):
         [name, drawn, decoded, test, training or everyone]
         for name, drawn, _, decoded, test, _, training, everyone in rows_of(report.heads_table(found))
     ]
-    names = ("test people, decoded", "test people", "training or all people")
+    names = ("test people, decoded", "test people", "training people (views), all people (ml)")
     return table(["stacks of slices", f"{found['number']} drawn", *names], rows)
 
 
@@ -326,7 +326,8 @@ GALLERY = {  # by the first cell of its table: a section of the report, or pictu
         "ds002748_heads/anomaly.png": "Planted lesions, and maps of what is uncommon, ds002748",
         "ixi_sharp/anomaly.png": "Planted lesions, and maps of what is uncommon, IXI",
         "leak/leak.png": "What a split by slice does",
-        "peers/reconstructions.png": "Three slices of three contestants",
+        "peers/reconstructions.png": "Three slices after ten minutes of each VQ-VAE",
+        "peers/generators.png": "Drawn slices, and those of a latent diffusion model",
     },
 }
 
@@ -334,6 +335,8 @@ GALLERY = {  # by the first cell of its table: a section of the report, or pictu
 def gallery(title):
     """Thumbnails of a group of pictures; one that a sharp decoder does not change is shown under the plain one."""
     shown, results = GALLERY[title], harness.ROOT / "results"
+    if isinstance(shown, dict):  # of some the benchmark has not been run
+        shown = {name: line for name, line in shown.items() if (results / name).exists()}
     if isinstance(shown, str):
         of_section, shown = [name for name, picture in report.PICTURES.items() if picture.section == shown], {}
         for name in of_section:
@@ -363,7 +366,7 @@ PAGES = {
     "docs/comparison.md": [
         *(partial(baselines, name) for name in ("ds002748", "ixi")),
         peers,
-        *(partial(listing, name) for name in CODES if (harness.ROOT / "results" / name).exists()),
+        *(partial(listing, name) for name in LATER if (harness.ROOT / "results" / name).exists()),
         partial(listing, "ixi/ablation.json"),
     ],
     "docs/using.md": [

@@ -4,8 +4,8 @@
 
 A step is what `train.py` does: one batch of random slices, or of random codes, at the precision that `--precision auto`
 finds. Sizes of models are the defaults for 128 pixels, from 192 on those of `--preset 1mm` (factor 8, two levels), and
-from 384 on the same at factor 16, so that the grid of codes stays small. Each step is waited for, which `train.py` does not do under JAX on an accelerator: there,
-these are lower bounds.
+from 384 on the same at factor 16, so that the grid of codes stays small. Each step is waited for, which `train.py` does
+not do under JAX on an accelerator: there, these are lower bounds.
 """
 
 import sys

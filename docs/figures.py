@@ -1,6 +1,6 @@
-"""The figure of the architecture, and the layer tables of the method page, from the trained run pretrained/ds002748.
+"""Pictures of the first page, and the layer tables of the method page, from the trained run pretrained/ds002748.
 
-    python -m docs.figures        # writes docs/figures/architecture.png, in half a minute on two cores
+    python -m docs.figures        # writes architecture.png and slices.png of docs/figures, in a minute on two cores
 
 No data are needed: examples/slice.png is the slice that is shown, of a test person of ds002748 (CC0). Sizes are
 read from the models.

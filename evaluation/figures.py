@@ -407,7 +407,7 @@ def turning(path, slices, plane, voxel_mm, frames=40):
         tissue = turned > TISSUE
         depth = np.where(tissue.any(axis=1), tissue.argmax(axis=1), reach)  # (right, superior), seen from behind
         slope = np.gradient(ndimage.gaussian_filter(depth.astype("float32"), 1.0))
-        steep = np.stack([-slope[0], -slope[1], np.ones_like(slope[0])]) / np.sqrt(1 + slope[0] ** 2 + slope[1] ** 2)
+        steep = np.stack([slope[0], slope[1], np.ones_like(slope[0])]) / np.sqrt(1 + slope[0] ** 2 + slope[1] ** 2)
         below = np.minimum(depth + 2, reach - 1)[:, None]  # the surface itself is half air
         grey = 0.35 + 0.8 * np.take_along_axis(turned, below, axis=1)[:, 0]
         image = np.where(depth < reach, grey * np.clip(np.tensordot(light / np.linalg.norm(light), steep, 1), 0, 1), 0)

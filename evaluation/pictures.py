@@ -5,6 +5,8 @@ import numpy as np
 import dataset
 from evaluation import figures, metrics
 
+ROW = 8  # slices of a row of positions.png, from the lowest position to the highest
+
 
 def one_of_each(slices, position, most):
     """The slice nearest to a position of each of at most `most` people, who are spread over all of them."""
@@ -19,20 +21,17 @@ def show_samples(path, images, labels, positions, names, footer):
     figures.image_grid(path, images[:32], titles, f"made by the model\n{footer}")
 
 
-HEIGHTS = 8  # of `positions.png`, a row for each label
-
-
 def at_heights(model, label=None):
     """What is told of the slices of `show_positions`, all of one noise: labels and slice positions."""
     kinds = range(1, len(model.labels) + 1) if label is None else [model.labels.index(label) + 1]
     kinds = np.array(list(kinds) or [0], "int32")
-    return np.repeat(kinds, HEIGHTS), np.tile(np.linspace(0, 1, HEIGHTS, dtype="float32"), len(kinds))
+    return np.repeat(kinds, ROW), np.tile(np.linspace(0, 1, ROW, dtype="float32"), len(kinds))
 
 
 def show_positions(path, images, labels, positions, names, footer):
     """A picture of the same noise at eight heights, a row for each label, or for one: slices of `at_heights`."""
     footer = f"made by the model from one noise, from the lowest slice position to the highest\n{footer}"
-    rows = [["", *names][k] for k in labels[::HEIGHTS]]
+    rows = [["", *names][k] for k in labels[::ROW]]
     figures.image_grid(path, images, [f"at {p:.2f}" for p in positions], footer, row_names=rows)
 
 

@@ -169,7 +169,7 @@ def test_a_vqvae_begins_without_a_quantiser(rng, monkeypatch):
     changes = {"base_filters": 4, "num_embeddings": 8, "embedding_dim": 4}
     one = ablation.enter("small", ablation.variant(changes=changes, continuous=0.5), images, seconds=1e-6)
     one.warm_up()
-    encoder = one.whole.encoder.get_weights()
+    encoder = one.model.encoder.get_weights()
     assert one.model.num_quantizers == 0
     one.step(1.0)  # of no quantiser yet
     one.steps, one.trained_s = 1, 1.0

@@ -323,6 +323,18 @@ def test_heads_of_few_slices_are_written_and_shown(tmp_path, number):
     figures.turning(tmp_path / "heads.gif", head, "axial", (8.0, 8.0, 5.0), frames=3)
 
 
+def test_a_head_that_turns_is_lit_from_above(tmp_path):
+    x, y, z = (np.indices((40, 40, 40)) - 19.5) / 15
+    ball = 200 * (x**2 + y**2 + z**2 < 1)
+    figures.turning(tmp_path / "ball.gif", ball.astype("uint8"), "axial", (2.0, 2.0, 2.0), frames=3)
+    with PIL.Image.open(tmp_path / "ball.gif") as picture:
+        assert picture.n_frames > 1
+        grey = np.asarray(picture.convert("L"), float)
+    lit = np.flatnonzero(grey.any(axis=1))
+    upper, lower = grey[lit[0] : lit.mean().astype(int)], grey[lit.mean().astype(int) : lit[-1]]
+    assert upper.sum() > 1.3 * lower.sum()
+
+
 def test_a_head_that_is_too_large_for_a_run_of_brains_says_what_to_do(tmp_path):
     voxels = np.stack([head_like(130, 2.0, True)] * 80, axis=2)
     voxels = voxels + np.random.default_rng(0).normal(12, 5, voxels.shape)  # noise in the air is no head
