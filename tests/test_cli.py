@@ -452,7 +452,7 @@ model.bits(model.decode(model.encode(images)))
 try:
     TrainedModel.from_pretrained("oasis")
 except ValueError as error:
-    assert "oasis: no shipped run; there are ds002748, " in str(error)
+    assert "oasis: no shipped run; there are demo, ds002748, " in str(error)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -546,6 +546,6 @@ def test_nothing_private_is_in_the_shipped_runs():
     for run in IXI.parent.iterdir():
         if run.is_dir():
             config = json.loads((run / "config.json").read_text())
-            assert not Path(config["options"]["data"]["data_dir"]).is_absolute()
+            assert not Path(config["options"]["data"]["data_dir"] or "").is_absolute()
             assert not Path(config["options"]["data"]["cache_dir"]).is_absolute()
             assert sum(path.stat().st_size for path in run.iterdir()) < 10e6
