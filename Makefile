@@ -119,7 +119,6 @@ endif
 
 peers: .venv/run runs/monai
 	@test -n "$(IXI)" || { echo "make peers: give IXI=folder of the BIDS data set" >&2; exit 1; }
-	rm -f results/peers/peers.json  # whose other rows are of an older version
 	$(BIN)/python -m benchmarks.peers --data-dir $(IXI) --output-dir results/peers --monai runs/monai/bin/python --minutes 2 10
 	$(call fit,peers_ixi,--data-dir $(IXI) $(PEERS_RUN))
 	$(BIN)/python -m benchmarks.generators --run-dir runs/peers_ixi --monai runs/monai/bin/python \

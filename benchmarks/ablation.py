@@ -3,7 +3,7 @@
     python -m benchmarks.ablation --data-dir IXI --minutes 1 --output results/ixi/ablation.json
 
 What a row does not say is as in train.py, but for the learning rate, which goes by the clock alone (`race.py`). All
-have 0.5 bits per pixel: four codes of 8 bits for each of 16 x 16 places at 128 x 128. Figures are those of the
+have 0.5 bits per pixel: four codes of 8 bits for each of 16 x 16 places at 128 x 128. Numbers are those of the
 validation people.
 """
 
@@ -27,8 +27,6 @@ from system.console import UserError
 
 SIZE = 128
 TRAINING = options.VQVAETraining()
-
-
 CODES = {"downsampling": 8, "num_quantizers": 4}
 
 
@@ -79,38 +77,41 @@ VARIANTS = {
 
 
 class Contestant(race.Contestant):
-    """A `modules.VQVAE` that trains first without a quantiser, for a share of the time, as in train.py."""
+    """A `modules.VQVAE` that trains first without a quantiser, for a share of the time or none, as in train.py."""
 
     def __init__(self, *given):
         super().__init__(*given)
-        self.whole = self.model
+        self.whole, self.quantised = self.model, False
         if self.variant.continuous:
             self.model = self.compiled(num_quantizers=0)
-        else:
-            train.start_codebooks(self.whole, self.batches)
 
     def warm_up(self):
-        if self.model is not self.whole:  # both are compiled before the clock starts
-            beginning, self.model = self.model, self.whole
-            train.start_codebooks(self.whole, self.batches)  # once more at its time, then of what was learned
-            super().warm_up()
-            self.model, self.steps = beginning, -race.COMPILED_AFTER
+        """Compiles the model with a quantiser and what k-means needs of it, then, if there is one, that without."""
+        beginning, self.model = self.model, self.whole
+        train.start_codebooks(self.whole, self.batches)
         super().warm_up()
+        if beginning is not self.whole:
+            self.model, self.steps = beginning, -race.COMPILED_AFTER
+            super().warm_up()
 
     def quantise(self):
+        """K-means makes the codebooks, on the contestant's clock; an epoch goes on where it was."""
         if self.model is not self.whole:
             models.take_over(self.whole, self.model)
             self.model = self.whole
-            train.start_codebooks(self.model, self.batches)
-            self.batches.set_epoch((self.steps + race.COMPILED_AFTER) // len(self.batches))
+        train.start_codebooks(self.model, self.batches)
+        self.batches.set_epoch((self.steps + race.COMPILED_AFTER) // len(self.batches))
+        self.quantised = True
 
     def step(self, share):
-        if self.trained_s >= self.variant.continuous * self.all_seconds and self.steps > 0:
+        begins = self.variant.continuous * self.all_seconds
+        if self.steps >= 0 and not self.quantised and self.trained_s >= begins:
             self.quantise()
         super().step(share)
 
     def finish(self):
-        self.quantise()
+        if not self.quantised:
+            self.quantise()
         return super().finish()
 
 
@@ -122,8 +123,9 @@ def prepare(data_dir):
     return data
 
 
-def enter(name, variant, images, seconds, kind=Contestant):
+def enter(name, variant, images, seconds):
     """A contestant of a variant; images are uint8, shape (n, S, S)."""
+    kind = race.Contestant if variant.continuous is None else Contestant
     batches = dataset.Batches(len(images), lambda rows: dataset.as_float(images[rows]), variant.batch_size, seed=0)
     return kind(name, variant, batches, seconds)
 

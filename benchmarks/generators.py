@@ -63,12 +63,12 @@ def diffusion(args, data, seconds):
 def judge(samples, positions, reconstructed, data, model, codes):
     """The columns of a row: what is lost by the autoencoder, and how samples stand to test people's slices."""
     test = data.of("test")
-    per_slice = metrics.batch_metrics(data.pixels(test), reconstructed)
+    of_people = metrics.summarise(metrics.batch_metrics(data.pixels(test), reconstructed), test.subject_id)
     found, _ = realism.judge_samples(samples, positions, data, model.vqvae, codes)
     names = ("frechet_distance", "precision", "recall", "coverage", "classifier_accuracy")
     anatomy = found["anatomy"]["samples"]
     return {
-        "ssim_head": float(np.mean([one["ssim_head"] for one in per_slice])),
+        "ssim_head": of_people["ssim_head"]["mean"],
         **{name: found["samples"][name] for name in names},
         "other_people": found["floor"]["frechet_distance"],
         "both_ventricles": anatomy["both_ventricles"],

@@ -22,7 +22,7 @@ with harness.command(
     output_dir=(Path, ..., "where figures and pictures go"),
     work_dir=(Path, Path("runs/peers"), "arrays and logs"),
     minutes=(harness.MINUTES, [2, 10], "budgets"),
-    entry=(str, [], "which (default: all); rows of others that are there are kept"),
+    entry=(str, [], "which (default: all)"),
     monai=(Path, None, "the Python of an environment with MONAI; without it, MONAI is left out"),
 ) as command:
     import keras
@@ -85,8 +85,7 @@ def work(name, folder, seconds):
     training, test = (np.load(Path(folder) / f"{split}.npy", mmap_mode="r") for split in ("train", "test"))
 
     def make():
-        kind = race.Contestant if KERAS[name].build is Tutorial else ablation.Contestant
-        one = ablation.enter(name, KERAS[name], training, float(seconds), kind)
+        one = ablation.enter(name, KERAS[name], training, float(seconds))
         one.warm_up()
 
         def evaluate(path):
@@ -170,8 +169,7 @@ def main(args):
         np.save(args.work_dir / f"{split}.npy", data.images[data.of(split).row])
     images, people = data.images[data.of("test").row], data.of("test").subject_id
     output, shown = args.output_dir / "peers.json", {"input": images[SHOWN] / 255}
-    rows = json.loads(output.read_text())["rows"] if output.exists() else []
-    rows = [row for row in rows if not (row["entry"] in names and row["minutes"] in args.minutes)]
+    rows = []
     for row, found in compare(args, names):
         told = found["outputs"], found["codes"], int(found["num_embeddings"])
         rows.append(row | ablation.quality(images, *told, people))

@@ -19,7 +19,7 @@ class Variant:
     """A model, which `build` returns, and how it is trained; `optimizer` is a function of the highest learning rate.
 
     That rate warms up and falls to 0 by the contestant's clock, or is not scheduled and stays. `continuous` is the
-    share of the time without a quantiser, of a `modules.VQVAE`. The rest is train.py's.
+    share of the time without a quantiser, None for a model that is no `modules.VQVAE`. The rest is train.py's.
     """
 
     build: Callable
@@ -27,7 +27,7 @@ class Variant:
     learning_rate: float
     batch_size: int
     scheduled: bool = True
-    continuous: float = 0.0
+    continuous: float | None = None
     precision: str = "auto"
     max_shift: int = 0
     mirrored: float = 0.0

@@ -7,7 +7,8 @@ does not depend on them. The textbook loop runs the whole network for every code
 `--naive-steps` codes of either grid, which cost the same each. `exact` says that the codes agree, all of them: a pass
 over the sampler's grids gives at every place the logits that the textbook loop would have there, from which the same
 noise must draw the same code. Sums in another order round differently, so among very many draws one can lie within a
-rounding error of the border between two codes; `different_codes` counts them.
+rounding error of the border between two codes: `different_codes` counts them, and `different_compiled` where the
+compiled sampler draws another code than the cached one.
 """
 
 import dataclasses

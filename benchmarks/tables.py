@@ -399,7 +399,7 @@ def rewrite(name, page):
         first = new[0].split("|")[1]
         place = next((i for i, line in enumerate(lines) if line.startswith(f"|{first}|")), None)
         if place is None:
-            raise UserError(f"{name}: no table begins with |{first}|")
+            raise UserError(f"{name}: no table begins with |{first}|: put such a line where it is to stand")
         end = next((i for i in range(place, len(lines)) if not lines[i].startswith("|")), len(lines))
         lines[place:end] = new
     return "\n".join(lines)

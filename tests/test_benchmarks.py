@@ -149,7 +149,7 @@ def test_a_sigmoid_ends_no_value_at_0_or_1(rng, monkeypatch):
 def test_contestants_learn_only_after_the_warm_up_and_are_measured(rng, monkeypatch):
     monkeypatch.setattr(ablation, "SIZE", 32)
     images = rng.integers(0, 256, (18, 32, 32), "uint8")
-    one = ablation.enter("Keras tutorial", peers.KERAS["Keras tutorial"], images, 1.0, race.Contestant)
+    one = ablation.enter("Keras tutorial", peers.KERAS["Keras tutorial"], images, seconds=1.0)
     before = one.model.decoder.get_weights()
     one.warm_up()
     assert all(np.array_equal(a, b) for a, b in zip(before, one.model.decoder.get_weights(), strict=True))
@@ -171,6 +171,7 @@ def test_a_vqvae_begins_without_a_quantiser(rng, monkeypatch):
     one.warm_up()
     encoder = one.model.encoder.get_weights()
     assert one.model.num_quantizers == 0
+    assert not one.quantised
     one.step(1.0)  # of no quantiser yet
     one.steps, one.trained_s = 1, 1.0
     learned = one.model.encoder.get_weights()
@@ -178,7 +179,9 @@ def test_a_vqvae_begins_without_a_quantiser(rng, monkeypatch):
     one.step(0.0)
     assert one.model is one.whole
     np.testing.assert_array_equal(one.model.encoder.get_weights()[0], learned[0])
+    codebooks = one.whole.codebooks
     assert one.finish()["parameters"] == race.count(one.whole)
+    np.testing.assert_array_equal(one.whole.codebooks, codebooks)  # k-means is done once
 
 
 WORKER = """
