@@ -27,9 +27,9 @@ from system.console import UserError, in_a_line
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("path", "subject_id", "session", "slice_index", "slice_position", "label", "split", "row")
-CACHE_VERSION = 2  # raise when decoding changes
-SHARE_ALONE = 0.3  # of the training slices, which are told no slice beside them
-SHARE_WRONG = 0.05  # of the codes beside, which are replaced by others, since drawn codes are not perfect
+CACHE_VERSION = 3  # raise when decoding changes
+SHARE_ALONE = 0.3  # of the training slices, which are told no slice below them
+SHARE_WRONG = 0.05  # of the codes below, which are replaced by others, since drawn codes are not perfect
 ENCODED_AT_ONCE = 256  # slices; as floats they are larger than in the cache
 
 
@@ -429,25 +429,21 @@ def scan_of(slices):
     return slices.path.where(of_volume, slices.subject_id + " " + slices.session)
 
 
-def neighbours(slices):
-    """Which slice lies below each one in the same scan, and which above.
+def places_below(slices):
+    """Which slice lies below each one in the same scan.
 
     Args:
         slices: DataFrame of the slices.
 
     Returns:
-        A dictionary of `below` and `above`: places in the DataFrame, integers, shape (n,), -1 where there is none, or
-        where slices are missing between.
+        Places in the DataFrame, integers, shape (n,), -1 where there is none, or where slices are missing between.
     """
     table = slices.reset_index(drop=True)
     table = table.assign(scan=scan_of(table)).sort_values(["scan", "slice_position"], kind="stable")
     scans = table.groupby("scan", sort=False)
     gap = scans.slice_position.diff()
     next_to = (gap > 0) & (gap < 1.5 * gap.median())
-    below = pd.Series(table.index, table.index).shift(1).where(next_to, -1).sort_index().to_numpy(int)
-    above = np.full(len(slices), -1)
-    above[below[below >= 0]] = np.flatnonzero(below >= 0)
-    return {"below": below, "above": above}
+    return pd.Series(table.index, table.index).shift(1).where(next_to, -1).sort_index().to_numpy(int)
 
 
 def stacks(slices, size, rng=None):
@@ -456,12 +452,13 @@ def stacks(slices, size, rng=None):
     Where slices are missing between, a scan is taken as two. A scan's first stack begins at its lowest slice, or with
     `rng` at one that is drawn; what is left over is left out.
     """
-    beside = neighbours(slices)
-    found, lowest = [np.empty((0, size), int)], np.flatnonzero(beside["below"] < 0)
-    for place in lowest:
+    below = places_below(slices)
+    above = {other: place for place, other in enumerate(below) if other >= 0}
+    found = [np.empty((0, size), int)]
+    for place in np.flatnonzero(below < 0):
         scan = [place]
-        while beside["above"][scan[-1]] >= 0:
-            scan.append(beside["above"][scan[-1]])
+        while scan[-1] in above:
+            scan.append(above[scan[-1]])
         spare = len(scan) % size
         first = int(rng.integers(spare + 1)) if rng else 0
         found.append(np.array(scan[first : len(scan) - spare + first], int).reshape(-1, size))
@@ -474,7 +471,7 @@ def has_stacks(data, size, options):
     return options["heads"]["neighbours"] and enough
 
 
-def codes_beside(codes, places):
+def codes_below(codes, places):
     """Grids of codes of the slices at some places, int32, -1 throughout where the place is -1."""
     return np.where((places >= 0)[:, None, None, None], codes[places].astype("int32"), -1).astype("int32")
 
@@ -556,18 +553,19 @@ class ChangedCodes(ChangedSlices):
     Args:
         inputs: What `prior_inputs` tells of the training slices, without codes.
         encoders: The VQ-VAE behind each grid of codes, by the name that the prior has for it.
-        beside: What `neighbours` says of the training slices, for a prior that is told the codes of a slice beside;
-            then all slices of a scan are changed alike. Each slice is told one, or none (`SHARE_ALONE`).
+        below: What `places_below` says of the training slices, for a prior that is told the codes of the slice below;
+            then all slices of a scan are changed alike. Some are told none (`SHARE_ALONE`).
     """
 
-    def __init__(self, inputs, encoders, *how, beside=None, **more):
-        super().__init__(*how, by_scan=beside is not None, **more)
+    def __init__(self, inputs, encoders, *how, below=None, **more):
+        super().__init__(*how, by_scan=below is not None, **more)
         grids = {
             name: np.zeros((self.number, vqvae.grid_size, vqvae.grid_size, vqvae.num_quantizers), "uint16")
             for name, vqvae in encoders.items()
         }
-        self.encoders, self.beside = encoders, beside or {}
-        grids |= {name: np.zeros(grids["codes"].shape, "int32") for name in self.beside}
+        self.encoders, self.below = encoders, below
+        if below is not None:
+            grids["below"] = np.zeros(grids["codes"].shape, "int32")
         self.inputs = {**inputs, **grids, "change": np.zeros((self.number, 3), "float32")}  # until an epoch begins
 
     def set_epoch(self, epoch):
@@ -576,15 +574,12 @@ class ChangedCodes(ChangedSlices):
         told = self.changes / [1, max(1, self.max_shift), max(1, self.max_shift)]
         codes = {name: encode(vqvae, self.images, self.rows, self.changes) for name, vqvae in self.encoders.items()}
         self.inputs = {**self.inputs, **codes, "change": told.astype("float32")}
-        rng = np.random.default_rng([self.seed, epoch, 2])
-        drawn = rng.random(self.number)
-        for number, (name, places) in enumerate(self.beside.items()):
-            share = (1 - SHARE_ALONE) / len(self.beside)
-            told_of = (drawn >= number * share) & (drawn < (number + 1) * share)
-            known = codes_beside(codes["codes"], np.where(told_of, places, -1))
+        if self.below is not None:
+            rng = np.random.default_rng([self.seed, epoch, 2])
+            known = codes_below(codes["codes"], np.where(rng.random(self.number) < SHARE_ALONE, -1, self.below))
             wrong = (rng.random(known.shape[:3]) < SHARE_WRONG) & (known[..., 0] >= 0)
             known[wrong] = rng.choice(codes["codes"].reshape(-1, known.shape[-1]), wrong.sum())
-            self.inputs[name] = known
+            self.inputs["below"] = known
 
     def fetch(self, indices):
         return select(self.inputs, indices)

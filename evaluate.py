@@ -33,7 +33,7 @@ from using import heads as drawn_heads
 from using import inputs
 
 FEWEST_JUDGED = 100  # samples
-ALONE = 4  # heads whose slices are drawn alone
+ALONE = 4  # volumes whose slices are drawn alone
 
 
 def draw_pictures(folder, model, data, measured, footer):
@@ -100,7 +100,7 @@ def compare_samples(folder, data, vqvae, codes, images, positions, footer):
 
 
 def why_no_heads(args, model, data):
-    """Why stacks of slices cannot be judged, or nothing."""
+    """Why volumes cannot be judged, or nothing."""
     if not model.draws_heads:
         return "the run was not trained with --neighbours"
     if not args.num_heads:
@@ -109,14 +109,14 @@ def why_no_heads(args, model, data):
     people = heads.count_people(data, number)
     if data.about["plane"] in (None, "axial") and number > 1 and people.get("train", 0) > 1 and people.get("test", 0):
         return ""
-    return "that takes axial slices, two of a head or more, and people who have as many as a drawn head"
+    return "that takes axial slices, two of a person or more, and people who have as many as a drawn volume"
 
 
 def compare_heads(folder, args, model, data, footer):
-    """What metrics.json says of stacks of slices, and pictures of some; None where they cannot be judged."""
+    """What metrics.json says of volumes, and pictures of some; None where they cannot be judged."""
     if why_no_heads(args, model, data):
         return None
-    stacks = drawn_heads.sample(model, args.num_heads, args.seed, description="heads")
+    stacks = drawn_heads.sample(model, args.num_heads, args.seed, description="volumes")
     drawn = [head for some in stacks for head in some]
     labels, _ = model.conditions(ALONE, args.seed + 1)
     positions = drawn_heads.positions(model)
@@ -204,7 +204,7 @@ def evaluate(folder, args, model, data, faults):
     result["faults"] = [*unfinished, *run_folder.blown_up(model.run_dir), *faults, *find_faults(result)]
     missing = {"samples": ("how samples stand to real slices", why_not_judged(data, args.num_samples))}
     if model.draws_heads:
-        missing["heads"] = ("stacks of slices", why_no_heads(args, model, data))
+        missing["heads"] = ("volumes", why_no_heads(args, model, data))
     result["missing"] = {part: f"{what}; {why}" for part, (what, why) in missing.items() if why}
     write_results(folder, args, model, data, result, measured, footer)
     write_ranges(folder, args, model, data, measured)

@@ -5,7 +5,7 @@
     python predict.py --run-dir pretrained/ixi --input scan.nii.gz photos/           # reconstructions, codes, bits
     python predict.py --run-dir pretrained/ixi --input slice.png --mask mask.png     # what may be under the mask
     python predict.py --run-dir pretrained/ixi --input scan.nii.gz --anomaly         # what is uncommon
-    python predict.py --run-dir pretrained/ds002748_heads --volumes 4                # stacks of 64 slices, as NIfTI
+    python predict.py --run-dir pretrained/ds002748_heads --volumes 4                # volumes, as NIfTI
 
 In Python, NumPy in and NumPy out:
 
@@ -109,7 +109,7 @@ class TrainedModel:
 
     @functools.cached_property
     def head_sampler(self):
-        """The sampler of whole heads: compiling takes seconds, and a head has many slices."""
+        """The sampler of volumes: compiling takes seconds, and a volume has many slices."""
         priors = self.models.coarse_prior, self.models.prior
         return sampling.SliceSampler(*priors, **self.drawn_with, jit_compile=True)
 
@@ -274,7 +274,7 @@ class TrainedModel:
 
     @property
     def draws_heads(self):
-        """Whether the priors are told the codes of a slice beside: train.py --neighbours."""
+        """Whether the priors are told the codes of the slice below: train.py --neighbours."""
         return heads.are_drawn_by(self)
 
     @property
@@ -286,11 +286,11 @@ class TrainedModel:
         return pixel, pixel, between
 
     def sample_heads(self, number, seed=0, label=None, **how):
-        """Yields new stacks of slices: see `using.heads.sample`."""
+        """Yields new volumes: see `using.heads.sample`."""
         return heads.sample(self, number, seed, label, **how)
 
     def write_head(self, head, path):
-        """Writes a stack of slices, uint8, (s, S, S), as NIfTI: see `using.heads.write`."""
+        """Writes a volume, uint8, (s, S, S), as NIfTI: see `using.heads.write`."""
         heads.write(self, head, Path(path))
 
     @_whole

@@ -335,17 +335,18 @@ class SliceSampler:
         self.codes = PixelCNNSampler(prior, temperature, top_k, top_p, jit_compile=jit_compile)
         self.code_filter = PixelCNNSampler(prior, temperature, top_k, top_p, particles=True)
 
-    def draw(self, label, slice_position, seed, noise_index, batch_size, given=None, beside=None):
+    def draw(self, label, slice_position, seed, noise_index, batch_size, given=None, below=None):
         """Codes and coarse codes of one batch, as `PixelCNNSampler.draw` has them; None where there are none.
 
-        `given` are known codes of the slices and of their coarse codes; `beside`, by map, those of slices beside them.
+        `given` are known codes of the slices and of their coarse codes, `below` those of the slices below them.
         """
         told = (label, slice_position, seed, noise_index)
-        (known, known_coarse), (by_map, coarse_by_map) = given or (None, None), beside or ({}, {})
+        known, known_coarse = given or (None, None)
+        maps, coarse_maps = ({"below": codes} for codes in below) if below else ({}, {})
         if not self.coarse:
-            return self.codes.draw(*told, known, batch_size, **by_map), None
-        coarse = self.coarse.draw(*told, known_coarse, batch_size, which=1, **coarse_by_map)
-        return self.codes.draw(*told, known, batch_size, coarse=coarse, **by_map), coarse
+            return self.codes.draw(*told, known, batch_size, **maps), None
+        coarse = self.coarse.draw(*told, known_coarse, batch_size, which=1, **coarse_maps)
+        return self.codes.draw(*told, known, batch_size, coarse=coarse, **maps), coarse
 
     def sample(
         self,
@@ -380,14 +381,13 @@ class SliceSampler:
 
         return with_progress(batches(), len(label), description, "slice")
 
-    def sample_heads(self, label, slice_positions, seed, first=0, batch_size=16, noise_index=None, description=None):
-        """Draws all slices of some heads, each given the one drawn before it, below or above; for priors told those.
+    def sample_heads(self, label, slice_positions, seed, batch_size=16, noise_index=None, description=None):
+        """Draws all slices of some heads from the lowest upwards, each given the one below; for priors told that.
 
         Args:
             label: Integers, shape (n,): of the heads.
             slice_positions: Of the slices of every head, rising, shape (s,).
             seed: Non-negative integer.
-            first: Which slice is drawn first; those above it follow upwards, then those below it downwards.
             batch_size: Heads drawn at a time.
             noise_index: Which noise each head takes; None takes 0, 1, 2 and so on.
             description: As for `sample`.
@@ -396,15 +396,12 @@ class SliceSampler:
             NumPy int32 codes of at most `batch_size` heads at a time, shape (m, s, grid, grid, D).
 
         Raises:
-            ValueError: If the priors are not told the codes of a slice beside.
+            ValueError: If the priors are not told the codes of the slice below.
         """
-        if not {"below", "above"} <= self.codes.prior.maps.keys():
-            raise ValueError("the priors are not told the codes of the slices below and above")
+        if "below" not in self.codes.prior.maps:
+            raise ValueError("the priors are not told the codes of the slice below")
         number, label = len(slice_positions), np.asarray(label)
         noise_index = np.arange(len(label)) if noise_index is None else np.asarray(noise_index)
-        order = [(first, None, "below")]
-        order += [(i, i - 1, "below") for i in range(first + 1, number)]
-        order += [(i, i + 1, "above") for i in range(first - 1, -1, -1)]
 
         def unknown(sampler, heads):
             return sampler and np.full((heads, *sampler.prior.maps["below"].codes_shape), -1)
@@ -412,13 +409,12 @@ class SliceSampler:
         def batches():
             for start in range(0, len(label), batch_size):
                 part = slice(start, start + batch_size)
-                drawn = {None: [unknown(sampler, len(label[part])) for sampler in (self.codes, self.coarse)]}
-                for i, other, name in order:
-                    told = [{name: codes} for codes in drawn[other]]
-                    position = np.full(len(label[part]), slice_positions[i], "float32")
+                drawn = [[unknown(sampler, len(label[part])) for sampler in (self.codes, self.coarse)]]
+                for i, height in enumerate(slice_positions):
+                    position = np.full(len(label[part]), height, "float32")
                     noises = noise_index[part] * number + i
-                    drawn[i] = self.draw(label[part], position, seed, noises, batch_size, beside=told)
-                yield np.stack([drawn[i][0] for i in range(number)], axis=1)
+                    drawn.append(self.draw(label[part], position, seed, noises, batch_size, below=drawn[-1]))
+                yield np.stack([codes for codes, _ in drawn[1:]], axis=1)
 
         return with_progress(batches(), len(label), description, "head")
 

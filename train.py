@@ -103,17 +103,18 @@ def train_sharp(run_dir, data, options):
     if (run_dir / "sharp.keras").exists():
         models.load_decoders(run_dir, "sharp")  # raises if it belongs to another VQ-VAE
     keras.utils.set_random_seed(seed)
-    of_stacks = dataset.has_stacks(data, training["batch_size"], options)
+    size = training["batch_size"]
+    of_stacks = dataset.has_stacks(data, size, options)
     if options["heads"]["neighbours"] and not of_stacks:
         print("note: no scan has enough neighbouring slices for a stack: the sharp decoder sees each slice alone")
     vqvae = sharpening.with_fine_blocks(trained, training["fine_blocks"], sharpening.BESIDE * of_stacks)
     batches = dataset.ChangedStacks if of_stacks else dataset.ChangedImages
     fit(
         "sharp",
-        sharpening.Sharpener(vqvae, training["adversarial_weight"], training["lecam_weight"], seed),
+        sharpening.Sharpener(vqvae, training["adversarial_weight"], training["lecam_weight"], seed, size),
         lambda rate, steps: sharp_optimizer(rate, steps / 20),
-        batches(data, data.image_size, training["batch_size"], seed, **options["augmentation"]),
-        dataset.image_batches(data, "validation", data.image_size, training["batch_size"], in_stacks=of_stacks),
+        batches(data, data.image_size, size, seed, **options["augmentation"]),
+        dataset.image_batches(data, "validation", data.image_size, size, in_stacks=of_stacks),
         training,
         run_dir,
     )
@@ -137,21 +138,19 @@ def train_prior(run_dir, data, options, name="prior"):
     if options["start_from"]:
         models.start(name, model, run_dir, Path(options["start_from"]))
     model.set_codebooks(encoders["codes"].codebooks)
-    train, validation, beside = data.of("train"), data.of("validation"), None
+    train, validation, below = data.of("train"), data.of("validation"), None
     if options["heads"]["neighbours"]:
-        beside = dataset.neighbours(train)
-        if beside["below"].max() < 0:
+        below = dataset.places_below(train)
+        if below.max() < 0:
             raise UserError("--neighbours: no person has two slices, one above the other")
-        # Validated as whole heads are drawn, from the lowest slice upwards.
-        codes["below"] = dataset.codes_beside(codes["codes"], dataset.neighbours(validation)["below"])
-        codes["above"] = np.full_like(codes["below"], -1)
+        codes["below"] = dataset.codes_below(codes["codes"], dataset.places_below(validation))
     checked, told = dataset.prior_inputs(validation, data.labels, **codes), dataset.prior_inputs(train, data.labels)
     fit(
         name,
         model,
         lambda rate, steps: prior_optimizer(rate, steps * training["average_over"]),
         dataset.ChangedCodes(
-            told, encoders, data, training["batch_size"], seed, beside=beside, **options["augmentation"]
+            told, encoders, data, training["batch_size"], seed, below=below, **options["augmentation"]
         ),
         dataset.Batches(len(validation), lambda rows: dataset.select(checked, rows), training["batch_size"]),
         training,

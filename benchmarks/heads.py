@@ -1,8 +1,8 @@
-"""Measures how whole heads are best drawn, and where they go wrong: by order, temperature, given the real slice below.
+"""Measures where drawn volumes go wrong: in the decoder, or by what piles up from slice to slice.
 
     python -m benchmarks.heads --run-dir pretrained/ds002748_heads --output results/ds002748_heads/heads.json
 
-Each row is some heads drawn in one way, beside test people's. `bits` are those of the slices drawn, given the slice
+The rows are test people's volumes, and drawn ones. `bits` are those of the slices drawn, given the slice
 below, in eight parts from bottom to top: if they rise from part to part while those of real slices do not, errors pile
 up. The last row draws each slice given the real one below it: what is wrong there is not piled up.
 """
@@ -17,18 +17,10 @@ import numpy as np
 
 from evaluation import heads, realism
 from modules import code_lengths
-from predict import TrainedModel
 from using.heads import decode
 from using.heads import positions as positions_of
 
-NUMBER = 12  # heads drawn in each way
-WAYS = {  # temperatures, where the first slice lies, whether each slice is decoded as if alone
-    "from the lowest": ({}, 0.0, False),
-    "from the middle": ({}, 0.5, False),
-    "from the lowest, coarse temperature 0.8": ({"coarse_temperature": 0.8}, 0.0, False),
-    "from the lowest, temperature 0.9": ({"temperature": 0.9}, 0.0, False),
-    "from the lowest, decoded alone": ({}, 0.0, True),
-}
+NUMBER = 12  # volumes drawn
 
 
 def bits_by_height(model, stacks, labels):
@@ -52,13 +44,12 @@ def given_real(model, real, labels, seed=0):
     made = []
     for number, (head, label) in enumerate(zip(real, labels, strict=True)):
         codes, coarse = (encode(head / np.float32(255)) for encode in (model.encode, model.encode_coarse))
-        beside, of_coarse = (np.concatenate([np.full_like(x[:1], -1), x[:-1]]) for x in (codes, coarse))
+        of_below = [np.concatenate([np.full_like(x[:1], -1), x[:-1]]) for x in (codes, coarse)]
         slices, positions = [], np.linspace(0, 1, len(codes), dtype="float32")
         for start in range(0, len(codes), 32):
             part = np.arange(start, min(start + 32, len(codes)))
             told = (np.full(len(part), label), positions[part], seed, number * len(codes) + part, 32)
-            below = {"below": beside[part]}, {"below": of_coarse[part]}
-            slices.append(model.sampler.draw(*told, beside=below)[0])
+            slices.append(model.sampler.draw(*told, below=[codes[part] for codes in of_below])[0])
         made.append(np.concatenate(slices))
     return made
 
@@ -100,11 +91,10 @@ def main(args):
     add("test people", test, real_bits)
     add("test people, decoded", decoded(real_codes), real_bits)
     add("test people, decoded alone", decoded(real_codes, alone=True), real_bits)
-    for name, (temperatures, first, alone) in WAYS.items():
-        drawer = TrainedModel(args.run_dir, **temperatures)
-        first = round(first * (len(positions_of(model)) - 1))
-        stacks = np.concatenate([*drawer.head_sampler.sample_heads(labels, positions_of(model), 0, first, 16)])
-        add(name, decoded(stacks, alone), bits_by_height(model, stacks, labels))
+    stacks = np.concatenate([*model.head_sampler.sample_heads(labels, positions_of(model), 0)])
+    bits = bits_by_height(model, stacks, labels)
+    add("drawn", decoded(stacks), bits)
+    add("drawn, decoded alone", decoded(stacks, alone=True), bits)
     stacks = given_real(model, test, of_people)
     add("each slice given the real one below", decoded(stacks), bits_by_height(model, stacks, of_people))
 

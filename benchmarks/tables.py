@@ -47,7 +47,7 @@ LISTINGS = {
     "generators.json": """{number} slices of each = {entry} | Fréchet distance = {frechet_distance:.0f} |
         precision / recall = {precision:.2f} / {recall:.2f} | copies = {copies:.1%} |
         seconds a sample = {seconds_a_sample:.2f}""",
-    "heads.json": """{number} heads drawn in each way = {heads} | MS-SSIM of neighbours = {neighbours:.3f} |
+    "heads.json": """{number} heads drawn = {heads} | MS-SSIM of neighbours = {neighbours:.3f} |
         Fréchet distance, coronal / sagittal = {coronal:.0f} / {sagittal:.0f} |
         bits of each code, lowest eighth / middle / highest = {bits[0]:.2f} / {bits[4]:.2f} / {bits[7]:.2f}""",
     "training.json": """stage = {name} | pixels / codes = {image_size} / {grid}×{grid} | batch = {batch} |

@@ -335,7 +335,7 @@ def hidden(path, pictures, masks, footer):
     finish(figure, path, footer)
 
 
-# -- Whole heads --------------------------------------------------------------------------------------------------
+# -- Volumes ------------------------------------------------------------------------------------------------------
 
 
 def views(slices, plane, voxel_mm, at=(0.5, 0.5, 0.5)):
@@ -364,7 +364,7 @@ def views(slices, plane, voxel_mm, at=(0.5, 0.5, 0.5)):
 
 
 def heads(path, shown, titles, pixel_mm, footer):
-    """Axial, coronal and sagittal views of heads, a column each: `shown` holds the `views` of each."""
+    """Axial, coronal and sagittal views of volumes, a column each: `shown` holds the `views` of each."""
     names = ("axial", "coronal", "sagittal")
     heights = [max(images[name].shape[0] for images in shown) for name in names]
     figure = Figure(figsize=(1.9 * len(shown) + 0.6, 1.9 * sum(heights) / max(heights) + 0.8), layout="constrained")

@@ -92,12 +92,12 @@ PICTURES = {
     ),
     "volumes.png": Picture(
         "heads",
-        "Do the slices of a head fit together?",
-        "Drawn by the model are the columns “drawn”, heads drawn slice by slice from the lowest upwards, and "
-        "“slices alone”, a stack of slices that belong to nobody. The last column, “real”, is a test person. "
+        "Do the slices of a volume fit together?",
+        "Drawn by the model are the columns “drawn”, volumes drawn slice by slice from the lowest upwards, and "
+        "“slices alone”, a pile of slices that belong to nobody. The last column, “real”, is a test person. "
         "“real, decoded” is that person after the VQ-VAE. L and R are left and right.",
-        "Columns of heads, each in an axial, a coronal and a sagittal view. First heads that the model has drawn, then "
-        "slices drawn alone, then a real test person's head after the VQ-VAE, and last that real head as it was.",
+        "Columns of volumes, each in an axial, a coronal and a sagittal view. First those that the model drew, then "
+        "slices drawn alone, then a real test person's after the VQ-VAE, and last that real one as it was.",
     ),
     "history.png": Picture(
         "training",
@@ -289,7 +289,7 @@ def samples_tables(realism):
 
 
 def heads_table(heads):
-    """Whole heads beside real ones, from what `heads.judge_heads` returns."""
+    """Volumes beside real ones, from what `heads.judge_heads` returns."""
     copies = heads["copies"]
 
     def row(name_of_row, meaning, values, digits=3):
@@ -308,7 +308,7 @@ def heads_table(heads):
     median, most = ({n: copies[f"{kind}_ms_ssim_{n}"] for n in ("drawn", "test")} for kind in ("median", "most"))
     return table(
         "heads-figures",
-        [f"{heads['number']} heads drawn", *HEADS_OF.values()],
+        [f"{heads['number']} volumes drawn", *HEADS_OF.values()],
         [
             row("likeness of neighbouring slices", "mean MS-SSIM", heads["neighbours"]),
             row("finest detail along the axis", "power, that of test people is 1", finest | {"test": 1.0}, 2),
@@ -318,8 +318,8 @@ def heads_table(heads):
             row("lateral ventricles", spread, heads["ventricles_ml"], 1),
             row("distance to all people", equal, {"drawn": heads["ventricles_ml"]["distance"]}),
             row("likeness to the nearest training person", "median MS-SSIM", median),
-            row("that of the head that is most like one", "MS-SSIM", most),
-            row("heads more like a training person than any test person is", "share", {"drawn": share}),
+            row("that of the volume that is most like one", "MS-SSIM", most),
+            row("volumes more like a training person than any test person is", "share", {"drawn": share}),
         ],
     )
 

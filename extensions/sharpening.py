@@ -100,8 +100,9 @@ def equal_pull(images):
     return images * 1.0, gradient
 
 
-def side_views(stack):
-    """Every `EVERY`th coronal and sagittal view of a stack of slices (s, S, S, 1): (2 S / EVERY, s, S, 1)."""
+def side_views(stack, number):
+    """Every `EVERY`th coronal and sagittal view of a stack of `number` slices (s, S, S, 1): (2 S / EVERY, s, S, 1)."""
+    stack = ops.reshape(stack, (number, *stack.shape[1:]))  # TensorFlow does not know it of a batch
     return ops.concatenate([ops.transpose(stack, axes)[::EVERY] for axes in ((1, 0, 2, 3), (2, 0, 1, 3))])
 
 
@@ -143,6 +144,7 @@ class Sharpener(keras.Model):
         adversarial_weight: Pull of the discriminator on each image, as a share of the L1 loss's.
         lecam_weight: Weight of the LeCam term.
         seed: Of which slices are decoded as if alone.
+        stack_size: Slices of a batch, where the decoder takes slices beside.
 
     Call arguments:
         images: float32 in [0, 1], shape (batch, image_size, image_size, 1).
@@ -151,9 +153,9 @@ class Sharpener(keras.Model):
         Reconstructions like the images.
     """
 
-    def __init__(self, vqvae, adversarial_weight=1.0, lecam_weight=0.0, seed=0, **kwargs):
+    def __init__(self, vqvae, adversarial_weight=1.0, lecam_weight=0.0, seed=0, stack_size=None, **kwargs):
         super().__init__(**kwargs)
-        self.vqvae = vqvae
+        self.vqvae, self.stack_size = vqvae, stack_size
         self.adversarial_weight, self.lecam_weight = adversarial_weight, lecam_weight
         self.discriminators = [build_discriminator()]
         if vqvae.beside:
@@ -183,7 +185,7 @@ class Sharpener(keras.Model):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         views = [(x, y_pred)]
         if self.vqvae.beside:
-            views.append((side_views(x), side_views(y_pred)))
+            views.append(tuple(side_views(images, self.stack_size) for images in (x, y_pred)))
         return sum(self._loss(kind, *images, training) for kind, images in enumerate(views))
 
     def _loss(self, kind, x, made, training):

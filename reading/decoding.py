@@ -19,7 +19,7 @@ from system.console import UserError, in_a_line
 
 FEWEST_PIXELS, MOST_PIXELS = 16, 4096  # along a side
 MOST_VOXELS = 10**8  # of at most four bytes, 0.4 GB; a brain at half a millimetre has fewer
-LEAST_SHOWN = 0.02  # of the foreground of the fullest slice, in the lowest slice and the highest
+LEAST_SHOWN = 0.005  # of the foreground of the fullest slice, in the lowest slice and the highest
 MIDDLE_BELOW_TOP_MM = 60  # from the top of the head to the middle of the brain, roughly the upper thalamus
 MIDDLE_OF_SMALL_HEADS = 0.45  # share of the height of what is shown, where that comes to less: infants, cropped brains
 BONE_MM = 8  # gap between brain and scalp that is closed

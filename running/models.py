@@ -43,9 +43,6 @@ def precision(name):
             keras.config.set_dtype_policy(before)
 
 
-BESIDE = ("below", "above")  # maps of both priors of a run with --neighbours
-
-
 def build(name, image_size, num_labels, options, vqvae_fingerprint=""):
     """One of `VQVAES`, `BEGINNINGS` or `PRIORS`, untrained, at the run's precision.
 
@@ -72,7 +69,7 @@ def build(name, image_size, num_labels, options, vqvae_fingerprint=""):
                     maps = {"coarse": {"num_embeddings": coarse["num_embeddings"], "grid_size": coarse_grid}}
             if options["heads"]["neighbours"]:
                 kind = {name: codes[name] for name in ("num_embeddings", "num_quantizers")}
-                maps |= {beside: {**kind, "grid_size": grid} for beside in BESIDE}
+                maps |= {"below": {**kind, "grid_size": grid}}
             sizes = (codes["num_embeddings"], codes["embedding_dim"], grid, num_labels, maps, codes["num_quantizers"])
             return modules.PixelCNN(*sizes, vqvae_fingerprint=vqvae_fingerprint, **options[name], seed=seed)
     except ValueError as error:

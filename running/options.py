@@ -123,10 +123,10 @@ class Augmentation:
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """stacks of slices"""
+    """volumes"""
 
     neighbours: bool = everyday(
-        False, "tell both priors the codes of the slice below or above, so that predict.py can draw --volumes"
+        False, "tell both priors the codes of the slice below, so that predict.py can draw --volumes"
     )
 
 
@@ -406,7 +406,7 @@ class Prediction:
         None, "where files and pictures go (default: in the run folder, predictions, inputs, completions or anomalies)"
     )
     num_samples: int = everyday(16, "how many slices to draw, or completions", least=1)
-    volumes: int = everyday(None, "how many stacks of slices to draw, of a run trained with --neighbours", least=1)
+    volumes: int = everyday(None, "how many volumes to draw, of a run trained with --neighbours", least=1)
     label: str = everyday(None, "label of every sample (default: as often as in training; of inputs, the likeliest)")
     slice_position: float = everyday(
         None,
@@ -436,7 +436,7 @@ class Evaluation:
     )
     num_heads: int = option(
         100,
-        "stacks of slices drawn and measured (half an hour), of a run trained with --neighbours; 0 for none",
+        "volumes drawn and measured (half an hour), of a run trained with --neighbours; 0 for none",
         least=0,
         most=2000,
     )
@@ -474,7 +474,7 @@ def _to_predict(args, given):
         if value and not args.input:
             raise UserError(f"{flag}: is for a scan, which --input gives")
     if args.volumes and args.input:
-        raise UserError(f"--volumes {args.volumes}: draws new stacks, and --input gives scans; give one of them")
+        raise UserError(f"--volumes {args.volumes}: draws new volumes, and --input gives scans; give one of them")
     if args.mask and args.anomaly:
         raise UserError("--mask and --anomaly: give one of them")
     if args.mask and (len(args.input) > 1 or args.input[0].is_dir()):

@@ -62,7 +62,8 @@ def minutes_of(stage, data, options, optimizer, least_s=1.0):
         fetched = seconds_each(lambda: batches[0], least_s / 4)
     if stage == "sharp":
         beside = sharpening.BESIDE * dataset.has_stacks(data, training["batch_size"], options)
-        model = sharpening.Sharpener(sharpening.with_fine_blocks(model, training["fine_blocks"], beside))
+        model = sharpening.with_fine_blocks(model, training["fine_blocks"], beside)
+        model = sharpening.Sharpener(model, stack_size=training["batch_size"])
     model.compile(optimizer=optimizer)
     step = seconds_each(lambda: model.train_on_batch(batch), least_s)
     steps, checks = (len(data.of(split)) / training["batch_size"] for split in ("train", "validation"))

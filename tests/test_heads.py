@@ -26,16 +26,15 @@ from using import heads as drawn_heads
 from using import scans
 
 
-def test_neighbours_are_the_next_slices_of_the_same_scan():
+def test_the_slice_below_is_the_one_before_of_the_same_scan():
     slices = make_slices(3, sessions=("a", "b"), per_scan=4)
     slices["slice_position"] = slices.slice_index / 3
     slices = slices.drop(index=5).sample(frac=1, random_state=0)  # the second slice of a scan is missing
-    found = dataset.neighbours(slices)
+    found = dataset.places_below(slices)
     rows = list(slices[["subject_id", "session", "slice_index"]].itertuples(index=False, name=None))
     for i, (person, session, number) in enumerate(rows):
-        for name, step in (("below", -1), ("above", 1)):
-            wanted = (person, session, number + step)
-            assert found[name][i] == (rows.index(wanted) if wanted in rows else -1)
+        wanted = (person, session, number - 1)
+        assert found[i] == (rows.index(wanted) if wanted in rows else -1)
 
 
 def test_stacks_are_neighbouring_slices_of_a_scan():
@@ -129,31 +128,22 @@ def loaded(model, monkeypatch):
         monkeypatch.setattr(program, "TrainedModel", lambda *how: model)
 
 
-def test_a_training_slice_is_told_the_codes_of_its_own_neighbour_or_none(model, data):
+def test_a_training_slice_is_told_the_codes_of_the_slice_below_or_none(model, data):
     """Of the same person, moved and mirrored alike; but for the few that are replaced."""
     training = data.of("train")
-    beside = dataset.neighbours(training)
+    below = dataset.places_below(training)
     told = dataset.prior_inputs(training, data.labels)
-    batches = dataset.ChangedCodes(told, {"codes": model.vqvae}, data, 4, 0, max_shift=2, mirrored=0.5, beside=beside)
-    alone, seen = [], {"below": 0, "above": 0}
+    batches = dataset.ChangedCodes(told, {"codes": model.vqvae}, data, 4, 0, max_shift=2, mirrored=0.5, below=below)
+    alone = []
     for epoch in range(4):
         batches.set_epoch(epoch)
         for _, mine in itertools.groupby(range(len(training)), key=training.subject_id.to_numpy().__getitem__):
             assert len(np.unique(batches.changes[list(mine)], axis=0)) == 1
-        codes, known = batches.inputs["codes"].astype(int), {name: batches.inputs[name] for name in beside}
-        for name, places in beside.items():
-            for i, other in enumerate(places):
-                if (known[name][i] >= 0).any():
-                    assert other >= 0
-                    assert (known[name][i] == codes[other]).mean() > 0.5
-                    seen[name] += 1
-                else:
-                    assert (known[name][i] == -1).all()
-        both = [(known[name] >= 0).any(axis=(1, 2)) for name in ("below", "above")]
-        assert not (both[0] & both[1]).any()
-        alone.append(np.mean(~(both[0] | both[1])))
-    assert min(seen.values()) > 0
-    assert 0.3 < np.mean(alone) < 0.7  # and the lowest and the highest of four have one neighbour
+        codes, known = batches.inputs["codes"].astype(int), batches.inputs["below"]
+        for mine, other in zip(known, below, strict=True):
+            assert (mine == -1).all() or (other >= 0 and (mine == codes[other]).mean() > 0.5)
+        alone.append((known == -1).all(axis=(1, 2, 3)).mean())
+    assert 0.3 < np.mean(alone) < 0.7  # three tenths, and the lowest of four
 
 
 def test_heads_are_volumes_that_a_viewer_reads(place, model, loaded):
@@ -258,7 +248,7 @@ def test_heads_are_measured_also_where_the_run_folder_cannot_be_written(place, l
 def test_a_run_without_neighbours_draws_no_heads_and_none_are_read():
     maps = SimpleNamespace(maps={})
     model = SimpleNamespace(run_dir="x", draws_heads=False, models=SimpleNamespace(prior=maps, coarse_prior=maps))
-    with pytest.raises(UserError, match="heads need a run of train.py --neighbours"):
+    with pytest.raises(UserError, match="volumes need a run of train.py --neighbours"):
         next(drawn_heads.sample(model, 1))
     data = None  # which is not looked at
     assert evaluate.compare_heads(None, SimpleNamespace(num_heads=4), model, data, "") is None
@@ -269,8 +259,7 @@ def test_two_volumes_of_a_session_are_two_scans():
     slices["path"] = [f"{p}_run-{i // 3}" for p, i in zip(slices.subject_id, slices.slice_index, strict=True)]
     slices["slice_position"] = slices.slice_index % 3 / 2
     assert dataset.scan_of(slices).nunique() == 4
-    found = dataset.neighbours(slices)
-    assert found["below"].tolist() == [-1, 0, 1, -1, 3, 4, -1, 6, 7, -1, 9, 10]
+    assert dataset.places_below(slices).tolist() == [-1, 0, 1, -1, 3, 4, -1, 6, 7, -1, 9, 10]
 
 
 # -- What is measured of heads ------------------------------------------------------------------------------------

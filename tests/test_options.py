@@ -100,7 +100,7 @@ def test_train_says_what_is_wrong_in_one_line(monkeypatch, capsys, arguments, me
         (["--input", "README.md", "--temperature", "0.5"], "--temperature: has no effect on --input"),
         (["--input", "README.md", "--data-dir", "tests"], "--data-dir: has no effect on --input"),
         (["--input", "README.md", "--anomaly", "--num-samples", "3"], "--num-samples: has no effect on --anomaly"),
-        (["--volumes", "2", "--input", "README.md"], "--volumes 2: draws new stacks, and --input gives scans"),
+        (["--volumes", "2", "--input", "README.md"], "--volumes 2: draws new volumes, and --input gives scans"),
         (["--mask", "README.md"], "--mask: is for a scan, which --input gives"),
         (["--input", "nowhere.png"], "nowhere.png: no such file or folder"),
     ],

@@ -192,11 +192,11 @@ def test_what_is_missing_is_said_with_its_reason_and_heads_only_of_a_run_that_dr
     assert "Not here: how samples stand to real slices; there are none." in page
     assert "Not here: pictures of 1 more people" in page
     assert report.NO_HEAD in page
-    assert page.count(">Stacks of slices") == 2  # the menu and the section
+    assert page.count(">Volumes") == 2  # the menu and the section
     (tmp_path / "volumes.png").unlink()
     text = write(tmp_path, PICTURES[:2], heads=None, missing={})
     assert "there are none" not in text
-    assert "Stacks of slices" not in text
+    assert ">Volumes" not in text
     assert "Not here: no" in write(tmp_path, PICTURES[:2], heads=None, missing={"heads": "no"})
 
 
@@ -228,7 +228,7 @@ def test_every_picture_is_there_once_and_says_what_it_shows(page):
     volumes = report.PICTURES["volumes.png"]
     assert "“real”, is a test person" in volumes.caption
     assert "“real, decoded” is that person" in volumes.caption
-    assert "real test person's head after the VQ-VAE, and last that real head" in volumes.alt
+    assert "real test person's after the VQ-VAE, and last that real one" in volumes.alt
 
 
 def test_a_person_is_shown_at_the_middle_and_at_the_worst(monkeypatch):

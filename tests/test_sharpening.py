@@ -114,7 +114,7 @@ def of_stacks(rng):
     )
     project = finer.decoder.get_layer("project")
     project.set_weights([rng.normal(0, 0.2, w.shape).astype("float32") for w in project.get_weights()])
-    return sharpening.Sharpener(finer, adversarial_weight=0.5), images
+    return sharpening.Sharpener(finer, adversarial_weight=0.5, stack_size=12), images
 
 
 def test_a_slice_of_a_stack_is_told_those_beside_it_and_no_others(of_stacks, rng):
@@ -135,7 +135,7 @@ def test_a_slice_of_a_stack_is_told_those_beside_it_and_no_others(of_stacks, rng
 
 def test_side_views_are_those_of_the_stack():
     stack = np.arange(3 * 8 * 8, dtype="float32").reshape(3, 8, 8, 1)
-    views = np.asarray(sharpening.side_views(stack))
+    views = np.asarray(sharpening.side_views(stack, 3))
     assert views.shape == (4, 3, 8, 1)
     np.testing.assert_array_equal(views[1, ..., 0], stack[:, 4, :, 0])  # coronal: a row of each slice
     np.testing.assert_array_equal(views[3, ..., 0], stack[:, :, 4, 0])  # sagittal: a column of each
@@ -147,7 +147,7 @@ def test_a_stack_is_learned_from_the_sides_too(of_stacks):
     with tf.GradientTape(persistent=True) as tape:
         outputs = model(images, training=True)
         loss = model.compute_loss(images, None, outputs)
-        sides = sharpening.side_views(images), sharpening.side_views(outputs)
+        sides = sharpening.side_views(images, 12), sharpening.side_views(outputs, 12)
         reconstruction = sum(losses.reconstruction_loss(*pair, "l1_ssim", 0.3) for pair in ((images, outputs), sides))
         fooled = tf.reduce_mean(model.discriminators[1](sides[1]))
     side_judge = model.discriminators[1].trainable_variables
@@ -169,3 +169,23 @@ def test_some_slices_of_a_stack_are_trained_alone(of_stacks, monkeypatch):
     together = model(images, training=True)
     np.testing.assert_allclose(together, model(images), atol=1e-5)
     assert np.abs(np.asarray(together) - apart).max() > 0.01
+
+
+class OneBatch(keras.utils.PyDataset):
+    def __init__(self, images):
+        super().__init__()
+        self.images = images
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, _):
+        return (self.images,)
+
+
+def test_stacks_are_learned_from_as_train_py_does(of_stacks):
+    model, images = of_stacks
+    before = model.vqvae.decoder.get_weights()
+    model.compile("sgd")
+    model.fit(OneBatch(images), verbose=0)  # TensorFlow knows no size of a batch
+    assert any((old != new).any() for old, new in zip(before, model.vqvae.decoder.get_weights(), strict=True))
