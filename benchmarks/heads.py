@@ -2,9 +2,9 @@
 
     python -m benchmarks.heads --run-dir pretrained/ds002748_heads --output results/ds002748_heads/heads.json
 
-The rows are test people's volumes, and drawn ones. `bits` are those of the slices drawn, given the slice
-below, in eight parts from bottom to top: if they rise from part to part while those of real slices do not, errors pile
-up. The last row draws each slice given the real one below it: what is wrong there is not piled up.
+The rows are test people's volumes, and drawn ones. `bits` are those of the slices drawn, given the slice below, in
+eight parts from bottom to top: if they rise from part to part while those of real slices do not, errors pile up. The
+last row draws each slice given the real one below it: what is wrong there is not piled up.
 """
 
 import sys
@@ -49,7 +49,7 @@ def given_real(model, real, labels, seed=0):
         for start in range(0, len(codes), 32):
             part = np.arange(start, min(start + 32, len(codes)))
             told = (np.full(len(part), label), positions[part], seed, number * len(codes) + part, 32)
-            slices.append(model.sampler.draw(*told, below=[codes[part] for codes in of_below])[0])
+            slices.append(model.sampler.draw(*told, below=[grids[part] for grids in of_below])[0])
         made.append(np.concatenate(slices))
     return made
 

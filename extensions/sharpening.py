@@ -144,7 +144,7 @@ class Sharpener(keras.Model):
         adversarial_weight: Pull of the discriminator on each image, as a share of the L1 loss's.
         lecam_weight: Weight of the LeCam term.
         seed: Of which slices are decoded as if alone.
-        stack_size: Slices of a batch, where the decoder takes slices beside.
+        stack_size: Slices of a batch; needed where the decoder takes slices beside.
 
     Call arguments:
         images: float32 in [0, 1], shape (batch, image_size, image_size, 1).
